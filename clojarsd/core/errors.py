@@ -1,0 +1,69 @@
+"""Every exception that clojarsd raises on purpose.
+
+::
+
+    ClojarsdError
+    ├── Refused            asked at the wrong time or for a thing that is not there; nothing was done
+    │   └── Denied         the caller may not ask for this
+    ├── Failed             tried, and stopped; says what still holds
+    │   └── LaunchFailed   a process could not be made; says how far it came
+    ├── BadSettings        the configuration cannot be used; carries every problem found
+    └── IllegalTransition  a bug: an event that cannot happen in this state; never caught to carry on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clojarsd.core.names import LaunchStage, UnitState
+
+
+class ClojarsdError(Exception):
+    """The base of all errors of this project."""
+
+
+class Refused(ClojarsdError):
+    """The order does not fit what is; nothing was done."""
+
+
+class Denied(Refused):
+    """The caller may not ask for this; nothing was done."""
+
+
+class Failed(ClojarsdError):
+    """The order was tried and did not come to its end; the text says what still holds."""
+
+
+class LaunchFailed(Failed):
+    """A process could not be made.
+
+    Attributes:
+        stage: how far the launch came.
+        reason: why that stage failed, as text for people.
+    """
+
+    def __init__(self, stage: LaunchStage, reason: str) -> None:
+        super().__init__(f"{stage.value}: {reason}")
+        self.stage = stage
+        self.reason = reason
+
+
+class BadSettings(ClojarsdError):
+    """The configuration cannot be used; nothing of it was applied.
+
+    Attributes:
+        problems: one sentence for each problem, `FILE: key.path: value: what is wrong (what is allowed)`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class IllegalTransition(ClojarsdError):
+    """An event reached a state in which it cannot happen: a bug in the caller."""
+
+    def __init__(self, state: UnitState, event: object) -> None:
+        super().__init__(f"{event!r} cannot happen in state {state.value}")
+        self.state = state
+        self.event = event

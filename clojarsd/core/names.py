@@ -1,0 +1,105 @@
+"""The small types that every signature uses: roles, addresses, goals, states, health, launch stages."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NewType
+
+Incarnation = NewType("Incarnation", int)
+"""The number of one launch of a unit; the first is 1."""
+
+NO_INCARNATION = Incarnation(0)
+"""Nothing was launched yet."""
+
+
+class Role(enum.Enum):
+    """One of the two places of the pair. A role never moves; who serves does."""
+
+    PRIMARY = "primary"
+    BACKUP = "backup"
+
+    @property
+    def other(self) -> Role:
+        """The other place of the pair."""
+        return Role.BACKUP if self is Role.PRIMARY else Role.PRIMARY
+
+
+class Goal(enum.Enum):
+    """What the operator wants of a unit."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Rotation(enum.Enum):
+    """Whether the operator wants a unit to get connections while it runs."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class UnitState(enum.Enum):
+    """Where a unit is in its life. `READY` has been proved by a passed check of this incarnation."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a process of ours exists in this state."""
+        return self in _WITH_PROCESS
+
+
+_WITH_PROCESS = frozenset({UnitState.STARTING, UnitState.READY, UnitState.DRAINING, UnitState.STOPPING})
+
+
+class Health(enum.Enum):
+    """What the last checks say. One result never decides alone, and `UNKNOWN` is not up."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+    STALLED = "stalled"
+
+
+class LaunchStage(enum.Enum):
+    """How far a launch came. Its value is the phrase for people: `cannot start backup: <stage>: <reason>`."""
+
+    RELEASE = "resolving its release"
+    ENVIRONMENT = "reading its environment file"
+    SPAWN = "making its process"
+    LOG = "opening its log"
+    PORTS = "finding its ports free"
+    PRIORITY = "setting its priority"
+    LIMITS = "setting its limits"
+    USER = "becoming its user"
+    DIRECTORY = "entering its directory"
+    EXECUTE = "running its command"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A TCP address. `host` is a numeric IPv4 or IPv6 address or a host name, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: `code` when it exited, else `signal`, the number that killed it."""
+
+    code: int | None
+    signal: int | None
+
+    def __str__(self) -> str:
+        return f"exited with {self.code}" if self.signal is None else f"was killed by signal {self.signal}"

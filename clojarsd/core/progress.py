@@ -1,0 +1,137 @@
+"""How far an order has come: the picture in, done or failed or not yet out, and the steps in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clojarsd.core.api import Verb
+from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.view import InstanceView, PairView
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of an order for one instance: whether it came to what was asked, and the sentence about it."""
+
+    done: bool
+    message: str
+
+
+def judge(verb: Verb, role: Role, view: PairView, before: Incarnation) -> Verdict | None:
+    """Whether what the verb asks for holds now, or no longer can; None while it is under way.
+
+    Args:
+        before: the incarnation that there was when the order was placed.
+    """
+    seen = view.instances[role]
+    match verb:
+        case Verb.START:
+            return _judge_up(seen)
+        case Verb.RESTART:
+            waiting = seen.unit.incarnation == before and seen.unit.goal is Goal.UP
+            return None if waiting else _judge_up(seen)
+        case Verb.STOP:
+            return _judge_down(seen)
+        case Verb.DRAIN:
+            return _judge_out(seen, connections(view, role))
+        case Verb.UNDRAIN:
+            return _judge_in(seen)
+
+
+def already(verb: Verb, seen: InstanceView) -> str | None:
+    """The sentence that says that what is asked for holds before anything was done; None when it does not."""
+    name, unit = seen.role.value, seen.unit
+    if verb is Verb.START and seen.is_eligible:
+        return f"{name} is already up"
+    if verb is Verb.STOP and unit.state is UnitState.STOPPED and unit.goal is Goal.DOWN:
+        return f"{name} is already stopped"
+    if verb is Verb.UNDRAIN and unit.rotation is Rotation.IN:
+        return f"{name} is already in rotation"
+    return None
+
+
+def why_not_restart(role: Role, view: PairView) -> str | None:
+    """Why a restart would leave nobody to serve; None when it may go on. A unit without a process serves nobody."""
+    other = view.instances[role.other]
+    if other.is_eligible or not view.instances[role].unit.state.has_process:
+        return None
+    return (
+        f"cannot restart {role.value}: {other.role.value} could not take over, it is {other.unit.state.value}"
+        f" ({other.reason}); nothing was done; --force restarts all the same"
+    )
+
+
+def connections(view: PairView, role: Role) -> int:
+    """How many connections to the instance are open, over all frontends."""
+    return sum(frontend.connections.get(role, 0) for frontend in view.frontends.values())
+
+
+def what_serves(view: PairView) -> str:
+    """Who can get connections, as the end of a sentence: `backup still serves`."""
+    able = [role.value for role in Role if view.instances[role].is_eligible]
+    return f"{' and '.join(able)} still serve{'s' if len(able) == 1 else ''}" if able else "nothing serves now"
+
+
+def gets_traffic(role: Role, view: PairView) -> bool:
+    """Whether new connections of every frontend go to the instance."""
+    return all(frontend.active is role for frontend in view.frontends.values())
+
+
+def narrate(role: Role, before: PairView, after: PairView) -> str | None:
+    """The step between two pictures of an instance, in words; None when it is none."""
+    was, seen = before.instances[role], after.instances[role]
+    same = was.unit.state is seen.unit.state and was.unit.incarnation == seen.unit.incarnation
+    if same and was.is_eligible == seen.is_eligible and was.pid == seen.pid:
+        return None
+    match seen.unit.state:
+        case UnitState.DRAINING:
+            left = connections(after, role)
+            return f"gets no new connections; {left} open one{'' if left == 1 else 's'} may end"
+        case UnitState.STOPPING:
+            return f"ends (process {seen.pid})"
+        case UnitState.STARTING:
+            return f"starts (process {seen.pid})" if seen.pid is not None else None
+        case UnitState.READY:
+            return "is ready" if seen.is_eligible else f"is ready, but {seen.reason}"
+        case UnitState.STOPPED:
+            return "is stopped"
+        case UnitState.BACKOFF | UnitState.FAILED:
+            return seen.reason
+
+
+def _judge_up(seen: InstanceView) -> Verdict | None:
+    name, unit = seen.role.value, seen.unit
+    if unit.goal is Goal.DOWN:
+        return Verdict(False, f"{name} was told to stop meanwhile")
+    if seen.is_eligible:
+        return Verdict(True, f"{name} is up")
+    if unit.state is UnitState.DRAINING and unit.cause is None and seen.health is Health.UP:
+        return Verdict(True, f"{name} is up and {seen.reason}")
+    if unit.state in (UnitState.BACKOFF, UnitState.FAILED, UnitState.STOPPED):
+        reason = seen.reason or ""
+        return Verdict(False, reason if reason.startswith("cannot") else f"{name} {reason}")
+    return None
+
+
+def _judge_down(seen: InstanceView) -> Verdict | None:
+    if seen.unit.goal is Goal.UP:
+        return Verdict(False, f"{seen.role.value} was told to start meanwhile")
+    return Verdict(True, f"{seen.role.value} is stopped") if seen.unit.state is UnitState.STOPPED else None
+
+
+def _judge_out(seen: InstanceView, left: int) -> Verdict | None:
+    name, unit = seen.role.value, seen.unit
+    if unit.rotation is Rotation.IN:
+        return Verdict(False, f"{name} was brought back into rotation or stopped meanwhile")
+    if unit.state is not UnitState.DRAINING:
+        return Verdict(True, f"{name} is {unit.state.value} and gets no connections when it is ready")
+    return Verdict(True, f"{name} is out of rotation and has no connections left") if left == 0 else None
+
+
+def _judge_in(seen: InstanceView) -> Verdict | None:
+    name = seen.role.value
+    if seen.unit.rotation is Rotation.OUT:
+        return Verdict(False, f"{name} was taken out of rotation meanwhile")
+    if seen.is_eligible:
+        return Verdict(True, f"{name} gets connections again")
+    return Verdict(True, f"{name} gets connections as soon as it can serve; now it is {seen.unit.state.value}")

@@ -1,0 +1,96 @@
+"""Why an instance gets no connections, and how things ended: sentences for people, from facts."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from clojarsd.core.names import Health, Role, Rotation, UnitState
+from clojarsd.core.unit import SIGKILL, EndCause, Unit, UnitPolicy
+from clojarsd.core.unit_events import Exited, NotLaunched
+from clojarsd.core.view import CheckView
+
+
+def describe_end(role: Role, end: Exited | NotLaunched, ended_by: EndCause | None) -> str:
+    """How the latest process ended: `exited with 1`, `cannot start backup: opening its log: ...`."""
+    if isinstance(end, NotLaunched):
+        return f"cannot start {role.value}: {end.stage.value}: {end.reason}"
+    status = end.status
+    how = f"exited with {status.code}" if status.signal is None else f"was killed by {signal_name(status.signal)}"
+    if ended_by is EndCause.START_TIMEOUT:
+        return f"was not ready in time and was ended ({how})"
+    return how
+
+
+def why_not_eligible(
+    role: Role, unit: Unit, health: Health, checks: Sequence[CheckView], policy: UnitPolicy, next_try_at: str | None
+) -> str | None:
+    """Why the instance gets no connections; None when it may.
+
+    Args:
+        next_try_at: wall-clock time of the unit's deadline, for `BACKOFF`.
+    """
+    state = unit.state
+    ended = describe_end(role, unit.last_end, unit.ended_by) if unit.last_end is not None else None
+    if state is UnitState.READY:
+        return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
+    if state is UnitState.STARTING:
+        waiting = f"no check has passed yet ({_seen(checks)})"
+        return (
+            f"{waiting}; the one before {ended}" if isinstance(unit.last_end, Exited) and not unit.ended_by else waiting
+        )
+    if state is UnitState.DRAINING:
+        return _why_draining(role, unit)
+    if state is UnitState.STOPPING:
+        return _why_stopping(unit, policy)
+    if state is UnitState.BACKOFF:
+        return f"{ended}; next try at {next_try_at}"
+    if state is UnitState.FAILED:
+        return f"{ended}; given up {_limit(unit, policy)}; `clojarsctl start {role.value}` tries again"
+    return _why_stopped(role, unit, ended)
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15; the number where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _seen(checks: Sequence[CheckView]) -> str:
+    """What the checks that are not up saw last."""
+    return ", ".join(
+        f"{check.kind}: {check.last or 'no result yet'}" for check in checks if check.health is not Health.UP
+    )
+
+
+def _why_draining(role: Role, unit: Unit) -> str:
+    if unit.cause is EndCause.STOP:
+        return "its connections may end before it is stopped"
+    if unit.cause is EndCause.RESTART:
+        return "its connections may end before it is restarted"
+    return f"out of rotation by order; `clojarsctl undrain {role.value}` brings it back"
+
+
+def _why_stopping(unit: Unit, policy: UnitPolicy) -> str:
+    why = unit.cause.value if unit.cause is not None else "it is being ended"
+    sent = policy.stop_steps[: unit.stop_step]
+    names = [signal_name(number) for number, _ in sent]
+    if unit.stop_step > len(policy.stop_steps):
+        names.append(signal_name(SIGKILL))
+    return f"{why}: {', '.join(names)} sent"
+
+
+def _why_stopped(role: Role, unit: Unit, ended: str | None) -> str:
+    if unit.last_end is not None and unit.ended_by is None:
+        return f"{ended}, which is no failure, so it is not started again; `clojarsctl start {role.value}` does"
+    drained = " and out of rotation" if unit.rotation is Rotation.OUT else ""
+    return f"stopped by order{drained}" if unit.incarnation else f"not started yet{drained}"
+
+
+def _limit(unit: Unit, policy: UnitPolicy) -> str:
+    restart = policy.restart
+    if len(unit.failures.relaunched_at) < restart.limit_count:
+        return f"because restart is {restart.when.value}"
+    return f"after {restart.limit_count} restarts within {restart.limit_within:g} s"

@@ -1,0 +1,72 @@
+"""Which keys a configuration gives that this version reads but does not act on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from clojarsd.core.names import Role
+from clojarsd.core.settings_types import CheckKind, LogTo, Mode
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from clojarsd.core.settings import FrontendSettings, InstanceSettings, Settings
+
+_INSTANCE_DEFAULT_OFF: Final = ("pre_start", "post_start", "pre_stop", "post_stop")
+"""Nothing unless given."""
+_INSTANCE_DEFAULT_ON: Final = ("reload_signal", "log_max_size", "log_keep")
+"""Who writes one of these, even with its default, counts on it."""
+
+
+def features_not_acted_on(settings: Settings) -> tuple[str, ...]:
+    """One sentence for each key that the file gives and that asks for something this version does not do."""
+    return tuple(f"{key}: accepted, not acted on in this version" for key in dict.fromkeys(_keys(settings)))
+
+
+def _keys(settings: Settings) -> Iterator[str]:
+    yield from _of_instances(settings)
+    for number, check in enumerate(settings.checks):
+        if check.kind in (CheckKind.NAILGUN, CheckKind.EXEC):
+            yield f'checks[{number}].kind "{check.kind.value}"'
+    if "stall" in settings.model_fields_set and settings.stall.enabled:
+        yield "stall"
+    yield from _given("hang", settings.hang, {"restart_after": None, "thread_dump": False})
+    yield from _given("warmup", settings.warmup, {"requests": ()})
+    for name, frontend in settings.frontends.items():
+        yield from _of_frontend(f"frontends.{name}", frontend)
+    for key in ("deploy", "admin", "hooks"):
+        if getattr(settings, key):
+            yield key
+
+
+def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str]:
+    """The keys of `off` that the file gives with another value than the one there."""
+    for key, value in off.items():
+        if key in table.model_fields_set and getattr(table, key) != value:
+            yield f"{where}.{key}"
+
+
+def _of_instances(settings: Settings) -> Iterator[str]:
+    wanted = {role: tuple(_of_instance(instance)) for role, instance in settings.instances.items()}
+    for key in dict.fromkeys(key for keys in wanted.values() for key in keys):
+        roles = [role for role in Role if key in wanted[role]]
+        places = ["app"] if len(roles) == len(Role) else [f"instances.{role.value}" for role in roles]
+        yield from (f"{place}.{key}" for place in places)
+
+
+def _of_instance(instance: InstanceSettings) -> Iterator[str]:
+    for key in _INSTANCE_DEFAULT_OFF:
+        if getattr(instance, key):
+            yield key
+    for key in _INSTANCE_DEFAULT_ON:
+        if key in instance.model_fields_set:
+            yield key
+    if instance.log is not LogTo.FILE:
+        yield f'log "{instance.log.value}"'
+
+
+def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:
+    if frontend.mode is Mode.STEER:
+        yield f'{where}.mode "steer"'
+    yield from _given(where, frontend, {"max_connections": 0, "proxy_protocol": False})

@@ -1,0 +1,138 @@
+"""What happens to a unit, and what must be done about it: orders, reports and effects as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from clojarsd.core.history import EventName
+from clojarsd.core.names import ExitStatus, Incarnation, LaunchStage
+
+# Orders: what an operator asks for.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Be up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Be down: drain, then end the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Be up with a new process: drain, end the old one, launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Run on without new connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Get connections again."""
+
+
+Order: TypeAlias = Start | Stop | Restart | Drain | Undrain
+
+# Reports: news from the outside about one incarnation.
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """The checks have passed for the first time."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class NotLaunched:
+    """The launch did not come to the end; no process is left."""
+
+    incarnation: Incarnation
+    stage: LaunchStage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process has ended and is reaped."""
+
+    incarnation: Incarnation
+    status: ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """No connection to it is left."""
+
+    incarnation: Incarnation
+
+
+Report: TypeAlias = Proved | NotLaunched | Exited | Drained
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The state has lasted until its deadline."""
+
+
+Event: TypeAlias = Order | Report | DeadlinePassed
+
+# Effects: what must be done about a decision. Each is begun and not waited for.
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Make the process of this incarnation, and begin its checks."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send a signal to the whole process group of this incarnation."""
+
+    incarnation: Incarnation
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginDrain:
+    """Give it no new connections, let the open ones end, and report `Drained` when none is left."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrain:
+    """It may get connections again."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class CutConnections:
+    """Close what is still open to it."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class EndChecks:
+    """Check this incarnation no more."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Put it into the history."""
+
+    event: EventName
+
+
+Effect: TypeAlias = Launch | Signal | BeginDrain | EndDrain | CutConnections | EndChecks | Announce

@@ -1,0 +1,182 @@
+"""`clojarsd demo`: a whole pair on this machine with nothing to configure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.settings import Settings
+from clojarsd.system.settings_file import read_settings
+
+PREFERRED_PORTS = {"http": 8080, "line": 8700, "primary": (8001, 8101), "backup": (8002, 8102)}
+LONGEST_SOCKET_PATH = 100
+
+CONFIG = """\
+# Written by `clojarsd demo`. The repository's etc/clojarsd.toml explains every key.
+[service]
+name        = "demo"
+user        = {user}
+group       = {group}
+runtime_dir = {run}
+state_dir   = {state}
+log_dir     = {log}
+
+[app]
+command   = {command}
+directory = {directory}
+restart_delay = "500ms"
+stop_timeout  = "5s"
+
+[instances.primary]
+ports = {{ http = {primary[0]}, line = {primary[1]} }}
+[instances.backup]
+ports = {{ http = {backup[0]}, line = {backup[1]} }}
+
+[[checks]]
+kind = "http"
+port = "http"
+path = "/health"
+interval = "500ms"
+
+[frontends.http]
+listen = "127.0.0.1:{http}"
+port   = "http"
+drain  = "10s"
+[frontends.line]
+listen = "127.0.0.1:{line}"
+port   = "line"
+mode   = "relay"
+drain  = "10s"
+"""
+
+NEXT = """
+A pair of {kind} runs here, with its files in {home}; Ctrl-C ends it.
+In a second terminal:
+
+  export CLOJARSD_SOCKET={socket}
+  {ctl} status                       # who serves, and how both are
+  curl http://127.0.0.1:{http}/who                # through the frontend: the primary answers
+  while curl -sS http://127.0.0.1:{http}/who; do :; done      # leave that running in a third one, and then:
+
+  {ctl} restart backup               # nobody notices
+  {ctl} restart primary              # the backup serves meanwhile
+  kill -9 PID-OF-THE-PRIMARY                          # the backup takes over at once; the primary comes back
+  curl -X POST http://127.0.0.1:{http}/fault/unhealthy  # also: /fault/hang /fault/deadlock /fault/leak /fault/exit
+  {ctl} events                       # what happened, and who asked for it
+  {ctl} logs primary -f
+"""
+
+
+def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[], None]], None]) -> None:
+    """Prepare the demo in `directory`, or in a temporary one that is removed at the end, and run it.
+
+    Raises:
+        Failed: it could not be prepared.
+    """
+    with _home(directory) as home:
+        ports = _choose_ports()
+        kind, command = _application()
+        config = home / "clojarsd.toml"
+        config.write_text(_configuration(home, ports, command))
+        told = NEXT.format(
+            kind=kind,
+            home=home,
+            socket=home / "run" / "control.sock",
+            ctl=_clojarsctl(),
+            http=ports["http"][0],
+        )
+        run(read_settings(config), config, lambda: print(told, flush=True))
+
+
+@contextlib.contextmanager
+def _home(directory: Path | None) -> Iterator[Path]:
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="clojarsd-demo-") as made:
+            yield Path(made)
+        return
+    home = directory.absolute()
+    if len(str(home)) > LONGEST_SOCKET_PATH - len("/run/control.sock"):
+        raise Failed(f"cannot run the demo in {home}: the path of its control socket would be too long; use --dir")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}") from error
+    yield home
+
+
+def _configuration(home: Path, ports: dict[str, tuple[int, ...]], command: list[str]) -> str:
+    account = pwd.getpwuid(os.geteuid())
+    return CONFIG.format(
+        user=json.dumps(account.pw_name),
+        group=json.dumps(str(account.pw_gid)),
+        run=json.dumps(str(home / "run")),
+        state=json.dumps(str(home / "state")),
+        log=json.dumps(str(home / "log")),
+        directory=json.dumps(str(home)),
+        command=json.dumps(command),
+        primary=ports["primary"],
+        backup=ports["backup"],
+        http=ports["http"][0],
+        line=ports["line"][0],
+    )
+
+
+def _application() -> tuple[str, list[str]]:
+    """What the pair is made of, in words, and the command that runs one of it."""
+    programs = _programs()
+    ours = ["--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}"]
+    java = shutil.which("java")
+    if java is not None and _can_compile(java):
+        return "JVMs", [java, "-Xmx256m", "-XX:+ExitOnOutOfMemoryError", str(programs / "App.java"), *ours]
+    print("No JDK 11 or later here: the demo's application runs in Python instead.", file=sys.stderr)
+    return "Python processes (there is no JDK here)", [sys.executable, str(programs / "app.py"), *ours]
+
+
+def _programs() -> Path:
+    """Where the demo's applications are: in the package when it is installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_demo"
+    return installed if installed.is_dir() else package.parent / "demo"
+
+
+def _can_compile(java: str) -> bool:
+    """Whether this Java can run a program from its source: a JRE alone cannot."""
+    try:
+        modules = subprocess.run([java, "--list-modules"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "jdk.compiler" in modules.stdout and "jdk.httpserver" in modules.stdout
+
+
+def _choose_ports() -> dict[str, tuple[int, ...]]:
+    """The usual ports where they are free, others where they are not."""
+    with contextlib.ExitStack() as taken:
+        return {
+            name: tuple(_free_port(port, taken) for port in (wanted if isinstance(wanted, tuple) else (wanted,)))
+            for name, wanted in PREFERRED_PORTS.items()
+        }
+
+
+def _free_port(preferred: int, taken: contextlib.ExitStack) -> int:
+    for port in (preferred, 0):
+        trial = taken.enter_context(socket.socket())
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return int(trial.getsockname()[1])
+    raise Failed("cannot run the demo: no free port on 127.0.0.1")
+
+
+def _clojarsctl() -> str:
+    beside = Path(sys.executable).with_name("clojarsctl")
+    return str(beside) if beside.exists() else "clojarsctl"

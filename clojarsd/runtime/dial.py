@@ -1,0 +1,106 @@
+"""One connect to an instance on behalf of a client, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from clojarsd.core.names import Address, Role
+
+
+class Dial:
+    """A connect under way. The client's socket is not touched; who made the dial gets both back in `on_end`.
+
+    Attributes:
+        tried: the roles that were tried before for this client.
+        accepted: whether the client has just been accepted and is not counted yet.
+    """
+
+    __slots__ = (
+        "_address", "_instance", "_loop", "_on_end", "_timeout", "_timer",
+        "accepted", "client", "role", "tried",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: socket.socket,
+        role: Role,
+        address: Address,
+        timeout: float,
+        on_end: Callable[[Dial, socket.socket | OSError], None],
+    ) -> None:
+        self.client = client
+        self.role = role
+        self.tried: tuple[Role, ...] = ()
+        self.accepted = False
+        self._loop = loop
+        self._address = address
+        self._timeout = timeout
+        self._on_end = on_end
+        self._instance: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Connect; `on_end` is called with the connected socket or the error, perhaps before this returns."""
+        host, port = self._address.host, self._address.port
+        try:
+            instance = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as error:
+            self._on_end(self, error)
+            return
+        self._instance = instance
+        instance.setblocking(False)
+        number = instance.connect_ex((host, port))
+        if number == 0 or (number == errno.EINPROGRESS and self._is_connected()):
+            # on loopback the handshake is over before connect returns: no turn of the loop is spent on it
+            self._finish(None)
+        elif number == errno.EINPROGRESS:
+            self._loop.add_writer(instance.fileno(), self._writable)
+            self._timer = self._loop.call_later(self._timeout, self._expire)
+        else:
+            self._finish(OSError(number, os.strerror(number)))
+
+    def abandon(self) -> socket.socket:
+        """Stop connecting; the client's socket, which the caller owns from here on. `on_end` is not called."""
+        self._unwatch()
+        if self._instance is not None:
+            self._instance.close()
+            self._instance = None
+        return self.client
+
+    def _is_connected(self) -> bool:
+        assert self._instance is not None
+        try:
+            self._instance.getpeername()
+        except OSError:
+            return False
+        return True
+
+    def _writable(self) -> None:
+        assert self._instance is not None
+        number = self._instance.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._finish(OSError(number, os.strerror(number)) if number else None)
+
+    def _expire(self) -> None:
+        self._finish(OSError(errno.ETIMEDOUT, f"no connection within {self._timeout:g} s"))
+
+    def _finish(self, error: OSError | None) -> None:
+        self._unwatch()
+        instance, self._instance = self._instance, None
+        assert instance is not None
+        if error is not None:
+            instance.close()
+            self._on_end(self, error)
+        else:
+            self._on_end(self, instance)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            assert self._instance is not None
+            self._loop.remove_writer(self._instance.fileno())

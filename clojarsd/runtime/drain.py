@@ -1,0 +1,113 @@
+"""Takes the open connections of one instance away from it, politely and within a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from clojarsd.core.names import Role
+from clojarsd.system.relay import Session
+
+log = structlog.get_logger()
+
+LOOKS_PER_IDLE_TIME = 4
+
+
+class Drained(Protocol):
+    """A frontend, as far as a drain needs it."""
+
+    @property
+    def plan(self) -> DrainPlan:
+        """Its settings."""
+
+    def open_sessions(self, role: Role) -> set[Session]:
+        """The relayed connections of the role."""
+
+    def is_empty(self, role: Role) -> bool:
+        """Whether no connection of the role is open or being opened."""
+
+    def cut(self, role: Role) -> None:
+        """Close them with a reset."""
+
+
+class DrainPlan(Protocol):
+    """The settings of a drain: whether connections can move, and the seconds of `drain` and `drain_idle`."""
+
+    @property
+    def name(self) -> str:
+        """The frontend's name."""
+
+    @property
+    def movable(self) -> bool:
+        """Whether the protocol is HTTP."""
+
+    @property
+    def drain(self) -> float:
+        """Seconds that open connections may last."""
+
+    @property
+    def drain_idle(self) -> float:
+        """Seconds of silence after which a connection that owes no answer is not waited for."""
+
+
+class Drain:
+    """The drain of one role in one frontend, from its start until it is closed.
+
+    An HTTP connection changes sides with its client's next request, or when it has been silent; another one is closed
+    when it has been silent. A connection whose client waits for an answer is waited for until the deadline.
+    """
+
+    def __init__(self, frontend: Drained, role: Role, when_drained: Callable[[], None]) -> None:
+        self._frontend = frontend
+        self._role = role
+        self._when_drained: Callable[[], None] | None = when_drained
+        self._loop = asyncio.get_running_loop()
+        self._quiet_since: dict[Session, tuple[int, float]] = {}
+        plan = frontend.plan
+        self._deadline = self._loop.call_later(plan.drain, self._expire)
+        self._every = max(plan.drain_idle / LOOKS_PER_IDLE_TIME, 0.01)
+        if plan.movable:
+            for session in list(frontend.open_sessions(role)):
+                session.move_at_next_request()
+        self._next_look = self._loop.call_soon(self._look_for_quiet)
+
+    def look(self) -> None:
+        """Call back if no connection is left; the frontend says so whenever one has ended."""
+        if self._when_drained is not None and self._frontend.is_empty(self._role):
+            when_drained, self._when_drained = self._when_drained, None
+            self._deadline.cancel()
+            self._next_look.cancel()
+            when_drained()
+
+    def close(self) -> None:
+        """Leave what is open alone, and do not call back."""
+        self._when_drained = None
+        self._deadline.cancel()
+        self._next_look.cancel()
+
+    def _look_for_quiet(self) -> None:
+        """End the connections that have been silent for `drain_idle` while no answer is owed."""
+        plan, now = self._frontend.plan, self._loop.time()
+        seen: dict[Session, tuple[int, float]] = {}
+        for session in list(self._frontend.open_sessions(self._role)):
+            carried = session.bytes_up + session.bytes_down
+            before = self._quiet_since.get(session)
+            since = before[1] if before is not None and before[0] == carried and session.is_quiet() else now
+            seen[session] = (carried, since)
+            if session.is_quiet() and now - since >= plan.drain_idle:
+                if plan.movable:
+                    session.move_now()
+                else:
+                    session.finish()
+        self._quiet_since = seen
+        if self._when_drained is not None:
+            self._next_look = self._loop.call_later(self._every, self._look_for_quiet)
+
+    def _expire(self) -> None:
+        left = len(self._frontend.open_sessions(self._role))
+        log.warning("drain_cut", frontend=self._frontend.plan.name, role=self._role.value, connections=left)
+        self._frontend.cut(self._role)
+        self.look()

@@ -1,0 +1,99 @@
+"""Checks one instance at its intervals and reports to its runner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+import structlog
+
+from clojarsd.core.health import CheckRecord, Result, count
+from clojarsd.core.names import Incarnation, Role
+
+log = structlog.get_logger()
+
+UNSETTLED_SPEED = 5
+"""How many times as often as its interval says a check is made while its verdict is open: at the start, and when the
+last result disagrees with the verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCheck:
+    """One check of one instance: what to do, and how to count. `ask` never raises for a failure of the instance."""
+
+    kind: str
+    ask: Callable[[], Awaitable[Result]]
+    interval: float
+    rise: int
+    fall: int
+
+
+class CheckedUnit(Protocol):
+    """Who hears the results."""
+
+    def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
+        """The records of all checks, after a result of the one at index `which`."""
+
+
+class HealthWatch:
+    """The checks of one role, for as long as the daemon lives; `run` belongs to the daemon's task group."""
+
+    def __init__(self, role: Role, checks: Sequence[PlannedCheck], unit: CheckedUnit) -> None:
+        self._checks = tuple(checks)
+        self._unit = unit
+        self._target: Incarnation | None = None
+        self._retargeted = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._records: list[CheckRecord] = []
+        self._log = log.bind(role=role.value)
+
+    def begin(self, incarnation: Incarnation) -> None:
+        """Check this incarnation, and no other, from now on."""
+        self._target = incarnation
+        self._retargeted.set()
+
+    def end(self) -> None:
+        """Check nothing."""
+        self._target = None
+        self._retargeted.set()
+
+    def hurry(self) -> None:
+        """Make the next checks now: somebody has reason to doubt the instance."""
+        self._hurried.set()
+        self._hurried = asyncio.Event()
+
+    async def run(self) -> NoReturn:
+        """Check until cancelled."""
+        while True:
+            self._retargeted.clear()
+            async with asyncio.TaskGroup() as group:
+                tasks = []
+                if (target := self._target) is not None:
+                    self._records = [CheckRecord() for _ in self._checks]
+                    tasks = [group.create_task(self._repeat(target, which)) for which in range(len(self._checks))]
+                await self._retargeted.wait()
+                for task in tasks:
+                    task.cancel()
+
+    async def _repeat(self, incarnation: Incarnation, which: int) -> NoReturn:
+        check = self._checks[which]
+        while True:
+            hurried = self._hurried
+            record = count(self._records[which], await check.ask(), check.rise, check.fall)
+            self._note_change(check, self._records[which], record)
+            self._records[which] = record
+            if self._target == incarnation:
+                self._unit.checked(incarnation, tuple(self._records), which)
+            pause = check.interval if record.is_settled() else check.interval / UNSETTLED_SPEED
+            try:
+                async with asyncio.timeout(pause):
+                    await hurried.wait()
+            except TimeoutError:
+                pass
+
+    def _note_change(self, check: PlannedCheck, before: CheckRecord, after: CheckRecord) -> None:
+        if after.health is not before.health:
+            assert after.last is not None
+            self._log.info("check_turned", kind=check.kind, health=after.health.value, seen=after.last.text)

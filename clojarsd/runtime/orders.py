@@ -1,0 +1,210 @@
+"""Operators' orders over the pair: guarded, carried out whether or not anybody watches, narrated to whoever does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import structlog
+
+from clojarsd.core.api import Step, Verb
+from clojarsd.core.errors import ClojarsdError, Failed, Refused
+from clojarsd.core.names import Incarnation, Role, Rotation
+from clojarsd.core.progress import already, gets_traffic, judge, narrate, what_serves, why_not_restart
+from clojarsd.core.unit_events import Drain, Order, Restart, Start, Stop, Undrain
+from clojarsd.runtime.status import Board
+from clojarsd.runtime.unit_runner import UnitRunner
+
+log = structlog.get_logger()
+
+_ORDERS: Mapping[Verb, Order] = {
+    Verb.START: Start(),
+    Verb.STOP: Stop(),
+    Verb.RESTART: Restart(),
+    Verb.DRAIN: Drain(),
+    Verb.UNDRAIN: Undrain(),
+}
+
+
+class Work:
+    """One order on its way. Goes on whether or not anybody watches; made by `Orders.submit`."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._message: str | None = None
+        self._error: ClojarsdError | None = None
+        self._news = asyncio.Event()
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """The steps so far, then the coming ones; ends with the work."""
+        told = 0
+        while True:
+            news = self._news
+            for step in self._steps[told:]:
+                told += 1
+                yield step
+            if told == len(self._steps) and self._has_ended():
+                return
+            if news is self._news:
+                await news.wait()
+
+    async def result(self) -> str:
+        """A sentence, when the work has come to its end.
+
+        Raises:
+            Failed: it has not come to what was asked; says what still holds.
+        """
+        while not self._has_ended():
+            await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._message is not None
+        return self._message
+
+    def note(self, role: Role | None, message: str) -> None:
+        """Add a step."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._steps.append(Step(at, role, message))
+        self._tell()
+
+    def finish(self, message: str) -> None:
+        """End it well."""
+        self._message = message
+        self._tell()
+
+    def fail(self, error: ClojarsdError) -> None:
+        """End it badly."""
+        self._error = error
+        self._tell()
+
+    def _has_ended(self) -> bool:
+        return self._message is not None or self._error is not None
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Orders:
+    """Takes orders for as long as the daemon lives; `run` belongs to its task group and holds the work under way.
+
+    Args:
+        failback: the longest time in seconds after which a frontend lets the primary serve again.
+    """
+
+    def __init__(self, runners: Mapping[Role, UnitRunner], board: Board, failback: float) -> None:
+        self._runners = runners
+        self._board = board
+        self._failback = failback
+        self._group: asyncio.TaskGroup
+
+    async def run(self) -> NoReturn:
+        """Carry work out until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            while True:
+                await asyncio.Event().wait()
+
+    def submit(
+        self, verb: Verb, roles: tuple[Role, ...], by: str, *, force: bool = False, timeout: float | None = None
+    ) -> Work:
+        """Begin an order; its first step is done when this returns, so that another order sees it.
+
+        Args:
+            roles: in this order where it matters: a restart of both is one after the other.
+            force: restart although the other instance could not take over.
+            timeout: seconds after which the work counts as failed; what was begun goes on all the same.
+
+        Raises:
+            Refused: it does not fit what is; nothing was done.
+        """
+        work = Work()
+        befores = [self._runners[role].unit.incarnation for role in roles]
+        sentences = [already(verb, self._board.instance(role)) for role in roles]
+        if all(sentences):
+            work.finish("; ".join(sentence for sentence in sentences if sentence))
+            return work
+        at_once = roles[:1] if verb is Verb.RESTART else roles
+        for role in at_once:
+            self._place(verb, role, by, force)
+        self._group.create_task(self._carry_out(work, verb, list(zip(roles, befores, strict=True)), by, force, timeout))
+        return work
+
+    def _place(self, verb: Verb, role: Role, by: str, force: bool) -> None:
+        if verb is Verb.RESTART and not force and (why := why_not_restart(role, self._board.view())):
+            raise Refused(why)
+        log.info("order_taken", verb=verb.value, role=role.value, by=by)
+        self._runners[role].order(_ORDERS[verb], by)
+
+    async def _carry_out(
+        self,
+        work: Work,
+        verb: Verb,
+        places: list[tuple[Role, Incarnation]],
+        by: str,
+        force: bool,
+        timeout: float | None,
+    ) -> None:
+        messages = []
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                for number, (role, before) in enumerate(places):
+                    if verb is Verb.RESTART and number > 0:
+                        self._place(verb, role, by, force)
+                    messages.append(await self._finish(work, verb, role, before))
+                    if verb is Verb.RESTART:
+                        await self._await_traffic(work, role, deadline)
+        except TimeoutError:
+            work.fail(Failed(self._too_late(verb, [role for role, _ in places][len(messages)], timeout)))
+        except ClojarsdError as error:
+            work.fail(error)
+        else:
+            work.finish("; ".join(messages))
+
+    async def _finish(self, work: Work, verb: Verb, role: Role, before: Incarnation) -> str:
+        """Narrate until the order has come to its end for one role."""
+        seen = self._board.view()
+        work.note(role, f"{role.value} {_BEGUN[verb]}")
+        while (verdict := judge(verb, role, seen, before)) is None:
+            await self._board.change()
+            now = self._board.view()
+            if (text := narrate(role, seen, now)) is not None:
+                work.note(role, text if text.startswith("cannot") else f"{role.value} {text}")
+            seen = now
+        if not verdict.done:
+            raise Failed(f"cannot {verb.value} {role.value}: {verdict.message}; {what_serves(seen)}")
+        return verdict.message
+
+    async def _await_traffic(self, work: Work, role: Role, deadline: float | None) -> None:
+        """Wait until a restarted primary serves again, where the order's time allows."""
+        if role is not Role.PRIMARY or gets_traffic(role, self._board.view()):
+            return
+        if self._board.instance(role).unit.rotation is Rotation.OUT:
+            return
+        work.note(role, f"{role.value} gets its traffic back after {self._failback:g} s without a break (failback)")
+        if deadline is not None and asyncio.get_running_loop().time() + self._failback > deadline:
+            return
+        seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)
+        if not seen.instances[role].is_eligible:
+            reason = seen.instances[role].reason
+            raise Failed(f"cannot restart {role.value}: it was ready, but then: {reason}; {what_serves(seen)}")
+        work.note(role, f"{role.value} serves again")
+
+    def _too_late(self, verb: Verb, role: Role, timeout: float | None) -> str:
+        view = self._board.view()
+        seen = view.instances[role]
+        return (
+            f"cannot {verb.value} {role.value} within {timeout:g} s: it is {seen.unit.state.value}"
+            f" ({seen.reason or 'waiting for its traffic'}); this goes on: clojarsctl status; {what_serves(view)}"
+        )
+
+
+_BEGUN: Mapping[Verb, str] = {
+    Verb.START: "is to be up",
+    Verb.STOP: "is to be stopped",
+    Verb.RESTART: "is to be restarted",
+    Verb.DRAIN: "is to be out of rotation",
+    Verb.UNDRAIN: "is to be in rotation",
+}

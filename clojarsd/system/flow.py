@@ -1,0 +1,318 @@
+"""One way of a relayed connection: bytes from one socket to the other, fast, in order, and in bounded memory.
+
+Plain: `recv_into` a buffer that all flows share, `send` at once. A send that falls short keeps the rest and stops
+reading the source until it is flushed. A read that fills the buffer lends the flow a pipe, through which the kernel
+moves the bytes without showing them to us; when the source runs dry the pipe goes back. So a flow holds 64 KiB or one
+pipe at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from clojarsd.system.pipes import Pipe, PipePool
+from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
+
+BUFFER_SIZE = 1 << 16
+TURN_SIZE = 1 << 20
+"""Bytes that one flow may splice before the others have their turn."""
+_SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os names from Python 3.14 on
+
+
+class Stage(enum.Enum):
+    """How far one way of a connection has come."""
+
+    OPEN = "bytes are carried"
+    HELD = "the source is not read: the connection is being moved"
+    DROPPING = "the sink is lost: what the source sends is read and dropped"
+    DONE = "the source has ended and all it sent is delivered"
+
+
+_READING = frozenset({Stage.OPEN, Stage.DROPPING})
+
+
+class Shared(Protocol):
+    """What a flow needs of the daemon's relay resources."""
+
+    buffer: memoryview
+    pipes: PipePool
+    poller: Poller
+
+
+class Owner(Protocol):
+    """The session of a flow: it is told how things end, and decides what then.
+
+    Attributes:
+        owed: whether the last bytes came from the client.
+    """
+
+    owed: bool
+
+    def source_ended(self, flow: Flow, *, reset: bool) -> None:
+        """Everything the source sent has been taken and delivered, and no more will come."""
+
+    def source_broken(self, flow: Flow) -> None:
+        """The source was reset after its end had been seen."""
+
+    def sink_lost(self, flow: Flow) -> None:
+        """The sink takes no more."""
+
+    def begins_move(self) -> bool:
+        """Whether the bytes that wait at the client's end begin a move instead of being read."""
+
+
+class Flow:
+    """One way of a session. The session makes it and sets `twin`; `watch` starts it, `release` ends it.
+
+    Attributes:
+        twin: the other way.
+        delivered: bytes that the sink's socket has taken.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_detour",
+        "_from_client",
+        "_pending",
+        "_pipe",
+        "_piped",
+        "_quickack",
+        "_recv_into",
+        "_send",
+        "_session",
+        "_shared",
+        "delivered",
+        "fd",
+        "sink",
+        "source",
+        "stage",
+        "twin",
+        "watched",
+    )
+
+    twin: Flow
+
+    def __init__(
+        self,
+        session: Owner,
+        source: socket.socket,
+        sink: socket.socket,
+        shared: Shared,
+        *,
+        from_client: bool,
+        quickack: bool,
+    ) -> None:
+        self.source = source
+        self.sink = sink
+        self.fd = source.fileno()
+        self.watched = FORGET
+        self.stage = Stage.OPEN
+        self.delivered = 0
+        self._session = session
+        self._shared = shared
+        self._from_client = from_client
+        self._quickack = quickack
+        self._buffer = shared.buffer
+        self._recv_into = source.recv_into
+        self._send = sink.send
+        self._pending = b""
+        self._pipe: Pipe | None = None
+        self._piped = 0
+        self._detour: Callable[[], None] | None = None
+        """How the source is read if not the plain way."""
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the sink has taken all that was read."""
+        return not (self._pending or self._piped)
+
+    def watch(self) -> None:
+        """Watch the source's descriptor for what it is needed for now, in either direction."""
+        wanted = READ if self.stage in _READING and self.is_flushed else FORGET
+        if not self.twin.is_flushed:
+            wanted |= WRITE
+        elif self.stage is Stage.DONE:
+            wanted = ERRORS
+        self._shared.poller.watch(self, wanted)
+
+    def look(self) -> None:
+        """From now on ask the session, before anything is read, whether it begins a move."""
+        if self._detour is None:
+            self._detour = self._read_looking
+
+    def hold(self) -> None:
+        """Leave what comes in the kernel's queue from now on."""
+        self.stage = Stage.HELD
+        self.watch()
+
+    def drop(self) -> None:
+        """Forget what is on its way: the sink is lost. The source is still read, so that it is not stuck in a send."""
+        self._pending = b""
+        self._give_pipe_back()
+        if self.stage is not Stage.DONE:
+            self.stage = Stage.DROPPING
+            self._detour = self._read_dropping
+        self.watch()
+        self.twin.watch()
+
+    def release(self) -> None:
+        """End it: nothing is watched or held any more, and the descriptors may be closed. Only counting is left of it.
+
+        Lets go of twin and session, so that no collector is needed to free them.
+        """
+        self._give_pipe_back()
+        self._detour = None
+        self._shared.poller.watch(self, FORGET)
+        del self.twin, self._session
+
+    def readable(self) -> None:
+        """Carry what the source has, at most a buffer or a turn's worth of it."""
+        if self._detour is not None:
+            self._detour()
+            return
+        buffer = self._buffer
+        try:
+            count = self._recv_into(buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._session.source_ended(self, reset=True)
+            return
+        if not count:
+            self._session.source_ended(self, reset=False)
+            return
+        if self._quickack:
+            self._acknowledge()
+        self._session.owed = self._from_client
+        try:
+            sent = self._send(buffer[:count])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._session.sink_lost(self)
+            return
+        self.delivered += sent
+        if sent != count:
+            self._pending = bytes(buffer[sent:count])
+            self._wait_for_sink()
+        elif count == BUFFER_SIZE:
+            self._pipe = self._shared.pipes.lend()
+            if self._pipe is not None:
+                self._detour = self._read_splicing
+                self._read_splicing()
+
+    def writable(self) -> None:
+        """The source's descriptor, which is the twin's sink, has room again."""
+        self.twin.flush()
+
+    def broken(self) -> None:
+        """The source was reset while it was watched for that alone."""
+        self._session.source_broken(self)
+
+    def flush(self) -> None:
+        """Send what is left over; when all is gone, read on."""
+        if self._piped:
+            if not self._drain():
+                return
+        else:
+            try:
+                sent = self._send(self._pending)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._session.sink_lost(self)
+                return
+            self.delivered += sent
+            self._pending = self._pending[sent:]
+            if self._pending:
+                return
+        self.watch()
+        self.twin.watch()
+
+    def _read_looking(self) -> None:
+        """Read the plain way, unless what waits begins a move."""
+        if self._session.begins_move():
+            return
+        self._detour = None
+        self.readable()
+        if self._detour is None and self.stage is Stage.OPEN:
+            self._detour = self._read_looking
+
+    def _read_dropping(self) -> None:
+        """Read for nobody."""
+        try:
+            count = self._recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._session.source_ended(self, reset=True)
+            return
+        if not count:
+            self._session.source_ended(self, reset=False)
+
+    def _read_splicing(self) -> None:
+        """Move bytes through the pipe until the source runs dry, the sink is full or the turn is over."""
+        assert self._pipe is not None
+        left = TURN_SIZE
+        while left > 0:
+            try:
+                count = os.splice(self.fd, self._pipe.write_fd, left, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                self._give_pipe_back()
+                return
+            except OSError:
+                self._give_pipe_back()
+                self._session.source_ended(self, reset=True)
+                return
+            if not count:
+                self._give_pipe_back()
+                self._session.source_ended(self, reset=False)
+                return
+            if self._quickack:
+                self._acknowledge()
+            self._session.owed = self._from_client
+            left -= count
+            self._piped = count
+            if not self._drain():
+                if self.stage is Stage.OPEN and self._piped:
+                    self._wait_for_sink()
+                return
+
+    def _drain(self) -> bool:
+        """Send what is in the pipe. False: the sink is full for now, or lost, which the session then knows."""
+        assert self._pipe is not None
+        sink_fd, pipe_fd = self.twin.fd, self._pipe.read_fd
+        while self._piped:
+            try:
+                sent = os.splice(pipe_fd, sink_fd, self._piped, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._session.sink_lost(self)
+                return False
+            self._piped -= sent
+            self.delivered += sent
+        return True
+
+    def _wait_for_sink(self) -> None:
+        """Stop reading until the sink has taken the rest."""
+        self.watch()
+        self.twin.watch()
+
+    def _acknowledge(self) -> None:
+        """Have the kernel acknowledge at once: a sender that waits for it before its next write (Nagle) goes on."""
+        with contextlib.suppress(OSError):  # it has been reset meanwhile; the next read says so
+            self.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _give_pipe_back(self) -> None:
+        """Be without a pipe, and read the plain way."""
+        if self._pipe is not None:
+            self._shared.pipes.take_back(self._pipe, left=self._piped)
+            self._pipe = None
+            self._piped = 0
+            self._detour = None

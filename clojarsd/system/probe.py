@@ -1,0 +1,106 @@
+"""One health check with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+
+from clojarsd.core.health import Result
+from clojarsd.core.names import Address
+
+
+class Check(Protocol):
+    """What one check asks, apart from where."""
+
+    @property
+    def path(self) -> str:
+        """The path of the request, for http."""
+
+    @property
+    def status(self) -> frozenset[int] | tuple[int, ...]:
+        """The answers that pass, for http."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds until the check has failed."""
+
+
+class Prober:
+    """Carries checks out, each over a connection of its own; closes what it opened when its block ends."""
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": "clojarsd"},
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def http(self, check: Check, address: Address) -> Result:
+        """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed."""
+
+        async def ask() -> Result:
+            began = time.monotonic()
+            async with self._session.get(f"http://{address}{check.path}", allow_redirects=False) as answer:
+                took = time.monotonic() - began
+                if answer.status in check.status:
+                    return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)
+                expected = " or ".join(str(status) for status in sorted(check.status))
+                return Result(False, f"{address} answered {answer.status} (expected {expected})", took)
+
+        return await _within(check.timeout, address, ask)
+
+    async def tcp(self, check: Check, address: Address) -> Result:
+        """Pass when a connection is accepted in time."""
+
+        async def ask() -> Result:
+            began = time.monotonic()
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            took = time.monotonic() - began
+            writer.transport.abort()  # a reset leaves the instance nothing to wait for
+            return Result(True, f"connected in {took * 1000:.0f} ms", took)
+
+        return await _within(check.timeout, address, ask)
+
+
+async def _within(seconds: float, address: Address, ask: Callable[[], Awaitable[Result]]) -> Result:
+    """What `ask` says, or a failure that says why there was no answer."""
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            return await ask()
+    except TimeoutError:
+        text = f"{address} did not answer within {seconds:g} s"
+    except aiohttp.ServerDisconnectedError:
+        text = f"{address} closed the connection without an answer"
+    except aiohttp.ClientConnectorError as error:
+        text = _reason(address, error.os_error)
+    except OSError as error:
+        text = _reason(address, error)
+    except aiohttp.ClientError as error:
+        text = f"{address} did not answer in HTTP ({type(error).__name__})"
+    return Result(False, text, time.monotonic() - began)
+
+
+def _reason(address: Address, error: OSError) -> str:
+    """Why a connection came to nothing: `127.0.0.1:8001 refused`."""
+    if error.errno == errno.ECONNREFUSED:
+        return f"{address} refused"
+    if error.errno == errno.ECONNRESET:
+        return f"{address} reset the connection"
+    return f"{address}: {os.strerror(error.errno).lower() if error.errno else error}"

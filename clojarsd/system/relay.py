@@ -1,0 +1,355 @@
+"""Bytes both ways between two connected sockets, with the semantics of one TCP connection.
+
+::
+
+    client ──up──► instance        each way is a `Flow` (flow.py), which carries bytes;
+    client ◄─down─ instance        the session decides what an end or a reset of one side means for the other
+
+An end (FIN) is passed on as an end, and the other way goes on. A reset is passed on as a reset, after everything that
+was sent before it has been delivered and acknowledged. A quiet HTTP connection can leave its instance at a request
+boundary. Why each rule is as it is: docs/decisions/0003-relay.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import fcntl
+import re
+import select
+import socket
+import struct
+import termios
+from collections.abc import Callable
+
+from clojarsd.system.flow import BUFFER_SIZE, Flow, Stage
+from clojarsd.system.pipes import PipePool
+from clojarsd.system.poller import Poller
+
+LOOK_SIZE = 1 << 14
+"""Bytes looked at to find the start of a request; a longer request line is not recognised."""
+REQUEST_LINE = re.compile(rb"[A-Z]{3,20} [^ \r\n]+ HTTP/1\.[01]\r\n")
+FIRST_DELAY = 0.001
+LONGEST_DELAY = 0.05
+"""Seconds between two looks at a send queue: the first, and what the doubling ends at."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class EndReason(enum.Enum):
+    """Why a session ended. Its value is the phrase for the connection's log line."""
+
+    FINISHED = "finished"
+    CLIENT_RESET = "reset by the client"
+    INSTANCE_RESET = "reset by the instance"
+    CUT = "cut by clojarsd"
+    MOVED = "moved to the other instance"
+
+
+class _Phase(enum.Enum):
+    RELAYING = "bytes are carried"
+    LOOKING = "as before, and the client's next request begins a move"
+    MOVING = "the instance was told the end, and what it still says is passed on"
+    LOST = "one side was reset, and the other is being told"
+    ENDED = "both sockets are closed or given away"
+
+
+class RelayResources:
+    """What all sessions of a daemon share: the receive buffer, the pipes, the poller. Whoever makes it closes it.
+
+    Attributes:
+        reset_flush: seconds without progress after which one side's bytes that were sent before its reset are given up.
+        move_flush: seconds of silence after which an instance that does not close a moving connection is left.
+    """
+
+    def __init__(self, *, reset_flush: float, move_flush: float, max_pipes: int) -> None:
+        self.reset_flush = reset_flush
+        self.move_flush = move_flush
+        self.buffer = memoryview(bytearray(BUFFER_SIZE))
+        self.pipes = PipePool(max_pipes)
+        self.poller = Poller()
+
+    def close(self) -> None:
+        """Give everything back to the system. All sessions must have ended before."""
+        self.poller.close()
+        self.pipes.close()
+
+
+class Session:
+    """One relayed connection. The frontend makes it, calls `start`, and hears of its end exactly once, by `on_end`.
+
+    Both sockets are non-blocking and belong to it from `start` on. They are closed when `on_end` is called, except the
+    client's after a move: that one is open and unwatched, and what the client sent last is still in the kernel's queue.
+
+    Attributes:
+        client, instance: the two sockets.
+        owed: whether the last bytes came from the client.
+    """
+
+    __slots__ = (
+        "_down",
+        "_loop",
+        "_lost",
+        "_on_end",
+        "_phase",
+        "_resources",
+        "_said",
+        "_timer",
+        "_up",
+        "client",
+        "instance",
+        "owed",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: socket.socket,
+        instance: socket.socket,
+        resources: RelayResources,
+        *,
+        quickack: bool,
+        on_end: Callable[[Session, EndReason], None],
+    ) -> None:
+        self.client = client
+        self.instance = instance
+        self.owed = False
+        self._loop = loop
+        self._resources = resources
+        self._on_end = on_end
+        self._phase = _Phase.RELAYING
+        self._lost: Flow | None = None
+        """The flow whose source was reset or takes no more."""
+        self._said = 0
+        """Bytes that the instance had said when the move began."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._up = Flow(self, client, instance, resources, from_client=True, quickack=quickack)
+        self._down = Flow(self, instance, client, resources, from_client=False, quickack=quickack)
+        self._up.twin = self._down
+        self._down.twin = self._up
+
+    def start(self) -> None:
+        """Carry bytes from now on."""
+        self._resources.poller.attach(self._loop)
+        for end in (self.client, self.instance):
+            with contextlib.suppress(OSError):  # it may have been reset already; reading says so
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._up.watch()
+        self._down.watch()
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of the client that the instance's socket has taken."""
+        return self._up.delivered
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of the instance that the client's socket has taken."""
+        return self._down.delivered
+
+    def is_quiet(self) -> bool:
+        """Whether no answer is owed: nothing is buffered, and the last bytes came from the instance or none have."""
+        return not self.owed and self._up.is_flushed and self._down.is_flushed
+
+    def cut(self) -> None:
+        """Close both at once with a reset."""
+        if self._phase is not _Phase.ENDED:
+            self._end(EndReason.CUT, reset=(self.client, self.instance))
+
+    def finish(self) -> None:
+        """Close both at once, each with an ordinary end unless something it sent is still unread."""
+        if self._phase is not _Phase.ENDED:
+            self._end(EndReason.CUT)
+
+    def move_at_next_request(self) -> None:
+        """Leave the instance when the client begins its next HTTP/1.x request while the connection is quiet.
+
+        That request is not read. The instance sees the end of the client's bytes, and what it still says is passed on
+        until its end; then `on_end(MOVED)` hands the client back. Without such a request nothing changes.
+        """
+        if self._phase is _Phase.RELAYING:
+            self._phase = _Phase.LOOKING
+            self._up.look()
+
+    def move_now(self) -> None:
+        """Leave the instance at once if the connection is quiet; else the same as `move_at_next_request`."""
+        self.move_at_next_request()
+        if self._phase is _Phase.LOOKING and self._can_move() and (self._request_waits() or not _has_news(self.client)):
+            self._begin_move()
+
+    # What the flows tell.
+
+    def source_ended(self, flow: Flow, *, reset: bool) -> None:
+        """Pass an end on as an end and a reset as a reset. Everything the source sent is with the sink's kernel."""
+        was_dropping = flow.stage is Stage.DROPPING
+        flow.stage = Stage.DONE
+        if was_dropping:  # the sink is lost, so there is nobody to tell
+            if reset:
+                self._end_lost()
+            else:
+                flow.watch()
+        elif self._phase is _Phase.MOVING and not (reset and self._down.delivered != self._said):
+            self._finish_move()  # a reset of an instance that had no more to say cuts nothing short
+        elif reset or self._lost is flow:  # after a failed send the kernel may show a reset as an end
+            self._lose(flow)
+        else:
+            self._pass_end(flow)
+
+    def source_broken(self, flow: Flow) -> None:
+        """The source was reset after its end had been passed on."""
+        if self._lost is None:
+            self._lose(flow)
+        elif self._lost is not flow:
+            self._end_lost()
+
+    def sink_lost(self, flow: Flow) -> None:
+        """Drop what is on its way there. What that side had sent before is still delivered to the other."""
+        if self._lost is not None:
+            self._end_lost()  # nobody is left
+        elif self._phase is _Phase.MOVING:
+            self._end(EndReason.CLIENT_RESET, reset=(self.instance,))
+        else:
+            with contextlib.suppress(OSError):
+                flow.sink.shutdown(socket.SHUT_RDWR)  # whatever went wrong: reading from it ends after what has come
+            self._lose(flow.twin)
+
+    def begins_move(self) -> bool:
+        """Whether the bytes that wait at the client's end begin a move instead of being read."""
+        if not (self._can_move() and self._request_waits()):
+            return False
+        self._begin_move()
+        return True
+
+    # Ends and resets.
+
+    def _pass_end(self, flow: Flow) -> None:
+        """Tell the sink that no more will come."""
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.sink_lost(flow)
+            return
+        if flow.twin.stage is Stage.DONE:
+            self._end(EndReason.FINISHED)
+        else:
+            flow.watch()
+
+    def _lose(self, flow: Flow) -> None:
+        """The side that is the source of this flow is lost: deliver what it had sent, then reset the other side."""
+        self._cancel_timer()
+        self._phase = _Phase.LOST
+        if self._lost is None:
+            self._lost = flow
+            flow.twin.drop()
+        if flow.stage is Stage.DONE:
+            flow.watch()
+            self._look_at_queue(None, FIRST_DELAY, 0.0)
+
+    def _look_at_queue(self, before: int | None, delay: float, deadline: float) -> None:
+        """Reset the side that is left once its kernel has acknowledged everything: a reset discards what is queued.
+
+        Looks again after the delay, which doubles; gives up when nothing more was acknowledged until the deadline.
+        """
+        assert self._lost is not None
+        self._timer = None
+        left = _queued(self._lost.sink, termios.TIOCOUTQ)
+        now = self._loop.time()
+        if before is None or left < before:
+            deadline = now + self._resources.reset_flush
+        if not left or now >= deadline:
+            self._end_lost()
+        else:
+            delay_next = min(2 * delay, LONGEST_DELAY)
+            self._timer = self._loop.call_later(delay, self._look_at_queue, left, delay_next, deadline)
+
+    def _end_lost(self) -> None:
+        """One side was lost, and the other has all that came before it, or is lost as well."""
+        assert self._lost is not None
+        reason = EndReason.CLIENT_RESET if self._lost is self._up else EndReason.INSTANCE_RESET
+        self._end(reason, reset=(self._lost.sink,))
+
+    def _end(self, reason: EndReason, *, reset: tuple[socket.socket, ...] = ()) -> None:
+        """Let go of everything, then say so."""
+        self._cancel_timer()
+        self._phase = _Phase.ENDED
+        for flow in (self._up, self._down):
+            flow.release()
+        for end in reset:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        for end in (self.instance,) if reason is EndReason.MOVED else (self.instance, self.client):
+            with contextlib.suppress(OSError):
+                end.close()
+        self._lost = None
+        self._on_end(self, reason)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Moves.
+
+    def _can_move(self) -> bool:
+        """Whether the connection is quiet and neither side has ended."""
+        return self.is_quiet() and self._up.stage is Stage.OPEN and self._down.stage is Stage.OPEN
+
+    def _request_waits(self) -> bool:
+        """Whether what waits in the client's queue begins with a complete request line. Nothing is taken from it."""
+        if not _queued(self.client, termios.FIONREAD):
+            return False  # looking at an empty queue would take the news of a reset, and leave an end to be read
+        buffer = self._resources.buffer
+        count = self.client.recv_into(buffer, LOOK_SIZE, socket.MSG_PEEK)
+        return REQUEST_LINE.match(buffer[:count]) is not None
+
+    def _begin_move(self) -> None:
+        """Stop reading the client, tell the instance that no more will come, and pass on what it still says."""
+        self._phase = _Phase.MOVING
+        self._said = self._down.delivered
+        self._up.hold()
+        with contextlib.suppress(OSError):  # it has gone by itself; reading says so
+            self.instance.shutdown(socket.SHUT_WR)
+        self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, self._said)
+
+    def _instance_lingers(self, said: int) -> None:
+        """Leave an instance that was silent since the last call. One that fell silent while speaking was lost."""
+        self._timer = None
+        if self._down.delivered != said or not self._down.is_flushed or _has_news(self.instance):
+            said = self._down.delivered
+            self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, said)
+        elif said == self._said:
+            self._finish_move()
+        else:
+            self._down.stage = Stage.DONE
+            self._lose(self._down)
+
+    def _finish_move(self) -> None:
+        """The instance has said all: hand the client back, unless it has ended meanwhile."""
+        try:
+            waits = bool(self.client.recv_into(self._resources.buffer, 1, socket.MSG_PEEK))
+        except BlockingIOError:
+            waits = True
+        except OSError:
+            self._end(EndReason.CLIENT_RESET)
+            return
+        self._end(EndReason.MOVED if waits else EndReason.FINISHED)
+
+
+def _queued(end: socket.socket, which: int) -> int:
+    """Bytes in a queue of the kernel, 0 when the socket is gone.
+
+    Args:
+        which: FIONREAD for those received and not yet read, TIOCOUTQ for those sent and not yet acknowledged.
+    """
+    try:
+        answer = fcntl.ioctl(end.fileno(), which, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def _has_news(end: socket.socket) -> bool:
+    """Whether bytes, an end or a reset wait to be read. Takes nothing."""
+    poll = select.poll()
+    poll.register(end.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,81 @@
+"""Listening sockets, and who holds a port."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+import psutil
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.names import Address
+
+BACKLOG = 4096
+"""More than most kernels allow (net.core.somaxconn); they take the smaller."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
+    """A non-blocking listening socket.
+
+    Args:
+        ipv6_only: for an IPv6 address: leave the port's IPv4 side alone.
+        what: who listens, for the message.
+
+    Raises:
+        Failed: the address is taken, not of this machine, or may not be used; says who has it where that can be seen.
+    """
+    is_ipv6 = ":" in address.host
+    try:
+        host = address.host if is_ipv6 else socket.gethostbyname(address.host)
+        listener = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_ipv6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
+        listener.bind((host, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        holder = holder_of(address.port) if error.errno == errno.EADDRINUSE else None
+        by = f" by {holder}" if holder is not None else ""
+        raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}{by}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def holder_of(port: int) -> str | None:
+    """Who listens on a TCP port, as `process 4242 (java)`; None when that cannot be seen.
+
+    Looks through the descriptors of every process that we may see: milliseconds, so not for the loop's happy path.
+    """
+    try:
+        found = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return None
+    for connection in found:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+        if listens and connection.pid:
+            try:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            except psutil.Error:
+                return f"process {connection.pid}"
+    return None
+
+
+def close_with_reset(client: socket.socket) -> None:
+    """Close a connection so that the other side sees a reset: it was not served, and must not look finished."""
+    try:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    except OSError:
+        pass  # it is reset already
+    finally:
+        client.close()
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)

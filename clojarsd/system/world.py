@@ -1,0 +1,86 @@
+"""What this machine and this user make of the daemon: accounts, limits, directories, the current release."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from clojarsd.core.errors import Failed, LaunchFailed
+from clojarsd.core.launch import World
+from clojarsd.core.names import LaunchStage
+
+log = structlog.get_logger()
+
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def look_at_world(user: str) -> World:
+    """The world of launches as `user`; raises the daemon's own soft limit of descriptors to the hard one on the way.
+
+    Raises:
+        Failed: there is no such user, or the daemon may not become it.
+    """
+    try:
+        account = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+    except KeyError:
+        raise Failed(
+            f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
+        ) from None
+    me = os.geteuid()
+    if me not in (0, account.pw_uid):
+        name = _name_of(me)
+        raise Failed(
+            f"cannot run instances as {user}: that needs root, and this is {name}; nothing was started;"
+            f" start clojarsd as root, or set service.user to {name}"
+        )
+    environment = {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"}
+    environment |= {key: os.environ[key] for key in _INHERITED if key in os.environ}
+    environment |= {
+        "HOME": account.pw_dir,
+        "USER": account.pw_name,
+        "LOGNAME": account.pw_name,
+        "SHELL": account.pw_shell or "/bin/sh",
+    }
+    return World(environment, becomes_user=me == 0, soft_nofile=_raise_descriptor_limit())
+
+
+def make_directories(paths: Iterable[Path]) -> None:
+    """Make what is missing. One that cannot be made is logged: what needs it says so when its time comes."""
+    for path in paths:
+        try:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("directory_missing", path=str(path), reason=(error.strerror or str(error)).lower())
+
+
+def resolve_release(current: Path) -> Path:
+    """The release that the link names.
+
+    Raises:
+        LaunchFailed: there is no such link, or it leads nowhere; the stage is RELEASE.
+    """
+    try:
+        return current.resolve(strict=True)
+    except OSError as error:
+        reason = f"{current}: {(error.strerror or str(error)).lower()}"
+        raise LaunchFailed(LaunchStage.RELEASE, reason) from error
+
+
+def _raise_descriptor_limit() -> int:
+    """The soft limit of descriptors before it was raised; launched processes get it back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

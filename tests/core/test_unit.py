@@ -1,0 +1,436 @@
+"""Every state with every event is decided, and no walk through the machine breaks what must always hold."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from clojarsd.core import unit as machine
+from clojarsd.core.errors import IllegalTransition, Refused
+from clojarsd.core.history import EventName
+from clojarsd.core.names import ExitStatus, Goal, Incarnation, LaunchStage, Rotation, UnitState
+from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
+from clojarsd.core.unit import TRANSITIONS, EndCause, Step, Unit, UnitPolicy, step
+from clojarsd.core.unit_events import (
+    Announce,
+    BeginDrain,
+    CutConnections,
+    DeadlinePassed,
+    Drain,
+    Drained,
+    EndChecks,
+    EndDrain,
+    Event,
+    Exited,
+    Launch,
+    NotLaunched,
+    Order,
+    Proved,
+    Restart,
+    Signal,
+    Start,
+    Stop,
+    Undrain,
+)
+
+RESTARTS = RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 30.0, 60.0, 3, 120.0)
+POLICY = UnitPolicy(120.0, 30.0, ((15, 20.0),), frozenset({0, 143}), RESTARTS)
+NOW = 1000.0
+FIRST, SECOND = Incarnation(1), Incarnation(2)
+CRASHED, TERMED, FINISHED = ExitStatus(1, None), ExitStatus(143, None), ExitStatus(0, None)
+
+REPORTS: tuple[Event, ...] = (
+    Proved(FIRST),
+    NotLaunched(FIRST, LaunchStage.LOG, "no"),
+    Exited(FIRST, CRASHED),
+    Exited(FIRST, TERMED),
+    Exited(FIRST, FINISHED),
+    Drained(FIRST),
+)
+ORDERS: tuple[Order, ...] = (Start(), Stop(), Restart(), Drain(), Undrain())
+EVENTS: tuple[Event, ...] = (*ORDERS, *REPORTS, DeadlinePassed())
+
+STOPPED = Unit()
+STARTING = Unit(Goal.UP, UnitState.STARTING, incarnation=FIRST, deadline=1100.0)
+READY = replace(STARTING, state=UnitState.READY, deadline=None, ready_at=900.0)
+PARKED = replace(READY, state=UnitState.DRAINING, rotation=Rotation.OUT)
+DRAINING = replace(READY, state=UnitState.DRAINING, cause=EndCause.RESTART, deadline=1030.0)
+STOPPING = replace(DRAINING, state=UnitState.STOPPING, stop_step=1)
+BACKOFF = replace(STARTING, state=UnitState.BACKOFF, deadline=1002.0, failures=Failures(1, (1002.0,)))
+FAILED = replace(BACKOFF, state=UnitState.FAILED, deadline=None)
+VARIANTS: tuple[Unit, ...] = (
+    STOPPED,
+    STARTING,
+    replace(STARTING, rotation=Rotation.OUT),
+    replace(STARTING, failures=Failures(3, (990.0, 991.0, 992.0))),
+    READY,
+    replace(READY, ready_at=999.0, failures=Failures(3, (990.0, 991.0, 992.0))),
+    PARKED,
+    replace(PARKED, ready_at=999.0, failures=Failures(3, (990.0, 991.0, 992.0))),
+    DRAINING,
+    replace(DRAINING, goal=Goal.DOWN, cause=EndCause.STOP),
+    STOPPING,
+    replace(STOPPING, goal=Goal.DOWN, cause=EndCause.STOP),
+    replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None),
+    replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None, failures=Failures(3, (990.0, 991.0, 992.0))),
+    BACKOFF,
+    FAILED,
+)
+
+
+def after(unit: Unit, event: Event, policy: UnitPolicy = POLICY) -> Step:
+    return step(unit, event, NOW, policy)
+
+
+def test_the_variants_cover_every_state() -> None:
+    assert {unit.state for unit in VARIANTS} == set(UnitState)
+
+
+@pytest.mark.parametrize(
+    ("unit", "event"), list(itertools.product(VARIANTS, EVENTS)), ids=lambda one: getattr(one, "state", one)
+)
+def test_every_pair_is_decided(unit: Unit, event: Event) -> None:
+    """A pair of the table steps; any other order is refused; any other news is a bug of the caller."""
+    if unit.incarnation == 0:
+        unit = replace(unit, incarnation=FIRST)
+    if (unit.state, type(event)) in TRANSITIONS:
+        became, effects = after(unit, event)
+        assert isinstance(became, Unit)
+        assert isinstance(effects, tuple)
+    elif isinstance(event, Order):
+        with pytest.raises(Refused, match=f"^it is {unit.state.value}$"):
+            after(unit, event)
+    else:
+        with pytest.raises(IllegalTransition):
+            after(unit, event)
+
+
+def test_the_diagram_is_the_table() -> None:
+    assert machine.__doc__ is not None
+    drawn: dict[tuple[str, str], set[str]] = {}
+    for line in machine.__doc__.splitlines():
+        left, arrow, right = line.partition("->")
+        if arrow and line.startswith("    "):
+            state, *happenings = left.split()
+            drawn |= {(state, happening): set(right.split()) for happening in happenings}
+    seen: dict[tuple[str, str], set[str]] = {}
+    for variant, happening in itertools.product(VARIANTS, EVENTS):
+        if (variant.state, type(happening)) in TRANSITIONS:
+            became = after(replace(variant, incarnation=FIRST), happening)[0].state.value
+            seen.setdefault((variant.state.value, type(happening).__name__), set()).add(became)
+    assert seen == drawn
+
+
+@pytest.mark.parametrize("unit", VARIANTS, ids=lambda unit: unit.state.value)
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
+def test_news_of_an_earlier_incarnation_changes_nothing(unit: Unit, report: Event) -> None:
+    later = replace(unit, incarnation=SECOND)
+    assert after(later, report) == (later, ())
+
+
+def test_start_launches() -> None:
+    became, effects = after(STOPPED, Start())
+    assert became == Unit(Goal.UP, UnitState.STARTING, incarnation=FIRST, deadline=NOW + 120.0)
+    assert effects == (Launch(FIRST),)
+
+
+def test_a_proof_makes_ready() -> None:
+    became, effects = after(STARTING, Proved(FIRST))
+    assert became == replace(READY, ready_at=NOW)
+    assert effects == (Announce(EventName.INSTANCE_READY),)
+
+
+def test_a_proof_out_of_rotation_makes_draining() -> None:
+    became, effects = after(replace(STARTING, rotation=Rotation.OUT), Proved(FIRST))
+    assert became == replace(PARKED, ready_at=NOW)
+    assert effects == (Announce(EventName.INSTANCE_READY), BeginDrain(FIRST))
+
+
+def test_stop_drains_then_signals_then_rests() -> None:
+    draining, effects = after(READY, Stop())
+    assert draining == replace(
+        READY, goal=Goal.DOWN, state=UnitState.DRAINING, cause=EndCause.STOP, deadline=NOW + 30.0
+    )
+    assert effects == (BeginDrain(FIRST), Announce(EventName.DRAIN_STARTED))
+    stopping, effects = after(draining, Drained(FIRST))
+    assert (stopping.state, stopping.deadline, stopping.stop_step) == (UnitState.STOPPING, NOW + 20.0, 1)
+    assert effects == (Announce(EventName.DRAIN_FINISHED), EndChecks(FIRST), Signal(FIRST, 15))
+    stopped, effects = after(stopping, Exited(FIRST, TERMED))
+    assert stopped == Unit(incarnation=FIRST, last_end=Exited(FIRST, TERMED), ended_by=EndCause.STOP, stop_step=1)
+    assert effects == (EndChecks(FIRST), Announce(EventName.INSTANCE_EXITED))
+
+
+def test_restart_keeps_the_goal_and_launches_again() -> None:
+    draining, _ = after(READY, Restart())
+    assert (draining.goal, draining.cause) == (Goal.UP, EndCause.RESTART)
+    stopping, _ = after(draining, Drained(FIRST))
+    starting, effects = after(stopping, Exited(FIRST, TERMED))
+    assert (starting.state, starting.incarnation, starting.cause) == (UnitState.STARTING, SECOND, None)
+    assert effects == (EndChecks(FIRST), Announce(EventName.INSTANCE_EXITED), Launch(SECOND))
+
+
+def test_the_time_for_draining_ends() -> None:
+    became, effects = after(DRAINING, DeadlinePassed())
+    assert became.state is UnitState.STOPPING
+    assert effects == (
+        CutConnections(FIRST),
+        Announce(EventName.DRAIN_FINISHED),
+        EndChecks(FIRST),
+        Signal(FIRST, 15),
+    )
+
+
+def test_sigkill_follows_the_stop_signals_and_is_repeated() -> None:
+    policy = replace(POLICY, stop_steps=((3, 10.0), (15, 20.0)))
+    unit, sent = replace(STARTING, goal=Goal.UP), []
+    unit, effects = step(unit, Stop(), NOW, policy)
+    for _ in range(4):
+        sent += [effect.number for effect in effects if isinstance(effect, Signal)]
+        unit, effects = step(unit, DeadlinePassed(), NOW, policy)
+    assert sent == [3, 15, 9, 9]
+    assert unit.deadline == NOW + 20.0
+
+
+def test_an_operators_drain_lasts_until_undrain() -> None:
+    draining, effects = after(READY, Drain())
+    assert draining == PARKED
+    assert effects == (BeginDrain(FIRST), Announce(EventName.DRAIN_STARTED))
+    drained, effects = after(draining, Drained(FIRST))
+    assert (drained, effects) == (PARKED, (Announce(EventName.DRAIN_FINISHED),))
+    serving, effects = after(drained, Undrain())
+    assert serving == READY
+    assert effects == (EndDrain(FIRST), Announce(EventName.DRAIN_FINISHED))
+
+
+def test_a_stop_of_a_drained_unit_gets_a_deadline() -> None:
+    became, effects = after(PARKED, Stop())
+    assert (became.deadline, became.cause, became.rotation) == (NOW + 30.0, EndCause.STOP, Rotation.IN)
+    assert effects == (BeginDrain(FIRST),)
+
+
+def test_a_second_order_does_not_lengthen_a_drain() -> None:
+    assert after(DRAINING, Stop())[0].deadline == DRAINING.deadline
+
+
+def test_a_drain_by_wish_survives_a_crash() -> None:
+    crashed, _ = after(PARKED, Exited(FIRST, CRASHED))
+    launched, _ = after(crashed, DeadlinePassed())
+    proved, _ = after(launched, Proved(SECOND))
+    assert (proved.state, proved.rotation) == (UnitState.DRAINING, Rotation.OUT)
+
+
+def test_start_calls_a_stop_off_that_still_drains() -> None:
+    draining, _ = after(READY, Stop())
+    kept, effects = after(draining, Start())
+    assert kept == READY
+    assert effects == (EndDrain(FIRST), Announce(EventName.DRAIN_FINISHED))
+
+
+def test_start_after_the_stop_signal_launches_again_after_the_end() -> None:
+    stopping, _ = after(STARTING, Stop())
+    wanted, _ = after(stopping, Start())
+    assert wanted.goal is Goal.UP
+    assert after(wanted, Exited(FIRST, TERMED))[0].incarnation == SECOND
+
+
+def test_a_crash_is_followed_by_growing_delays_and_then_failed() -> None:
+    unit, delays = STARTING, []
+    for _ in range(4):
+        unit, effects = after(unit, Exited(unit.incarnation, CRASHED))
+        assert EndChecks(unit.incarnation) in effects
+        if unit.deadline is None:
+            break
+        delays.append(unit.deadline - NOW)
+        unit, effects = after(unit, DeadlinePassed())
+        assert effects == (Launch(unit.incarnation),)
+    assert delays == [1.0, 2.0, 4.0]
+    assert unit.state is UnitState.FAILED
+    assert Announce(EventName.INSTANCE_FAILED) in effects
+    assert after(unit, Start())[0].failures == Failures()
+
+
+def test_a_launch_that_failed_counts_as_a_crash() -> None:
+    became, _ = after(STARTING, NotLaunched(FIRST, LaunchStage.DIRECTORY, "/nowhere: no such file or directory"))
+    assert (became.state, became.failures.in_a_row) == (UnitState.BACKOFF, 1)
+
+
+def test_a_start_that_takes_too_long_is_ended_and_counts_as_a_crash() -> None:
+    stopping, effects = after(STARTING, DeadlinePassed())
+    assert stopping.cause is EndCause.START_TIMEOUT
+    assert effects == (EndChecks(FIRST), Signal(FIRST, 15))
+    became, _ = after(stopping, Exited(FIRST, TERMED))
+    assert (became.state, became.failures.in_a_row) == (UnitState.BACKOFF, 1)
+    assert became.ended_by is EndCause.START_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("when", "status", "state"),
+    [
+        (RestartWhen.ON_FAILURE, CRASHED, UnitState.BACKOFF),
+        (RestartWhen.ON_FAILURE, FINISHED, UnitState.STOPPED),
+        (RestartWhen.ON_FAILURE, TERMED, UnitState.BACKOFF),  # a stranger's SIGTERM: nobody here asked for it
+        (RestartWhen.ON_FAILURE, ExitStatus(None, 9), UnitState.BACKOFF),
+        (RestartWhen.ALWAYS, FINISHED, UnitState.BACKOFF),
+        (RestartWhen.ALWAYS, CRASHED, UnitState.BACKOFF),
+        (RestartWhen.NEVER, FINISHED, UnitState.STOPPED),
+        (RestartWhen.NEVER, CRASHED, UnitState.FAILED),
+    ],
+)
+def test_the_restart_setting_decides_what_follows_an_unasked_exit(
+    when: RestartWhen, status: ExitStatus, state: UnitState
+) -> None:
+    policy = replace(POLICY, restart=replace(RESTARTS, when=when))
+    assert step(READY, Exited(FIRST, status), NOW, policy)[0].state is state
+
+
+def test_an_exit_before_the_proof_is_a_failure_whatever_its_code() -> None:
+    assert after(STARTING, Exited(FIRST, FINISHED))[0].state is UnitState.BACKOFF
+
+
+def test_a_crash_during_a_stop_is_no_failure() -> None:
+    draining, _ = after(READY, Stop())
+    stopped, _ = after(draining, Exited(FIRST, CRASHED))
+    assert (stopped.state, stopped.failures) == (UnitState.STOPPED, Failures())
+
+
+def test_a_stable_run_forgives_earlier_failures() -> None:
+    stable = replace(READY, ready_at=NOW - 60.0, failures=Failures(3, (990.0, 991.0, 992.0)))
+    assert after(stable, Exited(FIRST, CRASHED))[0].failures == Failures(1, (NOW + 1.0,))
+
+
+class Walk(RuleBasedStateMachine):
+    """Orders and the outside world in any order, with a model of the one process there may be."""
+
+    @initialize(
+        when=some.sampled_from(RestartWhen),
+        steps=some.sampled_from([((15, 20.0),), ((3, 1.0), (15, 5.0))]),
+        limit=some.integers(1, 3),
+    )
+    def begin(self, when: RestartWhen, steps: tuple[tuple[int, float], ...], limit: int) -> None:
+        restarts = replace(RESTARTS, when=when, limit_count=limit)
+        self.policy = replace(POLICY, restart=restarts, stop_steps=steps)
+        self.unit, self.now = Unit(), 0.0
+        self.alive: Incarnation | None = None
+        self.draining: Incarnation | None = None
+        self.proved: set[Incarnation] = set()
+
+    def feed(self, event: Event) -> None:
+        self.unit, effects = step(self.unit, event, self.now, self.policy)
+        for effect in effects:
+            match effect:
+                case Launch(incarnation):
+                    assert self.alive is None, "a second process"
+                    self.alive = incarnation
+                case Signal(incarnation, number):
+                    assert incarnation == self.alive, "a signal to a process that is not ours"
+                    assert number in (3, 9, 15)
+                case BeginDrain(incarnation):
+                    assert incarnation == self.alive
+                    self.draining = incarnation
+                case EndDrain(incarnation) | CutConnections(incarnation):
+                    assert incarnation == self.draining
+
+    @rule(order=some.sampled_from(ORDERS))
+    def order(self, order: Order) -> None:
+        before = self.unit
+        try:
+            self.feed(order)
+        except Refused:
+            assert self.unit == before, "a refused order changed something"
+
+    @precondition(lambda self: self.alive is not None)
+    @rule(status=some.sampled_from([CRASHED, TERMED, FINISHED, ExitStatus(None, 9)]))
+    def exit(self, status: ExitStatus) -> None:
+        assert self.alive is not None
+        gone, self.alive = self.alive, None
+        self.feed(Exited(gone, status))
+
+    @precondition(lambda self: self.alive is not None and self.alive not in self.proved)
+    @rule()
+    def fail_launch(self) -> None:
+        assert self.alive is not None
+        gone, self.alive = self.alive, None
+        self.feed(NotLaunched(gone, LaunchStage.EXECUTE, "java: no such command"))
+
+    @precondition(lambda self: self.alive is not None)
+    @rule()
+    def prove(self) -> None:
+        assert self.alive is not None
+        if self.unit.state is UnitState.STARTING:
+            self.proved.add(self.alive)
+        self.feed(Proved(self.alive))
+
+    @precondition(lambda self: self.alive is not None and self.alive == self.draining)
+    @rule()
+    def drained(self) -> None:
+        assert self.alive is not None
+        self.feed(Drained(self.alive))
+
+    @precondition(lambda self: self.unit.incarnation > 1)
+    @rule(event=some.sampled_from([Proved, Drained]))
+    def late_news(self, event: type[Proved] | type[Drained]) -> None:
+        before = self.unit
+        self.feed(event(Incarnation(self.unit.incarnation - 1)))
+        assert self.unit == before
+
+    @precondition(lambda self: self.unit.deadline is not None)
+    @rule()
+    def wait_for_the_deadline(self) -> None:
+        assert self.unit.deadline is not None
+        self.now = max(self.now, self.unit.deadline)
+        self.feed(DeadlinePassed())
+
+    @rule(seconds=some.floats(0, 200))
+    def pass_time(self, seconds: float) -> None:
+        limit = self.unit.deadline if self.unit.deadline is not None else self.now + seconds
+        self.now = min(self.now + seconds, limit)
+
+    @invariant()
+    def the_state_tells_whether_there_is_a_process(self) -> None:
+        assert self.unit.state.has_process == (self.alive is not None)
+        assert self.alive in (None, self.unit.incarnation)
+
+    @invariant()
+    def ready_is_proved(self) -> None:
+        if self.unit.state is UnitState.READY:
+            assert self.unit.incarnation in self.proved
+            assert self.unit.ready_at is not None
+
+    @invariant()
+    def what_must_not_last_has_a_deadline(self) -> None:
+        passing = {UnitState.STARTING, UnitState.STOPPING, UnitState.BACKOFF}
+        on_its_way = self.unit.state is UnitState.DRAINING and self.unit.cause is not None
+        assert (self.unit.deadline is not None) == (self.unit.state in passing or on_its_way)
+
+    @invariant()
+    def a_cause_belongs_to_a_process_that_is_ended(self) -> None:
+        ending = self.unit.state in (UnitState.DRAINING, UnitState.STOPPING)
+        assert self.unit.cause is None or ending
+        assert self.unit.cause is not None or self.unit.state is not UnitState.STOPPING
+
+    @invariant()
+    def goal_down_leads_down(self) -> None:
+        if self.unit.goal is Goal.DOWN:
+            assert self.unit.state in (UnitState.STOPPED, UnitState.DRAINING, UnitState.STOPPING)
+
+
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+@given(some.lists(some.sampled_from(EVENTS), max_size=30))
+def test_a_step_never_changes_the_unit_it_was_given(events: list[Event]) -> None:
+    unit = READY
+    for event in events:
+        kept = replace(unit)
+        try:
+            became, _ = after(unit, event)
+        except (Refused, IllegalTransition):
+            became = unit
+        assert unit == kept
+        unit = replace(became, incarnation=FIRST)

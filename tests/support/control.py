@@ -1,0 +1,213 @@
+"""A control server on a real Unix socket, over a pair that exists on paper only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from clojarsd.core.api import Access, Step, Verb
+from clojarsd.core.errors import ClojarsdError, Refused
+from clojarsd.core.history import PastEvent
+from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.unit import Unit
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView
+from clojarsd.runtime.control import ControlServer
+from clojarsd.runtime.history import History
+from clojarsd.runtime.status import Board
+from clojarsd.system.control_socket import ControlSocket
+
+AT = "2026-11-23T12:00:09.000Z"
+PATIENCE = 30.0 * float(os.environ.get("CLOJARSD_TEST_PATIENCE", "1"))
+"""Seconds that a fact may take to become true on a machine under load."""
+
+
+class MemoryStore:
+    """A store that keeps events in memory, and fails while told to."""
+
+    def __init__(self, *past: PastEvent) -> None:
+        self.events = {event.id: event for event in past}
+        self.failure: ClojarsdError | None = None
+        self.pruned: list[str] = []
+        self.is_closed = False
+
+    def last_id(self) -> int:
+        self._fail()
+        return max(self.events, default=0)
+
+    def last(self, count: int) -> Sequence[PastEvent]:
+        self._fail()
+        return [self.events[number] for number in sorted(self.events)][-count:]
+
+    def write(self, events: Sequence[PastEvent]) -> None:
+        self._fail()
+        for event in events:
+            self.events.setdefault(event.id, event)
+
+    def prune(self, before: str) -> None:
+        self._fail()
+        self.pruned.append(before)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class PaperWork:
+    """An order that goes on as the test says."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[Step | None] = asyncio.Queue()
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def note(self, role: Role | None, message: str) -> None:
+        self.told.put_nowait(Step(AT, role, message))
+
+    def finish(self, message: str) -> None:
+        self.ended.set_result(message)
+        self.told.put_nowait(None)
+
+    def fail(self, error: BaseException) -> None:
+        self.ended.set_exception(error)
+        self.told.put_nowait(None)
+
+    async def steps(self) -> AsyncIterator[Step]:
+        while (step := await self.told.get()) is not None:
+            yield step
+
+    async def result(self) -> str:
+        return await asyncio.shield(self.ended)
+
+
+@dataclass
+class PaperOrders:
+    """Takes every order, unless it is to refuse; each becomes work that the test ends."""
+
+    refusal: BaseException | None = None
+    given: list[tuple[Verb, tuple[Role, ...], str, bool, float | None]] = field(default_factory=list)
+    works: asyncio.Queue[PaperWork] = field(default_factory=asyncio.Queue)
+
+    def submit(
+        self, verb: Verb, roles: tuple[Role, ...], by: str, *, force: bool = False, timeout: float | None = None
+    ) -> PaperWork:
+        if self.refusal is not None:
+            raise self.refusal
+        self.given.append((verb, roles, by, force, timeout))
+        work = PaperWork()
+        self.works.put_nowait(work)
+        return work
+
+
+class PaperFrontend:
+    """A frontend as it is told to look."""
+
+    def __init__(self, active: Role | None = Role.PRIMARY) -> None:
+        self.active = active
+
+    def view(self) -> FrontendView:
+        counts = {Role.PRIMARY: 2, Role.BACKUP: 0, None: 0}
+        totals = {Role.PRIMARY: 100, Role.BACKUP: 3, None: 0}
+        return FrontendView(("127.0.0.1:8080",), "relay", None, self.active, counts, totals)
+
+
+def instance(role: Role, **changes: Any) -> InstanceView:
+    """An instance that serves, but for the changes; `state` stands for that of its unit."""
+    state = changes.pop("state", UnitState.READY)
+    name = {Role.PRIMARY: "clojars", Role.BACKUP: "clojars-backup"}[role]
+    check = CheckView("http", Health.UP, "200 in 3 ms", AT)
+    unit = Unit(goal=Goal.UP, state=state, incarnation=Incarnation(3))
+    view = InstanceView(
+        role, name, unit, Health.UP, 901, AT, 0, None, None, "app.jar", {"http": 8001, "nailgun": 8101}, (check,)
+    )
+    return replace(view, **changes)
+
+
+@dataclass
+class Room:
+    """A control server with all that is around it."""
+
+    path: Path
+    orders: PaperOrders
+    board: Board
+    frontend: PaperFrontend
+    history: History
+    logs: Mapping[Role, Path]
+    task: asyncio.Task[None]
+
+    def connect(self) -> socket.socket:
+        """A connection that the test closes."""
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        client.connect(str(self.path))
+        return client
+
+    async def ask(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+        """The status of the answer and its body: JSON, or a list for lines of JSON."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+        reader, writer = await asyncio.open_unix_connection(str(self.path))
+        try:
+            writer.write(f"{method} {target} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
+            async with asyncio.timeout(PATIENCE):
+                head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        status = int(head.split()[1])
+        if b"application/x-ndjson" in head:
+            return status, [json.loads(line) for line in text.splitlines()]
+        return status, json.loads(text)
+
+    @asynccontextmanager
+    async def stream(self, method: str, target: str) -> AsyncIterator[Lines]:
+        """The lines of an answer as they come."""
+        reader, writer = await asyncio.open_unix_connection(str(self.path))
+        try:
+            writer.write(f"{method} {target} HTTP/1.0\r\n\r\n".encode())
+            async with asyncio.timeout(PATIENCE):
+                await reader.readuntil(b"\r\n\r\n")
+            yield Lines(reader)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+class Lines:
+    """What comes on one stream."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def next(self) -> Any:
+        """The next object; None at the end."""
+        async with asyncio.timeout(PATIENCE):
+            line = await self._reader.readline()
+        return json.loads(line) if line else None
+
+
+@asynccontextmanager
+async def control_room(
+    directory: Path, *, operators: tuple[str, ...] = (), viewers: tuple[str, ...] = (), store: MemoryStore | None = None
+) -> AsyncIterator[Room]:
+    """A running control server; its socket and logs are in the directory."""
+    frontend, orders = PaperFrontend(), PaperOrders()
+    daemon = DaemonView("0.1.0", os.getpid(), AT, "/etc/clojarsd.toml")
+    board = Board("clojars", daemon, lambda: "app.jar", {"http": frontend})
+    for role in Role:
+        board.publish(instance(role))
+    logs = {role: directory / f"{role.value}.log" for role in Role}
+    access = Access(operators, viewers, os.geteuid())
+    with ControlSocket.bind(directory / "run" / "control.sock") as listener:
+        async with History(store or MemoryStore()) as history, asyncio.TaskGroup() as group:
+            control = ControlServer(listener, orders, board, history, access, logs)
+            task = group.create_task(control.serve())
+            yield Room(listener.path, orders, board, frontend, history, logs, task)
+            task.cancel()
