@@ -67,6 +67,7 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
     world = look_at_world(settings.service.user)
     make_directories((settings.service.runtime_dir, settings.service.state_dir, settings.service.log_dir))
     async with AsyncExitStack() as stack:
+        notifier = stack.enter_context(Notifier())
         control_socket = stack.enter_context(ControlSocket.bind(settings.control.socket))
         frontends = _open_frontends(settings, stack)
         history = await stack.enter_async_context(History(EventStore(settings.service.state_dir / "events.sqlite")))
@@ -77,8 +78,9 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
         board = Board(settings.service.name, daemon, partial(_current_release, settings), frontends)
         traffic = Traffic(tuple(frontends.values()))
         processes = Processes()
-        processes.adopt_orphans()
-        around = Surroundings(processes.launch, traffic, history, board)
+        stack.enter_context(processes.adopting_orphans())
+        bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        around = Surroundings(processes.launch, traffic, history, board, partial(_fail_once, bug))
         runners, watches = {}, {}
         for role in Role:
             runners[role] = UnitRunner(role, _plan(role, settings, world), around)
@@ -101,6 +103,7 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
                     history.run(),
                     orders.run(),
                     control.serve(),
+                    _raise_from(bug),
                     *(watch.run() for watch in watches.values()),
                 )
             ]
@@ -113,11 +116,11 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
                 frontend.begin()
             gc.collect()
             gc.freeze()  # what lives as long as the daemon is not looked at by every collection
-            notifier = Notifier()
             notifier.ready(f"serving {settings.service.name}")
             when_up()
             await ended.wait()
-            notifier.stopping()
+            notifier.stopping(within=_longest_stop(settings))
+            orders.refuse("clojarsd is stopping")
             await _stop(runners, frontends, board)
             for task in tasks:
                 task.cancel()
@@ -133,6 +136,22 @@ async def _stop(runners: Mapping[Role, UnitRunner], frontends: Mapping[str, Fron
                 frontend.stop_accepting()
         runners[role].order(Stop(), BY_DAEMON)
         await board.until(lambda view, role=role: view.instances[role].unit.state is UnitState.STOPPED)  # type: ignore[misc]
+
+
+def _longest_stop(settings: Settings) -> float:
+    """Seconds that an ordinary stop of both instances can take, one after the other."""
+    drain = max((frontend.drain for frontend in settings.frontends.values()), default=0.0)
+    return sum(drain + sum(step.wait for step in one.stop_signal) for one in settings.instances.values())
+
+
+def _fail_once(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def _raise_from(bug: asyncio.Future[None]) -> None:
+    """Let a bug in a callback end the daemon, as one in a task does; instances run on."""
+    await bug
 
 
 def _ended_by_signal(traffic: Traffic) -> asyncio.Event:

@@ -19,7 +19,7 @@ from aiohttp import web
 from clojarsd.core.api import Access, ErrorKind, Rights, error_body, kind_of
 from clojarsd.core.errors import Denied, Failed, Refused
 from clojarsd.core.names import Role
-from clojarsd.runtime.control_routes import Caller, Desk, Orders
+from clojarsd.runtime.control_routes import CALLER, Caller, Desk, Orders
 from clojarsd.runtime.control_stream import BUG, Streams
 from clojarsd.runtime.history import History
 from clojarsd.runtime.status import Board
@@ -197,7 +197,7 @@ class ControlServer:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the caller in, and turn every error into an answer."""
         try:
-            request["caller"] = await self._let_in(request)
+            CALLER.set(await self._let_in(request))
             return await handler(request)
         except (Refused, Failed) as error:
             return _error(kind_of(error), str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -71,6 +72,10 @@ class Caller:
     pid: int
 
 
+CALLER: ContextVar[Caller] = ContextVar("caller")
+"""Who makes the request that the current task answers."""
+
+
 class Desk:
     """Answers the requests of callers that may make them. Made by the control server; nothing runs inside."""
 
@@ -123,6 +128,11 @@ class Desk:
     async def _show_log(self, request: web.Request) -> web.StreamResponse:
         count, following = _understood(lambda: _what_to_show(request, DEFAULT_LINES, MOST_LINES))
         roles = _understood(lambda: self._roles(request, all_allowed=True))
+        if not following:
+            there = await asyncio.to_thread(lambda: tuple(role for role in roles if self._logs[role].exists()))
+            if not there:
+                raise Refused(" and ".join(f"there is no log at {self._logs[role]} yet" for role in roles))
+            roles = there
 
         async def show(role: Role, write: Write) -> None:
             lines = follow(self._logs[role], count) if following else last_lines(self._logs[role], count)
@@ -146,7 +156,7 @@ class Desk:
         raw = await request.read()
         options = _understood(lambda: parse_options(raw))
         _understood(lambda: _check_query(request))
-        work = self._submit(verb, roles, options, request["caller"])
+        work = self._submit(verb, roles, options, CALLER.get())
 
         async def body(write: Write) -> dict[str, Any]:
             if not options.wait:

@@ -76,7 +76,7 @@ class Frontend:
         self._listeners: list[socket.socket] = []
         self._accepting = False
         self._exhausted = False
-        self._route = Route(None)
+        self._route = Route()
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
         self._recheck: asyncio.TimerHandle | None = None
         self._dials: set[Dial] = set()
@@ -159,7 +159,7 @@ class Frontend:
             self._recheck.cancel()
             self._recheck = None
         before = self._route.active
-        self._route = choose(before, self._eligible_since, self.plan.failback, self._loop.time())
+        self._route = choose(self._route, self._eligible_since, self.plan.failback, self._loop.time())
         if self._route.recheck_at is not None:
             self._recheck = self._loop.call_at(self._route.recheck_at, self._choose)
         active = self._route.active

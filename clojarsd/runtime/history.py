@@ -168,9 +168,10 @@ class History:
         """Write all that is unwritten; what could not be written stays so."""
         while batch := tuple(self._unwritten):
             await self._on_disk(self._store.write, batch)
-            # what was recorded or given up meanwhile is told from the batch by its id
+            self._given_up -= len(batch)  # what was given up meanwhile was not lost after all
             while self._unwritten and self._unwritten[0].id <= batch[-1].id:
                 self._unwritten.popleft()
+                self._given_up += 1
         if self._failing:
             self._failing = False
             log.info("history_written_again", lost=self._given_up)

@@ -99,6 +99,11 @@ class Orders:
         self._board = board
         self._failback = failback
         self._group: asyncio.TaskGroup
+        self._refusal: str | None = None
+
+    def refuse(self, why: str) -> None:
+        """Take no order from now on; work under way goes on."""
+        self._refusal = why
 
     async def run(self) -> NoReturn:
         """Carry work out until cancelled."""
@@ -119,6 +124,8 @@ class Orders:
         Raises:
             Refused: it does not fit what is; nothing was done.
         """
+        if self._refusal is not None:
+            raise Refused(f"cannot {verb.value} {' and '.join(role.value for role in roles)}: {self._refusal}")
         work = Work()
         befores = [self._runners[role].unit.incarnation for role in roles]
         sentences = [already(verb, self._board.instance(role)) for role in roles]

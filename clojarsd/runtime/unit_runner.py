@@ -124,12 +124,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What every runner shares."""
+    """What every runner shares.
+
+    Attributes:
+        on_bug: called with an error that must end the daemon.
+    """
 
     launch: Launcher
     traffic: Traffic
     history: History
     board: Board
+    on_bug: Callable[[Exception], None]
 
 
 class UnitRunner:
@@ -215,6 +220,11 @@ class UnitRunner:
         try:
             while self._queue:
                 self._step(self._queue.popleft())
+        except Refused:
+            raise
+        except Exception as bug:
+            self._around.on_bug(bug)  # most callers are callbacks of the loop, which would only log it
+            raise
         finally:
             self._stepping = False
 
@@ -225,12 +235,13 @@ class UnitRunner:
             return
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
             self._since = _now()
-            self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self._pid())
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
         for effect in effects:
             self._perform(effect)
         self._publish()
+        if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
+            self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self._pid())
 
     def _perform(self, effect: Effect) -> None:
         traffic = self._around.traffic
@@ -262,10 +273,11 @@ class UnitRunner:
             self._process = self._around.launch(spec, lambda pid: _Reports(self, incarnation))
         except LaunchFailed as failed:
             self.report(NotLaunched(incarnation, failed.stage, failed.reason))
-        else:
-            self._checker.begin(incarnation)
 
-    def _executed(self) -> None:
+    def _executed(self, incarnation: Incarnation) -> None:
+        """The command runs, so nobody else had its ports: only from here on do answers on them speak for it."""
+        if self._unit.state is not UnitState.STOPPING:
+            self._checker.begin(incarnation)
         self._around.history.record(
             EventName.INSTANCE_STARTED,
             f"{self.role.value} was launched as process {self._pid()}",
@@ -293,8 +305,9 @@ class UnitRunner:
             if isinstance(unit.last_end, NotLaunched):
                 self._log.warning("launch_failed", stage=unit.last_end.stage.value, reason=unit.last_end.reason)
             else:
-                self._log.info("unit_exited", how=str(unit.last_end.status), incarnation=unit.incarnation)
+                self._log.info("unit_exited", how=str(unit.last_end.status), incarnation=unit.last_end.incarnation)
                 detail |= {"code": unit.last_end.status.code, "signal": unit.last_end.status.signal}
+            detail["incarnation"] = unit.last_end.incarnation
         elif event is EventName.INSTANCE_FAILED:
             message = f"is not started again: {self._reason()}"
         elif event is EventName.DRAIN_STARTED:
@@ -359,7 +372,7 @@ class _Reports:
 
     def executed(self) -> None:
         """The command runs."""
-        self._runner._executed()
+        self._runner._executed(self._incarnation)
 
     def ended(self, how: ExitStatus | LaunchFailed) -> None:
         """The process is gone."""

@@ -3,12 +3,14 @@
 Run by path with the bare interpreter (`python -I -S launcher.py`), so it imports nothing but the standard library. It
 is a program of its own because code between fork and exec in a daemon with threads and an event loop is a trap.
 
-Descriptors: 3 holds the launch as JSON; 4 takes a failure as JSON, `{"stage": NAME, "reason": TEXT}`, where NAME is a
-member of `LaunchStage`. When exec succeeds, 4 is closed by the kernel with nothing written.
+Descriptors: 3 holds the launch as JSON; 4 takes a failure as JSON, `{"stage": NAME, "reason": TEXT, "taken": PORT}`,
+where NAME is a member of `LaunchStage` and PORT is what somebody else listens on, or null. When exec succeeds, 4 is
+closed by the kernel with nothing written.
 """
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import os
@@ -68,6 +70,7 @@ def find_ports_free(spec: dict[str, Any]) -> None:
             try:
                 trial.bind((host, port))
             except OSError as error:
+                spec["taken"] = port if error.errno == errno.EADDRINUSE else None
                 raise OSError(error.errno, f"port {port} ({name}): {os.strerror(error.errno or 0).lower()}") from error
 
 
@@ -183,7 +186,7 @@ def main() -> NoReturn:
         try:
             act(spec)
         except Exception as error:  # the boundary of the launch: whatever it is, the daemon must be told
-            failure = {"stage": name, "reason": reason_of(error)}
+            failure = {"stage": name, "reason": reason_of(error), "taken": spec.get("taken")}
             os.write(FAILURE_FD, json.dumps(failure).encode())
             sys.exit(127)
     raise AssertionError("the last stage does not return")

@@ -9,14 +9,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, LaunchStage
+from clojarsd.system.sockets import holder_of
 
 CHILDREN = Path("/proc/thread-self/children")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -51,6 +53,7 @@ class Process:
         self._pidfd = pidfd
         self._failure = failure
         self._failed: LaunchFailed | None = None
+        self._taken: int | None = None
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(pidfd, self._end)
@@ -76,6 +79,7 @@ class Process:
         if told:
             failure = json.loads(told)
             self._failed = LaunchFailed(LaunchStage[failure["stage"]], failure["reason"])
+            self._taken = failure["taken"]
         elif os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             self._events.executed()
 
@@ -99,8 +103,17 @@ class Process:
         _reap_group(self.pid)
         if looks > 0 and _group_exists(self.pid):
             self._loop.call_later(_GROUP_LOOK_EVERY, self._report_when_group_is_gone, how, looks - 1)
+        elif self._failed is not None and self._taken is not None:
+            search = self._loop.run_in_executor(None, holder_of, self._taken)
+            search.add_done_callback(partial(self._report_taken, self._failed))
         else:
             self._events.ended(how)
+
+    def _report_taken(self, failed: LaunchFailed, search: asyncio.Future[str | None]) -> None:
+        """Report a launch that found its port taken, with who has it where that could be seen."""
+        holder = None if search.cancelled() or search.exception() else search.result()
+        by = f" by {holder}" if holder is not None else ""
+        self._events.ended(LaunchFailed(failed.stage, failed.reason + by))
 
     def _close_failure(self) -> None:
         if self._failure >= 0:
@@ -127,11 +140,23 @@ class Processes:
     def __init__(self) -> None:
         self._ours: set[int] = set()
 
-    def adopt_orphans(self) -> None:
-        """Become the subreaper, where the kernel can list children; strangers are reaped from here on."""
-        if CHILDREN.exists():
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap_strangers)
+    @contextmanager
+    def adopting_orphans(self) -> Iterator[None]:
+        """Be the subreaper within the block, where the kernel can list children, and reap strangers.
+
+        The handler is Python's own: uvloop keeps that of SIGCHLD to itself, and uses it only for processes it makes.
+        """
+        if not CHILDREN.exists():
+            yield
+            return
+        loop, libc = asyncio.get_running_loop(), ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        before = signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._reap_strangers))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+            libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def _reap_strangers(self) -> None:
         """Reap the children that have ended and are not launched by us; ours are reaped by who watches them."""

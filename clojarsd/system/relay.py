@@ -243,24 +243,25 @@ class Session:
             flow.twin.drop()
         if flow.stage is Stage.DONE:
             flow.watch()
-            self._look_at_queue(None, FIRST_DELAY, 0.0)
+        self._look_at_delivery(None, FIRST_DELAY, 0.0)
 
-    def _look_at_queue(self, before: int | None, delay: float, deadline: float) -> None:
+    def _look_at_delivery(self, before: int | None, delay: float, deadline: float) -> None:
         """Reset the side that is left once its kernel has acknowledged everything: a reset discards what is queued.
 
         Looks again after the delay, which doubles; gives up when nothing more was acknowledged until the deadline.
         """
         assert self._lost is not None
         self._timer = None
-        left = _queued(self._lost.sink, termios.TIOCOUTQ)
+        queued = _queued(self._lost.sink, termios.TIOCOUTQ)
+        acknowledged = self._lost.delivered - queued
         now = self._loop.time()
-        if before is None or left < before:
+        if before is None or acknowledged > before:
             deadline = now + self._resources.reset_flush
-        if not left or now >= deadline:
+        if (self._lost.stage is Stage.DONE and not queued) or now >= deadline:
             self._end_lost()
         else:
-            delay_next = min(2 * delay, LONGEST_DELAY)
-            self._timer = self._loop.call_later(delay, self._look_at_queue, left, delay_next, deadline)
+            next_delay = min(2 * delay, LONGEST_DELAY)
+            self._timer = self._loop.call_later(delay, self._look_at_delivery, acknowledged, next_delay, deadline)
 
     def _end_lost(self) -> None:
         """One side was lost, and the other has all that came before it, or is lost as well."""
@@ -314,7 +315,7 @@ class Session:
     def _instance_lingers(self, said: int) -> None:
         """Leave an instance that was silent since the last call. One that fell silent while speaking was lost."""
         self._timer = None
-        if self._down.delivered != said or not self._down.is_flushed or _has_news(self.instance):
+        if self._down.delivered != said or not self._down.is_flushed:
             said = self._down.delivered
             self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, said)
         elif said == self._said:

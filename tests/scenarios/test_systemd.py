@@ -64,6 +64,7 @@ class Service:
 
     def __init__(self, machine: Sandbox) -> None:
         self.machine = machine
+        self.complaint = ""
 
     def systemctl(self, *arguments: str) -> str:
         return self.machine.run("systemctl", *arguments).strip()
@@ -75,13 +76,14 @@ class Service:
     def status(self) -> Any:
         """What `clojarsctl status --json` says, or None when the daemon is not reachable."""
         asked = self.machine.call(str(PROGRAMS / "clojarsctl"), "--json", "status")
+        self.complaint = asked.stderr
         return json.loads(asked.stdout) if asked.returncode == 0 else None
 
     def until(self, look: Callable[[], T], fits: Callable[[T], bool]) -> T:
         """The first look that fits; each look is a process of its own, which is pause enough."""
         deadline = time.monotonic() + DEADLINE_S
         while not fits(seen := look()):
-            assert time.monotonic() < deadline, f"last seen: {seen}\n{self.journal()}"
+            assert time.monotonic() < deadline, f"last seen: {seen}\n{self.complaint}\n{self.journal()}"
         return seen
 
     def when_both_are_eligible(self) -> Any:

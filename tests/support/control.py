@@ -6,14 +6,15 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clojarsd.core.api import Access, Step, Verb
-from clojarsd.core.errors import ClojarsdError, Refused
+from clojarsd.core.errors import ClojarsdError
 from clojarsd.core.history import PastEvent
 from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.unit import Unit
@@ -24,7 +25,7 @@ from clojarsd.runtime.status import Board
 from clojarsd.system.control_socket import ControlSocket
 
 AT = "2026-11-23T12:00:09.000Z"
-PATIENCE = 30.0 * float(os.environ.get("CLOJARSD_TEST_PATIENCE", "1"))
+DEADLINE_S = 30.0 * float(os.environ.get("CLOJARSD_TEST_TIME", "1"))
 """Seconds that a fact may take to become true on a machine under load."""
 
 
@@ -156,7 +157,7 @@ class Room:
         reader, writer = await asyncio.open_unix_connection(str(self.path))
         try:
             writer.write(f"{method} {target} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(DEADLINE_S):
                 head, _, text = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.close()
@@ -172,7 +173,7 @@ class Room:
         reader, writer = await asyncio.open_unix_connection(str(self.path))
         try:
             writer.write(f"{method} {target} HTTP/1.0\r\n\r\n".encode())
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(DEADLINE_S):
                 await reader.readuntil(b"\r\n\r\n")
             yield Lines(reader)
         finally:
@@ -188,9 +189,17 @@ class Lines:
 
     async def next(self) -> Any:
         """The next object; None at the end."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(DEADLINE_S):
             line = await self._reader.readline()
         return json.loads(line) if line else None
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A directory with a short path that every user can reach, other than pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="clojarsd-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @asynccontextmanager

@@ -130,11 +130,20 @@ class Relayed:
         session: what is under test; touch it by `Rig.call` only.
     """
 
-    def __init__(self, rig: Rig, *, quickack: bool = False, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        *,
+        quickack: bool = False,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
+    ) -> None:
         self.client, near_client = tcp_pair(receive_buffer=receive_buffer)
         self.instance, near_instance = tcp_pair(receive_buffer=receive_buffer)
-        near_client.setblocking(False)
-        near_instance.setblocking(False)
+        for near in (near_client, near_instance):
+            near.setblocking(False)
+            if send_buffer is not None:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self._rig = rig
         self._ends: queue.SimpleQueue[EndReason] = queue.SimpleQueue()
         self.session = Session(
@@ -176,10 +185,11 @@ class Relayed:
         self._rig.call(self.session.cut)
 
     def close(self) -> None:
-        """Close the peers, and cut the session if it has not ended."""
+        """Cut the session if it has not ended, and close the peers, also the end that a move has handed back."""
+        self.cut()
+        self.session.client.close()
         self.client.close()
         self.instance.close()
-        self.cut()
 
 
 class Rig:
@@ -216,9 +226,16 @@ class Rig:
         assert not self._complaints, self._complaints
         assert (watched, lent) == (0, 0), "sessions that have ended still hold something"
 
-    def connect(self, *, quickack: bool = False, receive_buffer: int | None = None) -> Relayed:
-        """A new client and a new instance with a relay between them."""
-        relayed = Relayed(self, quickack=quickack, receive_buffer=receive_buffer)
+    def connect(
+        self, *, quickack: bool = False, receive_buffer: int | None = None, send_buffer: int | None = None
+    ) -> Relayed:
+        """A new client and a new instance with a relay between them.
+
+        Args:
+            receive_buffer: SO_RCVBUF of the two peers.
+            send_buffer: SO_SNDBUF of the relay's two sockets.
+        """
+        relayed = Relayed(self, quickack=quickack, receive_buffer=receive_buffer, send_buffer=send_buffer)
         self._relayed.append(relayed)
         return relayed
 

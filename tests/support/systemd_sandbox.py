@@ -22,7 +22,7 @@ BOOT_S = 60.0
 """How long the boot may take; half a second is usual."""
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 STEPS = Path(__file__).with_suffix(".sh")
-NEW_NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")
+NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")
 
 
 def missing_for_sandbox() -> str | None:
@@ -36,7 +36,7 @@ def missing_for_sandbox() -> str | None:
         return f"not installed: {', '.join(lacking)}"
     if _cgroup2_mount() is None:
         return "no cgroup2 hierarchy is mounted"
-    tried = subprocess.run(["unshare", *NEW_NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
+    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
     return tried.stderr.strip() if tried.returncode else None
 
 
@@ -48,8 +48,8 @@ class Sandbox:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs `arguments` inside, as root."""
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"]
-        return [*enter, "--wd=/", "--", *arguments]
+        # entering the mount namespace makes its root the working directory; --wd=/ would leave it in the machine's
+        return ["nsenter", "--target", str(self.pid), *NAMESPACES, "--", *arguments]
 
     def call(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run the command inside; its output is captured, whatever its exit code."""
@@ -91,7 +91,7 @@ def boot(directory: Path, units: Mapping[str, str], shared: Sequence[Path] = ())
         enter = 'echo $$ > "$0/cgroup.procs"; exec "$@"'
         steps = ["bash", str(STEPS), str(work), str(unit_files), str(notify), *elsewhere]
         outer = subprocess.Popen(
-            ["sh", "-ec", enter, str(cgroup), "unshare", *NEW_NAMESPACES, "--fork", "--kill-child", *steps],
+            ["sh", "-ec", enter, str(cgroup), "unshare", *NAMESPACES, "--fork", "--kill-child", *steps],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

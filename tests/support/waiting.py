@@ -19,7 +19,7 @@ async def until(fact: Callable[[], T], what: str = "the fact") -> T:
     try:
         async with asyncio.timeout(PATIENCE):
             while not seen:
-                await asyncio.sleep(0.005)  # noqa: ASYNC110 - the outside world sets no event
+                await asyncio.sleep(0.005)  # the outside world sets no event
                 seen = fact()
     except TimeoutError:
         raise AssertionError(f"{what} did not come; last seen: {seen!r}") from None

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clojarsd.core.errors import LaunchFailed
@@ -62,7 +63,6 @@ class Launches:
             soft_nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
         self.processes = Processes()
-        self.processes.adopt_orphans()
         self.made: list[tuple[Process, Heard]] = []
 
     def __call__(self, spec: LaunchSpec) -> tuple[Process, Heard]:
@@ -87,8 +87,9 @@ class Launches:
 async def launches(tmp_path: Path) -> AsyncIterator[Launches]:
     descriptors = len(os.listdir("/proc/self/fd"))
     made = Launches(tmp_path)
-    yield made
-    await made.end()
+    with made.processes.adopting_orphans():
+        yield made
+        await made.end()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
@@ -298,7 +299,8 @@ async def test_a_taken_port_is_found_before_the_command_runs(launches: Launches)
         port = taken.getsockname()[1]
         _, heard = launches(replace(launches.spec, ports={"http": Address("127.0.0.1", port)}))
         how = failure(await heard.how_it_ended())
-    assert how == (LaunchStage.PORTS, f"port {port} (http): address already in use")
+    holder = f"process {os.getpid()} ({psutil.Process().name()})"
+    assert how == (LaunchStage.PORTS, f"port {port} (http): address already in use by {holder}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -15,6 +15,7 @@ from tests.support.sockets import (
     Rig,
     in_background,
     noise,
+    pause,
     receive_exactly,
     receive_to_the_end,
     reset,
@@ -207,13 +208,18 @@ def send_all_of_it(end: socket.socket) -> None:
         end.sendall(bytes(1 << 28))
 
 
-def test_a_client_that_has_ended_is_not_moved(rig: Rig) -> None:
-    relayed = converse(rig)
-    relayed.client.shutdown(socket.SHUT_WR)
-    assert receive_to_the_end(relayed.instance) == (b"", False)
-    rig.call(relayed.session.move_now)
-    relayed.instance.close()
-    assert relayed.reason() is EndReason.FINISHED
+def test_a_client_that_has_ended_is_not_moved(new_loop: NewLoop) -> None:
+    """It may still be waiting for more, and could not ask anybody else for it."""
+    with Rig(new_loop, move_flush=0.05) as rig:
+        relayed = converse(rig)
+        relayed.client.shutdown(socket.SHUT_WR)
+        assert receive_to_the_end(relayed.instance) == (b"", False)
+        rig.call(relayed.session.move_now)
+        assert relayed.stays_open()
+        relayed.instance.sendall(ANSWER)
+        relayed.instance.close()
+        assert receive_to_the_end(relayed.client) == (ANSWER, False)
+        assert relayed.reason() is EndReason.FINISHED
 
 
 def test_an_instance_that_ends_by_itself_is_no_move(rig: Rig) -> None:
@@ -263,6 +269,8 @@ def test_an_instance_that_falls_silent_in_the_last_answer_counts_as_lost(new_loo
         def move() -> None:
             relayed.session.move_now()
             relayed.instance.sendall(b"half an ans")
+            for _ in range(5):
+                pause()  # the loop is late: the timer is due before the bytes have been looked at
 
         rig.call(move)
         assert relayed.reason() is EndReason.INSTANCE_RESET

@@ -1,0 +1,47 @@
+"""The commands `clojarsctl` and `deploy-clojars`.
+
+What monitoring and people in a hurry ask all the time, `status` and `check`, is understood here, because importing
+click takes longer than all of it; everything else is left to click, in `verbs`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from clojarsd.ctl.look import check_pair, show_status
+from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_USAGE, SOCKET_VARIABLE, Session, narrate
+
+_FAST: dict[str, Callable[[Session], None]] = {"status": show_status, "check": check_pair}
+
+
+def main() -> None:
+    """Run `clojarsctl`."""
+    if not _run_fast(sys.argv[1:]):
+        from clojarsd.ctl.verbs import cli
+
+        cli(prog_name="clojarsctl")
+
+
+def _run_fast(words: Sequence[str]) -> bool:
+    """Whether the words were one of the frequent commands with nothing but `--json`, which was then run."""
+    if "_CLOJARSCTL_COMPLETE" in os.environ:
+        return False
+    verbs = [word for word in words if word != "--json"]
+    if len(verbs) != 1 or verbs[0] not in _FAST:
+        return False
+    socket = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
+    try:
+        _FAST[verbs[0]](Session(socket, "--json" in words))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    return True
+
+
+def deploy_main() -> None:
+    """Run `deploy-clojars`."""
+    narrate("deploy-clojars: this version of clojarsd cannot deploy yet")
+    sys.exit(EXIT_USAGE)

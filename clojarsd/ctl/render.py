@@ -1,0 +1,192 @@
+"""What people read: the picture of the pair, events and steps as lines of text, 80 columns wide.
+
+A line is made of pieces, each with a style; without a terminal the styles are left out.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+WIDTH = 80
+_INDENT = 10
+
+Piece: TypeAlias = tuple[str, str]
+"""A text and its style: `good`, `warning`, `bad`, `strong`, `faint`, or nothing."""
+Line: TypeAlias = Sequence[Piece]
+Json: TypeAlias = Mapping[str, Any]
+
+_STATE_STYLES = {"ready": "good", "failed": "bad", "backoff": "bad", "stopped": "bad"}
+_HEALTH_STYLES = {"up": "good", "down": "bad", "stalled": "bad"}
+
+
+def plain(lines: Iterable[Line]) -> str:
+    """The lines without styles."""
+    return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
+
+
+def status_lines(status: Json, now: datetime) -> list[Line]:
+    """The picture of the pair, as `GET /v1/status` has it."""
+    instances = status["instances"]
+    lines: list[Line] = [_headline(status), _daemon_line(status, now), []]
+    for role, seen in instances.items():
+        lines += _instance_lines(role, seen, now)
+    if status["frontends"]:
+        lines += [[], *_frontend_lines(status["frontends"])]
+    return lines
+
+
+def event_line(event: Json) -> Line:
+    """One event of the history."""
+    by = event["by"]
+    asked = [(f" (by {clean(by)})", "faint")] if by and not event["message"].startswith(by) else []
+    return [
+        (f"{short_time(event['at'])}  ", "faint"),
+        (f"{event['event']:<17} ", "strong"),
+        (clean(event["message"]), ""),
+        *asked,
+    ]
+
+
+def step_text(step: Json) -> str:
+    """One step of an order."""
+    return f"{step['at'][11:19]} {clean(step['message'])}"
+
+
+def age(since: str, now: datetime) -> str:
+    """How long ago it was, roughly: `7 s`, `12 min`, `3 h 5 min`, `2 d 4 h`; the text itself when it is no time."""
+    try:
+        seconds = max(0, int((now - datetime.fromisoformat(since)) / timedelta(seconds=1)))
+    except ValueError:
+        return since
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 120:
+        return f"{seconds} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"
+
+
+def short_time(at: str) -> str:
+    """`2026-11-23 12:00:09Z`, from the same with a T and milliseconds."""
+    return f"{at[:10]} {at[11:19]}Z"
+
+
+def clean(text: object) -> str:
+    """The text as one line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+def substance(status: Json) -> dict[str, Any]:
+    """The part of the picture whose change is worth a new one: no counters, no results of single checks."""
+    volatile = ("checks", "jvm", "connections", "accepted_total")
+    parts = [*status["instances"].items(), *status["frontends"].items()]
+    seen = {name: {key: value for key, value in part.items() if key not in volatile} for name, part in parts}
+    return {**seen, "release": status["release"], "rollout": status["rollout"], "daemon": status["daemon"]}
+
+
+def _headline(status: Json) -> Line:
+    able = [role for role, seen in status["instances"].items() if seen["eligible"]]
+    if len(able) == len(status["instances"]):
+        verdict = ("primary and backup can serve", "good")
+    elif able:
+        verdict = (f"only {able[0]} can serve", "warning")
+    else:
+        verdict = ("NOTHING CAN SERVE", "bad")
+    return [(f"{clean(status['service'])}: ", "strong"), verdict, *_who_serves(status["frontends"])]
+
+
+def _who_serves(frontends: Json) -> list[Piece]:
+    """`; primary serves http, nailgun; nobody serves ftp`."""
+    names: dict[str, list[str]] = {}
+    for name, seen in frontends.items():
+        names.setdefault(seen["active"] or "nobody", []).append(name)
+    return [
+        (f"; {who} serves {', '.join(served)}", "bad" if who == "nobody" else "")
+        for who, served in sorted(names.items(), reverse=True)
+    ]
+
+
+def _daemon_line(status: Json, now: datetime) -> Line:
+    daemon, release = status["daemon"], status["release"]["current"]
+    text = f"clojarsd {daemon['version']}, process {daemon['pid']}, for {age(daemon['started_at'], now)}"
+    return [(text + (f", release {clean(release)}" if release else ""), "faint")]
+
+
+def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
+    state, health = seen["state"], seen["health"]
+    process = f"process {seen['pid']}" if seen["pid"] is not None else "no process"
+    lines: list[Line] = [
+        [
+            (f"{role:<{_INDENT}}", "strong"),
+            (f"{state:<9}", _STATE_STYLES.get(state, "warning")),
+            (f"for {age(seen['since'], now):<12}  ", ""),
+            ("health ", ""),
+            (f"{health:<8}", _HEALTH_STYLES.get(health, "warning")),
+            (f" goal {seen['goal']:<6}{process}", ""),
+        ]
+    ]
+    if seen["reason"]:
+        lines += _wrapped(clean(seen["reason"]), "warning")
+    lines += _wrapped(_past(seen, now), "")
+    for check in seen["checks"]:
+        when = f" ({age(check['at'], now)} ago)" if check["at"] else ""
+        text = f"{check['kind']}: {clean(check['last'] or 'no result yet')}{when}"
+        lines += _wrapped(text, "" if check["up"] else "warning")
+    return lines
+
+
+def _past(seen: Json, now: datetime) -> str:
+    """Launches, the last exit, and the release it runs."""
+    parts = [
+        f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched",
+        f"restarts {seen['restarts']}",
+    ]
+    if (last := seen["last_exit"]) is not None:
+        how = f"code {last['code']}" if last["signal"] is None else f"signal {last['signal']}"
+        parts.append(f"last exit: {how}, {age(last['at'], now)} ago")
+    if seen["release"]:
+        parts.append(f"release {clean(seen['release'])}")
+    return ", ".join(parts)
+
+
+def _wrapped(text: str, style: str) -> list[Line]:
+    room = WIDTH - _INDENT
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return [[(" " * _INDENT, ""), (line, style)] for line in lines]
+
+
+def _frontend_lines(frontends: Json) -> list[Line]:
+    """The table of frontends; connections are counted for primary, backup and held."""
+    rows = [("frontend", "listens on", "mode", "serves", "open p/b/held", "total p/b")]
+    for name, seen in frontends.items():
+        opened, total = seen["connections"], seen["accepted_total"]
+        rows.append(
+            (
+                clean(name),
+                ", ".join(seen["listen"]),
+                seen["mode"],
+                seen["active"] or "nobody",
+                f"{opened['primary']}/{opened['backup']}/{opened['held']}",
+                f"{total['primary']}/{total['backup']}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines: list[Line] = []
+    for number, row in enumerate(rows):
+        text = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        style = "faint" if number == 0 else "bad" if row[3] == "nobody" else ""
+        lines.append([(text.rstrip(), style)])
+    for name, seen in frontends.items():
+        if seen["mode_reason"]:
+            lines += _wrapped(f"{clean(name)}: {clean(seen['mode_reason'])}", "faint")
+    return lines
+
+
+def now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)

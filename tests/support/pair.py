@@ -1,0 +1,365 @@
+"""The daemon as a real process with a pair of real instances, in a directory of its own; and clients that count."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from tests.support.app import command as app_command
+from tests.support.waiting import PATIENCE
+
+CHECKOUT = Path(__file__).parents[2]
+CLOJARSCTL = Path(sys.executable).with_name("clojarsctl")
+
+CONFIG = """
+[service]
+name = "demo"
+user = "{user}"
+group = "{group}"
+runtime_dir = "{home}/run"
+state_dir = "{home}/state"
+log_dir = "{home}/log"
+
+[app]
+command = {command}
+directory = "{home}"
+stop_timeout = "10s"
+restart_delay = "100ms"
+{app}
+[instances.primary]
+ports = {{ http = {primary[0]}, line = {primary[1]} }}
+{primary_extra}
+[instances.backup]
+ports = {{ http = {backup[0]}, line = {backup[1]} }}
+{backup_extra}
+[[checks]]
+kind = "http"
+port = "http"
+path = "/health"
+interval = "250ms"
+
+[frontends.http]
+listen = "127.0.0.1:{http}"
+port = "http"
+failback = "{failback}"
+drain = "10s"
+drain_idle = "500ms"
+[frontends.line]
+listen = "127.0.0.1:{line}"
+port = "line"
+mode = "relay"
+drain = "10s"
+drain_idle = "500ms"
+failback = "{failback}"
+"""
+
+STAND_IN = app_command("--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, each another one."""
+    with contextlib.ExitStack() as taken:
+        trials = [taken.enter_context(socket.socket()) for _ in range(count)]
+        for trial in trials:
+            trial.bind(("127.0.0.1", 0))
+        return [int(trial.getsockname()[1]) for trial in trials]
+
+
+@dataclass
+class Pair:
+    """A daemon in `home`, as operators and clients see it. Its block ends with nothing left."""
+
+    home: Path
+    command: Sequence[str] = tuple(STAND_IN)
+    app: str = ""
+    primary_extra: str = ""
+    backup_extra: str = ""
+    failback: str = "1s"
+    ports: list[int] = field(default_factory=lambda: free_ports(6))
+    environment: dict[str, str] = field(default_factory=dict)
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.primary, self.backup = self.ports[0:2], self.ports[2:4]
+        self.http, self.line = self.ports[4:6]
+        self.config = self.home / "clojarsd.toml"
+        self.socket = self.home / "run" / "control.sock"
+
+    def write_config(self) -> Path:
+        """The configuration file, written."""
+        self.config.write_text(
+            CONFIG.format(
+                user=os.geteuid(),
+                group=os.getegid(),
+                home=self.home,
+                command=json.dumps(list(self.command)),
+                app=self.app,
+                primary=self.primary,
+                primary_extra=self.primary_extra,
+                backup=self.backup,
+                backup_extra=self.backup_extra,
+                http=self.http,
+                line=self.line,
+                failback=self.failback,
+            )
+        )
+        return self.config
+
+    def begin(self) -> Self:
+        """Start the daemon; return when it takes orders."""
+        self.write_config()
+        with (self.home / "daemon.log").open("ab") as output:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "clojarsd", "-c", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=CHECKOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+        self.until_true(lambda: self.daemon_ended() or self.answers(), "the daemon's control socket")
+        assert not self.daemon_ended(), self.daemon_log()
+        return self
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop the daemon the ordinary way; no process that it made is left."""
+        if self.daemon is None:
+            return
+        made = self.processes()
+        if self.daemon.poll() is None:
+            self.daemon.send_signal(signal.SIGTERM)
+        try:
+            self.daemon.wait(PATIENCE)
+            left = [process for process in made if process.is_running()]
+            assert not left, f"{left} outlived the daemon"
+        finally:
+            for process in made:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if self.daemon.poll() is None:
+                self.daemon.kill()
+                self.daemon.wait()
+            self.daemon = None
+
+    def processes(self) -> list[psutil.Process]:
+        """The daemon's descendants."""
+        assert self.daemon is not None
+        try:
+            return psutil.Process(self.daemon.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def daemon_ended(self) -> bool:
+        """Whether the daemon's process has exited."""
+        return self.daemon is not None and self.daemon.poll() is not None
+
+    def daemon_log(self) -> str:
+        """What the daemon has said."""
+        return (self.home / "daemon.log").read_text(errors="replace")
+
+    # What operators do.
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON that the API answers; for a stream a list of its lines."""
+        with _UnixConnection(self.socket) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            lines = connection.getresponse().read().splitlines()
+        found = [json.loads(line) for line in lines]
+        return found[0] if len(found) == 1 else found
+
+    def answers(self) -> bool:
+        """Whether the API answers."""
+        try:
+            return bool(self.ask("GET", "/v1/status"))
+        except OSError:
+            return False
+
+    def status(self) -> dict[str, Any]:
+        """`GET /v1/status`."""
+        status = self.ask("GET", "/v1/status")
+        assert isinstance(status, dict)
+        return status
+
+    def instance(self, role: str) -> dict[str, Any]:
+        """One instance of the status."""
+        found = self.status()["instances"][role]
+        assert isinstance(found, dict)
+        return found
+
+    def pid(self, role: str) -> int:
+        """The process of an instance, which there must be."""
+        pid = self.instance(role)["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def ctl(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """clojarsctl, as a process."""
+        return subprocess.run(
+            [str(CLOJARSCTL), "--socket", str(self.socket), *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=CHECKOUT,
+            check=False,
+            **options,
+        )
+
+    def done(self, *words: str) -> str:
+        """What clojarsctl says of an order that must come to its end."""
+        finished = self.ctl(*words)
+        assert finished.returncode == 0, (words, finished.stdout, finished.stderr, self.daemon_log())
+        return finished.stdout
+
+    def until(self, fact: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first status for which the fact holds."""
+        found: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            found[:] = [self.status()]
+            return bool(fact(found[0]))
+
+        self.until_true(look, "the fact", lambda: f"{json.dumps(found)}\n{self.daemon_log()}")
+        return found[0]
+
+    def until_true(self, fact: Callable[[], object], what: str, more: Callable[[], str] = lambda: "") -> None:
+        """Return when the fact holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not fact():
+            assert time.monotonic() < deadline, f"{what} did not come; {more()}"
+            time.sleep(0.01)
+
+    def until_active(self, role: str | None) -> dict[str, Any]:
+        """The first status in which new connections of every frontend go to the role."""
+        return self.until(lambda seen: all(one["active"] == role for one in seen["frontends"].values()))
+
+    def events(self) -> list[dict[str, Any]]:
+        """The history, oldest first."""
+        found = self.ask("GET", "/v1/events?n=500")
+        return [line for line in found if "event" in line]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("clojarsd", timeout=PATIENCE)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def connection(port: int) -> Iterator[http.client.HTTPConnection]:
+    """An HTTP connection to a port of this machine."""
+    opened = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def get(opened: http.client.HTTPConnection, path: str) -> bytes:
+    """The body that a GET over the connection is answered with; the status must be 200."""
+    opened.request("GET", path)
+    answer = opened.getresponse()
+    body = answer.read()
+    assert answer.status == 200, (answer.status, body)
+    return body
+
+
+@dataclass
+class Failure:
+    """One request that got no whole answer."""
+
+    error: str
+    began: float
+    ended: float
+
+
+class Clients:
+    """Clients that ask `/who` over and over until the block ends, and count.
+
+    Attributes:
+        answered: by name of the instance.
+        failures: every request that got no answer.
+        answers: (instant, name) of each answer, in their order.
+    """
+
+    def __init__(self, port: int, count: int = 1, *, keep_alive: bool = False) -> None:
+        self._port = port
+        self._keep_alive = keep_alive
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._loop) for _ in range(count)]
+        self.failures: list[Failure] = []
+        self.answers: list[tuple[float, str]] = []
+        self.connections = 0
+
+    @property
+    def answered(self) -> dict[str, int]:
+        names = [name for _, name in self.answers]
+        return {name: names.count(name) for name in set(names)}
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        self.await_answers(len(self._threads))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def await_answers(self, count: int) -> None:
+        """Return when so many more answers have come."""
+        target, deadline = len(self.answers) + count, time.monotonic() + PATIENCE
+        while len(self.answers) < target:
+            assert time.monotonic() < deadline, (self.answered, self.failures[:5])
+            time.sleep(0.005)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            with connection(self._port) as opened:
+                self.connections += 1
+                while not self._stop.is_set() and self._ask(opened) and self._keep_alive:
+                    pass
+
+    def _ask(self, opened: http.client.HTTPConnection) -> bool:
+        began = time.monotonic()
+        try:
+            name = json.loads(get(opened, "/who"))["name"]
+        except (OSError, http.client.HTTPException, AssertionError) as error:
+            self.failures.append(Failure(repr(error), began, time.monotonic()))
+            return False
+        self.answers.append((time.monotonic(), name))
+        return True
