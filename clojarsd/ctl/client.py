@@ -94,6 +94,8 @@ class Answer:
         self._connection = connection
         self._stream: BufferedReader = connection.makefile("rb")
         try:
+            if not connection.recv(1, socket.MSG_PEEK):  # raises when it takes too long, which a buffered read hides
+                raise ConnectionResetError
             status = self._read_head()
             if status != 200:
                 raise self._rejection()
@@ -142,9 +144,7 @@ class Answer:
     def _read_head(self) -> int:
         """The status."""
         first = self._stream.readline().split(None, 2)
-        if not first:
-            raise ConnectionResetError
-        if not first[0].startswith(b"HTTP/1.") or len(first) < 2 or not first[1].isdigit():
+        if len(first) < 2 or not first[0].startswith(b"HTTP/1.") or not first[1].isdigit():
             raise self._stranger()
         while self._stream.readline().strip():
             pass

@@ -78,15 +78,19 @@ def short_time(at: str) -> str:
 
 def clean(text: object) -> str:
     """The text as one line that does nothing to a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 def substance(status: Json) -> dict[str, Any]:
     """The part of the picture whose change is worth a new one: no counters, no results of single checks."""
     volatile = ("checks", "jvm", "connections", "accepted_total")
-    parts = [*status["instances"].items(), *status["frontends"].items()]
-    seen = {name: {key: value for key, value in part.items() if key not in volatile} for name, part in parts}
-    return {**seen, "release": status["release"], "rollout": status["rollout"], "daemon": status["daemon"]}
+    seen = dict(status)
+    for part in ("instances", "frontends"):
+        seen[part] = {
+            name: {key: value for key, value in one.items() if key not in volatile}
+            for name, one in status[part].items()
+        }
+    return seen
 
 
 def _headline(status: Json) -> Line:
@@ -141,11 +145,9 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
 
 
 def _past(seen: Json, now: datetime) -> str:
-    """Launches, the last exit, and the release it runs."""
-    parts = [
-        f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched",
-        f"restarts {seen['restarts']}",
-    ]
+    """Its name, its launches, the last exit, and the release it runs."""
+    launches = f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched"
+    parts = [clean(seen["name"]), launches, f"restarts {seen['restarts']}"]
     if (last := seen["last_exit"]) is not None:
         how = f"code {last['code']}" if last["signal"] is None else f"signal {last['signal']}"
         parts.append(f"last exit: {how}, {age(last['at'], now)} ago")

@@ -1,0 +1,180 @@
+"""What people read about the pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from clojarsd.core.history import EventName, PastEvent
+from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.unit import Unit
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, PairView
+from clojarsd.ctl.render import WIDTH, age, clean, event_line, plain, status_lines, step_text, substance
+from tests.support.control import instance
+
+NOW = datetime(2026, 11, 23, 14, 5, 9, tzinfo=UTC)
+AT = "2026-11-23T12:00:09.000Z"
+
+
+def frontend(active: Role | None, mode_reason: str | None = None) -> FrontendView:
+    counts = {Role.PRIMARY: 12, Role.BACKUP: 0, None: 3}
+    return FrontendView(("127.0.0.1:8080", "[::1]:8080"), "relay", mode_reason, active, counts, {Role.PRIMARY: 70000})
+
+
+def picture(*instances: InstanceView, **frontends: FrontendView) -> dict[str, Any]:
+    daemon = DaemonView("0.1.0", 812, "2026-11-20T12:00:00.000Z", "/etc/clojarsd.toml")
+    pair = PairView("clojars", daemon, {seen.role: seen for seen in instances}, frontends, "clojars-web-0.8.1.jar")
+    seen: dict[str, Any] = json.loads(json.dumps(pair.as_json()))
+    return seen
+
+
+def read(status: Mapping[str, Any]) -> str:
+    return plain(status_lines(status, NOW))
+
+
+def test_a_pair_that_serves() -> None:
+    status = picture(
+        instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.PRIMARY), ftp=frontend(Role.PRIMARY)
+    )
+    assert (
+        read(status)
+        == """\
+clojars: primary and backup can serve; primary serves http, ftp
+clojarsd 0.1.0, process 812, for 3 d 2 h, release clojars-web-0.8.1.jar
+
+primary   ready    for 2 h 5 min     health up       goal up    process 901
+          clojars, launch 3, restarts 0, release app.jar
+          http: 200 in 3 ms (2 h 5 min ago)
+backup    ready    for 2 h 5 min     health up       goal up    process 901
+          clojars-backup, launch 3, restarts 0, release app.jar
+          http: 200 in 3 ms (2 h 5 min ago)
+
+frontend  listens on                  mode   serves   open p/b/held  total p/b
+http      127.0.0.1:8080, [::1]:8080  relay  primary  12/0/3         70000/0
+ftp       127.0.0.1:8080, [::1]:8080  relay  primary  12/0/3         70000/0"""
+    )
+
+
+def test_a_pair_in_trouble() -> None:
+    reason = "exited with 1; given up after 10 restarts within 120 s; `clojarsctl start primary` tries again"
+    failed = instance(
+        Role.PRIMARY,
+        state=UnitState.FAILED,
+        health=Health.UNKNOWN,
+        pid=None,
+        restarts=10,
+        reason=reason,
+        since="2026-11-23T14:03:59.000Z",
+        last_exit=LastExit(ExitStatus(1, None), "2026-11-23T14:03:59.000Z"),
+        checks=(CheckView("http", Health.UNKNOWN, None, None), CheckView("nailgun", Health.DOWN, "refused", AT)),
+    )
+    down = InstanceView(
+        role=Role.BACKUP,
+        name="clojars-backup",
+        unit=Unit(goal=Goal.DOWN, state=UnitState.STOPPED, incarnation=Incarnation(0)),
+        health=Health.UNKNOWN,
+        pid=None,
+        since=AT,
+        restarts=0,
+        last_exit=LastExit(ExitStatus(None, 9), AT),
+        reason="not started yet",
+        release=None,
+        ports={},
+        checks=(),
+    )
+    status = picture(failed, down, http=frontend(None, "it may not load BPF programs: operation not permitted"))
+    assert (
+        read(status)
+        == """\
+clojars: NOTHING CAN SERVE; nobody serves http
+clojarsd 0.1.0, process 812, for 3 d 2 h, release clojars-web-0.8.1.jar
+
+primary   failed   for 70 s          health unknown  goal up    no process
+          exited with 1; given up after 10 restarts within 120 s; `clojarsctl
+          start primary` tries again
+          clojars, launch 3, restarts 10, last exit: code 1, 70 s ago, release
+          app.jar
+          http: no result yet
+          nailgun: refused (2 h 5 min ago)
+backup    stopped  for 2 h 5 min     health unknown  goal down  no process
+          not started yet
+          clojars-backup, never launched, restarts 0, last exit: signal 9, 2 h 5
+          min ago
+
+frontend  listens on                  mode   serves  open p/b/held  total p/b
+http      127.0.0.1:8080, [::1]:8080  relay  nobody  12/0/3         70000/0
+          http: it may not load BPF programs: operation not permitted"""
+    )
+
+
+def test_one_instance_that_can_serve_is_named() -> None:
+    draining = instance(Role.PRIMARY, state=UnitState.DRAINING, reason="out of rotation by order")
+    status = picture(draining, instance(Role.BACKUP), http=frontend(Role.BACKUP), ftp=frontend(None))
+    assert read(status).splitlines()[0] == ("clojars: only backup can serve; nobody serves ftp; backup serves http")
+
+
+def test_every_state_fits_eighty_columns() -> None:
+    for state in UnitState:
+        for health in Health:
+            seen = instance(
+                Role.PRIMARY,
+                state=state,
+                health=health,
+                pid=4194304,
+                since="2025-11-23T12:00:09.000Z",
+                reason="because " * 30,
+            )
+            status = picture(seen, instance(Role.BACKUP), http=frontend(Role.PRIMARY))
+            assert all(len(line) <= WIDTH for line in read(status).splitlines())
+
+
+def test_what_a_check_has_seen_does_nothing_to_the_terminal() -> None:
+    check = CheckView("exec", Health.DOWN, "\x1b[2J\x07evil\nline \u202e", AT)
+    text = read(picture(instance(Role.PRIMARY, checks=(check,)), instance(Role.BACKUP)))
+    assert "exec: [2J evil line (2 h 5 min ago)" in text
+    assert clean("\x1b[31m") == "[31m"
+
+
+@pytest.mark.parametrize(
+    ("since", "text"),
+    [
+        ("2026-11-23T14:05:09.900Z", "0 s"),
+        ("2026-11-23T14:05:02Z", "7 s"),
+        ("2026-11-23T14:03:10.000Z", "119 s"),
+        ("2026-11-23T14:03:09.000Z", "2 min"),
+        ("2026-11-23T12:05:10.000Z", "119 min"),
+        ("2026-11-23T12:05:09.000Z", "2 h 0 min"),
+        ("2026-11-21T14:05:09.000Z", "2 d 0 h"),
+        ("2026-11-23T14:06:00.000Z", "0 s"),  # the clock was set back
+        ("...", "..."),
+    ],
+)
+def test_ages(since: str, text: str) -> None:
+    assert age(since, NOW) == text
+
+
+def test_events() -> None:
+    event = PastEvent(7, AT, EventName.INSTANCE_READY, Role.BACKUP, "ann", "backup is ready")
+    assert plain([event_line(event.as_json())]) == "2026-11-23 12:00:09Z  instance-ready    backup is ready (by ann)"
+    order = PastEvent(8, AT, EventName.ORDER, Role.BACKUP, "ann", "ann orders: stop backup")
+    assert plain([event_line(order.as_json())]) == "2026-11-23 12:00:09Z  order             ann orders: stop backup"
+    lonely = PastEvent(9, AT, EventName.FAILOVER, None, None, "backup serves http")
+    assert plain([event_line(lonely.as_json())]) == "2026-11-23 12:00:09Z  failover          backup serves http"
+
+
+def test_steps() -> None:
+    assert step_text({"at": AT, "role": "backup", "message": "backup is ready"}) == "12:00:09 backup is ready"
+
+
+def test_counters_and_single_checks_are_no_change_worth_printing() -> None:
+    before = picture(instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.PRIMARY))
+    check = CheckView("http", Health.UP, "200 in 4 ms", AT)
+    busier = FrontendView(("127.0.0.1:8080", "[::1]:8080"), "relay", None, Role.PRIMARY, {None: 9}, {None: 9})
+    after = picture(instance(Role.PRIMARY, checks=(check,)), instance(Role.BACKUP), http=busier)
+    assert substance(before) == substance(after)
+    moved = picture(instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.BACKUP))
+    assert substance(before) != substance(moved)

@@ -1,0 +1,543 @@
+"""clojarsctl as its users have it: a real process, a real control server, words and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import pwd
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clojarsd.core.api import Verb
+from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.history import EventName
+from clojarsd.core.names import Health, Role, UnitState
+from tests.support.control import DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
+
+COMMAND = "from clojarsd.ctl.main import main; main()"
+BECOME = """
+import os, sys
+uid = int(sys.argv[1])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+del sys.argv[1]
+"""
+SEE = "clojarsctl status | clojarsctl events -f"
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with open_directory() as path:
+        yield path
+
+
+@pytest.fixture
+async def room(directory: Path) -> AsyncIterator[Room]:
+    async with control_room(directory, viewers=("nobody",)) as room:
+        yield room
+
+
+class Run:
+    """One clojarsctl."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self, *, error: bool = False) -> str:
+        """The next line that it says on stdout, or on stderr."""
+        stream = self.process.stderr if error else self.process.stdout
+        assert stream is not None
+        async with asyncio.timeout(DEADLINE_S):
+            return (await stream.readline()).decode().rstrip("\n")
+
+    async def end(self) -> tuple[int, str, str]:
+        """Its exit code, and what else it has said on stdout and stderr."""
+        async with asyncio.timeout(DEADLINE_S):
+            out, err = await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def running(socket: Path, *words: str, uid: int | None = None) -> AsyncIterator[Run]:
+    """A clojarsctl that is interrupted if the test leaves it running."""
+    script = COMMAND if uid is None else f"{BECOME}{COMMAND}"
+    become = [] if uid is None else [str(uid)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        script,
+        *become,
+        *words,
+        env={**os.environ, "CLOJARSD_SOCKET": str(socket), "COLUMNS": "100"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    run = Run(process)
+    try:
+        yield run
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def ctl(socket: Path, *words: str, uid: int | None = None) -> tuple[int, str, str]:
+    async with running(socket, *words, uid=uid) as run:
+        return await run.end()
+
+
+async def next_work(room: Room) -> PaperWork:
+    async with asyncio.timeout(DEADLINE_S):
+        return await room.orders.works.get()
+
+
+# Looking.
+
+
+async def test_status(room: Room) -> None:
+    code, out, err = await ctl(room.path, "status")
+    assert (code, err) == (0, "")
+    assert out.startswith("clojars: primary and backup can serve; primary serves http\nclojarsd 0.1.0, process ")
+    assert "\x1b" not in out
+
+
+async def test_status_for_programs(room: Room) -> None:
+    for words in (["status", "--json"], ["--json", "status"], ["--socket", str(room.path), "status", "--json"]):
+        code, out, err = await ctl(room.path, *words)
+        assert (code, err) == (0, "")
+        assert json.loads(out) == json.loads(json.dumps(room.board.view().as_json()))
+
+
+async def test_frequent_commands_say_the_same_with_and_without_click(room: Room) -> None:
+    for verb in ("status", "check"):
+        fast = await ctl(room.path, verb)
+        slow = await ctl(Path("/nowhere"), "--socket", str(room.path), verb)
+        assert fast == slow
+
+
+async def test_status_imports_nothing_that_takes_long(room: Room) -> None:
+    """click alone takes three times as long as an empty Python program."""
+    slow = ("asyncio", "aiohttp", "click", "dataclasses", "decimal", "http.client", "inspect", "pydantic", "rich")
+    program = (
+        "import sys; from clojarsd.ctl.main import main; sys.argv = ['clojarsctl', 'status']; main();"
+        f"print(sorted(set({slow!r}) & set(sys.modules)))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        program,
+        env={**os.environ, "CLOJARSD_SOCKET": str(room.path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        out, _ = await process.communicate()
+    assert out.splitlines()[-1] == b"[]"
+
+
+async def test_status_has_colours_on_a_terminal(room: Room) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            COMMAND,
+            "status",
+            env={**os.environ, "CLOJARSD_SOCKET": str(room.path), "TERM": "xterm", "NO_COLOR": ""},
+            stdout=theirs,
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            assert await process.wait() == 0
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "\x1b[32mprimary and backup can serve\x1b[0m" in shown
+
+
+@pytest.mark.slow
+async def test_watch_prints_what_changes_without_a_terminal(room: Room) -> None:
+    async with running(room.path, "status", "--watch") as run:
+        assert await run.line() == "clojars: primary and backup can serve; primary serves http"
+        while await run.line():
+            pass
+        room.board.publish(instance(Role.BACKUP, state=UnitState.FAILED, reason="given up"))
+        while not (line := await run.line()).startswith("clojars: "):
+            pass
+        assert line == "clojars: only primary can serve; primary serves http"
+        run.process.send_signal(signal.SIGINT)
+        code, _, err = await run.end()
+        assert (code, err) == (130, "")
+
+
+@pytest.mark.slow
+async def test_watch_outlives_the_daemon(directory: Path) -> None:
+    async with control_room(directory) as room:
+        run = Run(await start(room.path, "status", "--watch", "--json"))
+        assert json.loads(await run.line())["service"] == "clojars"
+    assert await run.line(error=True) == (
+        f"cannot reach clojarsd at {room.path}: no such socket; is clojarsd.service running?"
+    )
+    async with control_room(directory):
+        assert json.loads(await run.line())["service"] == "clojars"
+        run.process.send_signal(signal.SIGINT)
+        assert (await run.end())[0] == 130
+
+
+async def start(socket: Path, *words: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        COMMAND,
+        *words,
+        env={**os.environ, "CLOJARSD_SOCKET": str(socket)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_check_exits_as_a_nagios_plugin(room: Room) -> None:
+    assert await ctl(room.path, "check") == (0, "clojars OK: primary and backup can serve\n", "")
+    room.board.publish(instance(Role.PRIMARY, health=Health.DOWN, reason="its checks fail"))
+    assert await ctl(room.path, "check") == (
+        1,
+        "clojars WARNING: only backup can serve; primary is ready: its checks fail\n",
+        "",
+    )
+    room.board.publish(instance(Role.BACKUP, state=UnitState.STOPPED, reason="stopped by order"))
+    code, out, _ = await ctl(room.path, "check", "--json")
+    assert code == 2
+    assert json.loads(out)["code"] == 2
+    code, out, err = await ctl(Path("/nowhere"), "check")
+    assert (code, err) == (3, "")
+    assert out == "clojarsd UNKNOWN: cannot reach clojarsd at /nowhere: no such socket; is clojarsd.service running?\n"
+
+
+async def test_events(room: Room) -> None:
+    room.history.record(EventName.FAILOVER, "backup serves http")
+    room.history.record(EventName.INSTANCE_READY, "primary is ready", Role.PRIMARY, "ann")
+    code, out, err = await ctl(room.path, "events")
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first[19:] == "Z  failover          backup serves http"
+    assert second.endswith("Z  instance-ready    primary is ready (by ann)")
+    code, out, _ = await ctl(room.path, "events", "-n", "1", "--json")
+    assert json.loads(out) == room.history.recent(1)[0].as_json()
+    assert (await ctl(room.path, "events", "-n", "2000"))[::2] == (2, "n is 2000, not a number from 0 to 1000\n")
+
+
+async def test_events_are_followed_until_interrupted(room: Room) -> None:
+    room.history.record(EventName.FAILOVER, "first")
+    async with running(room.path, "events", "-f", "-n", "1") as run:
+        assert (await run.line()).endswith("first")
+        room.history.record(EventName.FAILBACK, "second")
+        assert (await run.line()).endswith("second")
+        run.process.send_signal(signal.SIGINT)
+        assert await run.end() == (130, "", "")
+
+
+async def test_a_follower_is_told_that_the_daemon_ends(room: Room) -> None:
+    room.history.record(EventName.FAILOVER, "first")
+    async with running(room.path, "events", "-f") as run:
+        await run.line()
+        room.task.cancel()
+        assert await run.end() == (1, "", "clojarsd is ending\n")
+
+
+async def test_logs(room: Room) -> None:
+    room.logs[Role.PRIMARY].write_text("a\nb\n")
+    room.logs[Role.BACKUP].write_text("z\n")
+    assert await ctl(room.path, "logs", "clojars", "-n", "1") == (0, "b\n", "")
+    assert await ctl(room.path, "logs") == (0, "backup  | z\nprimary | a\nprimary | b\n", "")
+    code, out, _ = await ctl(room.path, "logs", "backup", "--json")
+    assert (code, json.loads(out)) == (0, {"role": "backup", "line": "z"})
+
+
+async def test_a_log_is_followed(room: Room) -> None:
+    room.logs[Role.PRIMARY].write_text("a\n")
+    async with running(room.path, "logs", "primary", "-f") as run:
+        assert await run.line() == "a"
+        with room.logs[Role.PRIMARY].open("a") as log:
+            log.write("b\n")
+        assert await run.line() == "b"
+
+
+async def test_a_log_that_is_not_there(room: Room) -> None:
+    assert await ctl(room.path, "logs", "primary") == (3, "", f"there is no log at {room.logs[Role.PRIMARY]} yet\n")
+
+
+# Orders.
+
+
+async def test_an_order_is_narrated_and_ends_with_a_sentence(room: Room) -> None:
+    async with running(room.path, "restart", "clojars-backup", "--force", "--timeout", "1m30s") as run:
+        work = await next_work(room)
+        assert room.orders.given == [(Verb.RESTART, (Role.BACKUP,), "root", True, 90)]
+        work.note(Role.BACKUP, "backup is to be restarted")
+        assert await run.line(error=True) == "12:00:09 backup is to be restarted"
+        work.finish("backup is ready")
+        assert await run.end() == (0, "backup is ready\n", "")
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "drain", "undrain"])
+async def test_every_order(room: Room, verb: str) -> None:
+    async with running(room.path, verb, "primary") as run:
+        (await next_work(room)).finish("primary is as it was ordered")
+        assert await run.end() == (0, "primary is as it was ordered\n", "")
+    assert room.orders.given == [(Verb(verb), (Role.PRIMARY,), "root", False, None)]
+
+
+async def test_an_order_for_all(room: Room) -> None:
+    async with running(room.path, "stop", "all") as run:
+        (await next_work(room)).finish("both are stopped")
+        assert (await run.end())[0] == 0
+    assert room.orders.given[0][1] == (Role.BACKUP, Role.PRIMARY)
+
+
+async def test_an_order_that_is_not_waited_for(room: Room) -> None:
+    assert await ctl(room.path, "stop", "backup", "--no-wait") == (
+        0,
+        "the order to stop backup was accepted; `clojarsctl status` and `clojarsctl events -f` show how it goes\n",
+        "",
+    )
+
+
+async def test_an_order_for_programs(room: Room) -> None:
+    async with running(room.path, "stop", "backup", "--json") as run:
+        work = await next_work(room)
+        work.note(None, "on it")
+        work.finish("backup is stopped")
+        code, out, _ = await run.end()
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"step": {"at": "2026-11-23T12:00:09.000Z", "role": None, "message": "on it"}},
+        {"result": "done", "message": "backup is stopped"},
+    ]
+
+
+async def test_an_order_that_fails(room: Room) -> None:
+    async with running(room.path, "start", "backup") as run:
+        (await next_work(room)).fail(Failed("cannot start backup: it exited with 1; primary still serves http"))
+        assert await run.end() == (1, "", "cannot start backup: it exited with 1; primary still serves http\n")
+
+
+async def test_an_order_that_is_refused(room: Room) -> None:
+    room.orders.refusal = Refused("cannot restart primary: backup is stopped, so nobody would serve")
+    sentence = "cannot restart primary: backup is stopped, so nobody would serve"
+    assert await ctl(room.path, "restart", "primary") == (3, "", f"{sentence}\n")
+    code, out, err = await ctl(room.path, "restart", "primary", "--json")
+    assert (code, err) == (3, f"{sentence}\n")
+    assert json.loads(out) == {"error": {"kind": "refused", "message": sentence}}
+
+
+async def test_ctrl_c_stops_the_watching_and_not_the_order(room: Room) -> None:
+    async with running(room.path, "stop", "backup") as run:
+        work = await next_work(room)
+        work.note(Role.BACKUP, "backup is to be stopped")
+        await run.line(error=True)
+        run.process.send_signal(signal.SIGINT)
+        assert await run.end() == (130, "", f"stopped watching; the order goes on: {SEE}\n")
+    assert not work.ended.done()
+
+
+async def test_a_daemon_that_dies_leaves_the_outcome_open(directory: Path) -> None:
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.0 200 OK\r\n\r\n{"step": {"at": "2026-11-23T12:00:09.000Z", "role": null, "mess')
+        writer.close()
+
+    path = directory / "s"
+    async with await asyncio.start_unix_server(die, path):
+        code, out, err = await ctl(path, "stop", "backup")
+    assert (code, out) == (4, "")
+    assert err == (f"clojarsd at {path} ended the connection before the end; how the order went is not known: {SEE}\n")
+
+
+# What goes wrong.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        (["deploy", "2026-11-23"], "Error: No such command 'deploy'."),
+        (["restart"], "Error: Missing argument 'primary|backup|all'."),
+        (["drain", "primary", "--force"], "Error: No such option '--force'."),
+        (
+            ["restart", "primary", "--timeout", "5"],
+            "Error: Invalid value for '--timeout': 5 is not a duration"
+            ' (text with a unit, such as "500ms", "30s", "5m", "1m30s", "2h", "7d")',
+        ),
+        (["restart", "primary", "--timeout", "0s"], "Error: Invalid value for '--timeout': 0s is no time at all"),
+        (["start", "third"], "there is no instance third (primary, backup, all, clojars, clojars-backup)"),
+        (["start", "../status"], "there is no instance ../status (primary, backup, all, clojars, clojars-backup)"),
+        (["drain", "all"], "there is no instance all (primary, backup, clojars, clojars-backup)"),
+        (
+            ["start", "primary", "--timeout", "2d"],
+            "timeout is 172800.0, not a number of seconds (more than 0, at most 86400)",
+        ),
+    ],
+)
+async def test_wrong_usage(room: Room, words: list[str], last: str) -> None:
+    code, out, err = await ctl(room.path, *words)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == last
+    assert room.orders.given == []
+
+
+@pytest.mark.slow
+async def test_no_daemon(directory: Path) -> None:
+    path = directory / "control.sock"
+    sentence = f"cannot reach clojarsd at {path}: no such socket; is clojarsd.service running?"
+    for words in (["status"], ["events"], ["logs"], ["restart", "primary"]):
+        assert await ctl(path, *words) == (4, "", f"{sentence}\n")
+    code, out, _ = await ctl(path, "status", "--json")
+    assert (code, json.loads(out)) == (4, {"error": {"kind": "unreachable", "message": sentence}})
+
+
+async def test_a_socket_that_a_dead_daemon_has_left(directory: Path) -> None:
+    path = directory / "s"
+    server = await asyncio.start_unix_server(lambda reader, writer: None, path)
+    server.close()
+    await server.wait_closed()
+    sentence = f"cannot reach clojarsd at {path}: nobody listens there; is clojarsd.service running?"
+    assert await ctl(path, "status") == (4, "", f"{sentence}\n")
+
+
+async def test_a_path_that_is_too_long(directory: Path) -> None:
+    path = directory / ("x" * 200)
+    assert await ctl(path, "status") == (4, "", f"cannot reach clojarsd at {path}: af_unix path too long\n")
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"])
+async def test_a_stranger_who_answers(directory: Path, answer: bytes) -> None:
+    async def answer_it(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    path = directory / "s"
+    async with await asyncio.start_unix_server(answer_it, path):
+        assert await ctl(path, "status") == (
+            4,
+            "",
+            f"cannot reach clojarsd at {path}: what answers there is not clojarsd\n",
+        )
+
+
+async def test_a_daemon_that_hangs_up(directory: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    path = directory / "s"
+    async with await asyncio.start_unix_server(hang_up, path):
+        code, _, err = await ctl(path, "status")
+    assert code == 4
+    assert err == (
+        f"cannot reach clojarsd at {path}: it ended the connection without an answer;"
+        " `journalctl -u clojarsd` may tell why\n"
+    )
+
+
+@root_only
+async def test_who_may_only_look(room: Room) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert (await ctl(room.path, "status", uid=nobody))[0] == 0
+    assert await ctl(room.path, "stop", "backup", uid=nobody) == (
+        3,
+        "",
+        "nobody may not give orders (operators: root)\n",
+    )
+
+
+@root_only
+async def test_a_closed_directory(room: Room, directory: Path) -> None:
+    directory.chmod(0o700)
+    assert await ctl(room.path, "status", uid=pwd.getpwnam("nobody").pw_uid) == (
+        4,
+        "",
+        f"cannot reach clojarsd at {room.path}: permission denied;"
+        " the socket or its directory is closed to this user\n",
+    )
+
+
+async def test_a_reader_that_has_seen_enough(room: Room) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["status"], ["--json", "events"]):
+        room.history.record(EventName.FAILOVER, "x")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            COMMAND,
+            *words,
+            env={**os.environ, "CLOJARSD_SOCKET": str(room.path)},
+            stdout=write,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (1, b"")
+    os.close(write)
+
+
+# Words.
+
+
+async def run_help(*words: str) -> str:
+    code, out, err = await ctl(Path("/nowhere"), *words, "--help")
+    assert (code, err) == (0, "")
+    return out
+
+
+async def test_help_lists_every_verb_in_a_line_each() -> None:
+    text = await run_help()
+    verbs = ["status", "check", "start", "stop", "restart", "drain", "undrain", "logs", "events"]
+    listed = text[text.index("Commands:") :].splitlines()[1:]
+    assert [line.split()[0] for line in listed] == verbs
+    assert not any(line.endswith("...") for line in listed)
+    for code in ("0 done", "1 failed", "2 wrong usage", "3 refused", "4 clojarsd cannot be reached"):
+        assert code in " ".join(text.split())
+
+
+async def test_help_of_a_verb() -> None:
+    text = " ".join((await run_help("restart")).split())
+    for words in ("primary|backup|all", "--no-wait", "--force", "--timeout", "--json", "the order goes on"):
+        assert words in text
+
+
+async def test_roles_are_completed() -> None:
+    environment = {"_CLOJARSCTL_COMPLETE": "bash_complete", "COMP_WORDS": "clojarsctl restart b", "COMP_CWORD": "2"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", COMMAND, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert out == b"plain,backup\n"
+
+
+async def test_deploy_clojars_cannot_yet() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from clojarsd.ctl.main import deploy_main; deploy_main()",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    answer: tuple[Any, Any] = await process.communicate()
+    assert (process.returncode, *answer) == (
+        2,
+        b"",
+        b"deploy-clojars: this version of clojarsd cannot deploy yet\n",
+    )
