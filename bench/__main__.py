@@ -14,10 +14,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from bench.daemon import pair
 from bench.scenarios import FIGURES, SCENARIOS, Sizes, idle
 from bench.targets import TARGETS, Target, backend
 
 BASE = "direct"
+DAEMON = "clojarsd"
 Values = dict[str, dict[str, list[float]]]
 """figure -> target -> one number for each round."""
 
@@ -26,13 +28,27 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     sizes = Sizes(seconds=arguments.seconds, bulk=arguments.bulk_mb * 1_000_000, idle=arguments.idle)
     with contextlib.ExitStack() as stack:
-        backend_port, _ = stack.enter_context(backend())
-        targets = [stack.enter_context(TARGETS[name](backend_port)) for name in arguments.targets]
+        targets = open_targets(arguments.targets, stack)
         values = measure(targets, sizes, arguments.rounds)
     picture = summary(values, [target.name for target in targets], arguments.rounds)
     print(table(picture))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(picture, indent=2) + "\n")
+
+
+def open_targets(names: list[str], stack: contextlib.ExitStack) -> list[Target]:
+    """The targets of these names, all in front of the same backend: the daemon's primary where it takes part."""
+    if DAEMON in names:
+        backend_port, daemon = stack.enter_context(pair())
+    else:
+        backend_port, daemon = stack.enter_context(backend())[0], None
+    opened = []
+    for name in names:
+        if name == DAEMON and daemon is not None:
+            opened.append(daemon)
+        else:
+            opened.append(stack.enter_context(TARGETS[name](backend_port)))
+    return opened
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -42,7 +58,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each measurement of rate or latency")
     parser.add_argument("--bulk-mb", type=int, help="size of a bulk transfer")
     parser.add_argument("--idle", type=int, help="idle connections whose memory is measured")
-    parser.add_argument("--targets", nargs="+", choices=sorted(TARGETS), default=[BASE, "relay"])
+    parser.add_argument("--targets", nargs="+", choices=[*TARGETS, DAEMON], default=[BASE, DAEMON])
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
     arguments = parser.parse_args(words)
     if BASE not in arguments.targets:

@@ -1,6 +1,7 @@
 """The server behind every target: small answers from one epoll loop, bulk from a thread for each connection.
 
-Run as `python -m bench.backend`; prints its port, serves until its standard input ends.
+Run as `python -m bench.backend`; prints its port, serves until its standard input ends, or with `--port N` until a
+signal comes.
 
 ========================== ==========================================================
 ``GET /small``             a short answer, and the connection stays
@@ -12,6 +13,7 @@ Run as `python -m bench.backend`; prints its port, serves until its standard inp
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import select
 import socket
@@ -23,18 +25,22 @@ BLOCK = bytes(1 << 18)
 
 
 def main() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, help="serve this one until a signal comes")
+    port = parser.parse_args().port
+    with socket.create_server(("127.0.0.1", port or 0), backlog=4096) as listener:
         listener.setblocking(False)
         print(listener.getsockname()[1], flush=True)
-        serve(listener)
+        serve(listener, until_stdin_ends=port is None)
 
 
-def serve(listener: socket.socket) -> None:
-    """Answer until standard input ends."""
+def serve(listener: socket.socket, *, until_stdin_ends: bool) -> None:
+    """Answer for ever, or until standard input ends."""
     connections: dict[int, socket.socket] = {}
     epoll = select.epoll()
     epoll.register(listener.fileno(), select.EPOLLIN)
-    epoll.register(sys.stdin.fileno(), select.EPOLLIN | select.EPOLLHUP)
+    if until_stdin_ends:
+        epoll.register(sys.stdin.fileno(), select.EPOLLIN | select.EPOLLHUP)
     while True:
         for fd, _ in epoll.poll():
             connection = connections.get(fd)

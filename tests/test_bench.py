@@ -21,13 +21,13 @@ def test_the_benchmark_writes_a_ratio_for_every_figure_that_is_compared(tmp_path
     shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=DEADLINE_S)
     picture = json.loads(target.read_text())
     assert picture["version"] == 1
-    assert picture["targets"] == ["direct", "relay"]
+    assert picture["targets"] == ["direct", "clojarsd"]
     assert len(picture["figures"]) == 11
     for name, figure in picture["figures"].items():
         assert name in shown.stdout
         assert figure["unit"]
         compared = "ratios" in figure
-        assert set(figure["medians"]) == ({"direct", "relay"} if compared else {"relay"})
+        assert set(figure["medians"]) == ({"direct", "clojarsd"} if compared else {"clojarsd"})
         assert all(value >= 0 for values in figure["values"].values() for value in values)
         if compared:
-            assert figure["ratios"]["relay"] > 0
+            assert figure["ratios"]["clojarsd"] > 0

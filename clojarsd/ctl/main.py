@@ -26,8 +26,6 @@ def main() -> None:
 
 def _run_fast(words: Sequence[str]) -> bool:
     """Whether the words were one of the frequent commands with nothing but `--json`, which was then run."""
-    if "_CLOJARSCTL_COMPLETE" in os.environ:
-        return False
     verbs = [word for word in words if word != "--json"]
     if len(verbs) != 1 or verbs[0] not in _FAST:
         return False

@@ -83,13 +83,11 @@ def clean(text: object) -> str:
 
 def substance(status: Json) -> dict[str, Any]:
     """The part of the picture whose change is worth a new one: no counters, no results of single checks."""
-    volatile = ("checks", "jvm", "connections", "accepted_total")
+    volatile = {"checks", "jvm", "connections", "accepted_total"}
     seen = dict(status)
-    for part in ("instances", "frontends"):
-        seen[part] = {
-            name: {key: value for key, value in one.items() if key not in volatile}
-            for name, one in status[part].items()
-        }
+    for kind in ("instances", "frontends"):
+        parts = status[kind].items()
+        seen[kind] = {name: {key: part[key] for key in part.keys() - volatile} for name, part in parts}
     return seen
 
 

@@ -7,27 +7,42 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from clojarsd.core.names import Address, Role
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connected client without an instance. What it has sent and no instance has got is in its socket.
+
+    Attributes:
+        socket: non-blocking.
+        is_new: whether it never had an instance.
+        tried: the roles that could not be connected to since it was accepted, handed back or last held.
+        give_up_at: loop time until when it may wait, set when it first has to.
+    """
+
+    socket: socket.socket
+    is_new: bool = True
+    tried: tuple[Role, ...] = ()
+    give_up_at: float | None = None
 
 
 class Dial:
     """A connect under way. The client's socket is not touched; who made the dial gets both back in `on_end`.
 
     Attributes:
-        tried: the roles that were tried before for this client.
-        accepted: whether the client has just been accepted and is not counted yet.
+        client: on whose behalf.
+        role: which instance.
     """
 
-    __slots__ = (
-        "_address", "_instance", "_loop", "_on_end", "_timeout", "_timer",
-        "accepted", "client", "role", "tried",
-    )  # fmt: skip
+    __slots__ = ("_address", "_instance", "_loop", "_on_end", "_timeout", "_timer", "client", "role")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        client: socket.socket,
+        client: Client,
         role: Role,
         address: Address,
         timeout: float,
@@ -35,8 +50,6 @@ class Dial:
     ) -> None:
         self.client = client
         self.role = role
-        self.tried: tuple[Role, ...] = ()
-        self.accepted = False
         self._loop = loop
         self._address = address
         self._timeout = timeout
@@ -45,7 +58,7 @@ class Dial:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Connect; `on_end` is called with the connected socket or the error, perhaps before this returns."""
+        """Connect; `on_end` is called once, with the connected socket or the error, perhaps before this returns."""
         host, port = self._address.host, self._address.port
         try:
             instance = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -54,7 +67,11 @@ class Dial:
             return
         self._instance = instance
         instance.setblocking(False)
-        number = instance.connect_ex((host, port))
+        try:
+            number = instance.connect_ex((host, port))
+        except (OSError, UnicodeError) as error:  # a host name that names nothing; errno is not the system's then
+            self._finish(OSError(errno.EHOSTUNREACH, str(error)))
+            return
         if number == 0 or (number == errno.EINPROGRESS and self._is_connected()):
             # on loopback the handshake is over before connect returns: no turn of the loop is spent on it
             self._finish(None)
@@ -64,8 +81,8 @@ class Dial:
         else:
             self._finish(OSError(number, os.strerror(number)))
 
-    def abandon(self) -> socket.socket:
-        """Stop connecting; the client's socket, which the caller owns from here on. `on_end` is not called."""
+    def abandon(self) -> Client:
+        """Stop connecting; the client, whose socket the caller owns from here on. `on_end` is not called."""
         self._unwatch()
         if self._instance is not None:
             self._instance.close()
@@ -83,6 +100,8 @@ class Dial:
     def _writable(self) -> None:
         assert self._instance is not None
         number = self._instance.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and not self._is_connected():
+            number = errno.ENOTCONN  # it has failed, and somebody else was told why
         self._finish(OSError(number, os.strerror(number)) if number else None)
 
     def _expire(self) -> None:
@@ -92,6 +111,8 @@ class Dial:
         self._unwatch()
         instance, self._instance = self._instance, None
         assert instance is not None
+        if error is None and _is_connected_to_itself(instance):
+            error = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         if error is not None:
             instance.close()
             self._on_end(self, error)
@@ -104,3 +125,15 @@ class Dial:
             self._timer = None
             assert self._instance is not None
             self._loop.remove_writer(self._instance.fileno())
+
+
+def _is_connected_to_itself(instance: socket.socket) -> bool:
+    """Whether the kernel chose the port that is dialled as the local one, too, and nobody listens there.
+
+    TCP allows it (RFC 9293, simultaneous open). It happens once in some thousand connects to a port of the ephemeral
+    range on this host, answers every client with its own words, and keeps the instance from its port.
+    """
+    try:
+        return bool(instance.getsockname() == instance.getpeername())
+    except OSError:
+        return False  # it is reset already; reading says so

@@ -23,6 +23,10 @@ class Drained(Protocol):
     def plan(self) -> DrainPlan:
         """Its settings."""
 
+    @property
+    def can_move(self) -> bool:
+        """Whether an open connection can leave its instance between two requests, and be served on."""
+
     def open_sessions(self, role: Role) -> set[Session]:
         """The relayed connections of the role."""
 
@@ -34,15 +38,11 @@ class Drained(Protocol):
 
 
 class DrainPlan(Protocol):
-    """The settings of a drain: whether connections can move, and the seconds of `drain` and `drain_idle`."""
+    """The settings of a drain: the seconds of `drain` and `drain_idle`."""
 
     @property
     def name(self) -> str:
         """The frontend's name."""
-
-    @property
-    def movable(self) -> bool:
-        """Whether the protocol is HTTP."""
 
     @property
     def drain(self) -> float:
@@ -69,7 +69,7 @@ class Drain:
         plan = frontend.plan
         self._deadline = self._loop.call_later(plan.drain, self._expire)
         self._every = max(plan.drain_idle / LOOKS_PER_IDLE_TIME, 0.01)
-        if plan.movable:
+        if frontend.can_move:
             for session in list(frontend.open_sessions(role)):
                 session.move_at_next_request()
         self._next_look = self._loop.call_soon(self._look_for_quiet)
@@ -98,7 +98,7 @@ class Drain:
             since = before[1] if before is not None and before[0] == carried and session.is_quiet() else now
             seen[session] = (carried, since)
             if session.is_quiet() and now - since >= plan.drain_idle:
-                if plan.movable:
+                if self._frontend.can_move:
                     session.move_now()
                 else:
                     session.finish()

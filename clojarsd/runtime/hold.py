@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Callable
+
+from clojarsd.runtime.dial import Client
+from clojarsd.system.poller import ERRORS, FORGET, READ, Poller
 
 
 class Hold:
@@ -13,55 +17,92 @@ class Hold:
     Nothing is read from them: what a client has sent stays in the kernel's queue for the instance that will serve it.
 
     Args:
-        seconds: how long a connection may wait.
-        on_give_up: called with a socket that is the callee's from there on, and the seconds it has waited, or None when
-            the client has left.
+        poller: what they are watched with; attached to the loop here.
+        seconds: how long a connection may wait, counted from the first time that it is kept.
+        on_give_up: called with a client whose socket is the callee's from there on, and the seconds it has waited, or
+            None when the client has left.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         seconds: float,
-        on_give_up: Callable[[socket.socket, float | None], None],
+        on_give_up: Callable[[Client, float | None], None],
     ) -> None:
         self._loop = loop
+        self._poller = poller
         self._seconds = seconds
         self._on_give_up = on_give_up
-        self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._places: dict[Client, _Place] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._places)
 
-    def keep(self, client: socket.socket) -> None:
-        """Let the client wait; the socket belongs to the hold until it is taken or given up."""
-        self._waiting[client] = self._loop.call_later(self._seconds, self._expire, client)
-        self._loop.add_reader(client.fileno(), self._look, client)
+    def keep(self, client: Client) -> None:
+        """Let the client wait; its socket belongs to the hold until it is taken or given up."""
+        if client.give_up_at is None:
+            client.give_up_at = self._loop.time() + self._seconds
+        timer = self._loop.call_at(client.give_up_at, self._expire, client)
+        place = self._places[client] = _Place(self, client, timer)
+        self._poller.attach(self._loop)
+        self._poller.watch(place, READ)
 
-    def take_all(self) -> list[socket.socket]:
-        """Every waiting client, first come first; they are the caller's from here on."""
-        clients = list(self._waiting)
+    def take(self, most: int | None = None) -> list[Client]:
+        """The clients that came first, at most that many; they are the caller's from here on."""
+        clients = list(itertools.islice(self._places, most))
         for client in clients:
             self._release(client)
         return clients
 
-    def _look(self, client: socket.socket) -> None:
-        """The client has sent something, which may wait, or nothing but its end: then it waits no more."""
+    def look(self, place: _Place) -> None:
+        """The client has sent something, which may wait, or nothing but its end or a reset: then it waits no more."""
         try:
-            left = not client.recv(1, socket.MSG_PEEK)
+            left = not place.client.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
             left = True
         if left:
-            self._release(client)
-            self._on_give_up(client, None)
+            self.left(place.client)
         else:
-            self._loop.remove_reader(client.fileno())  # readable from now on: looking again would only spin
+            self._poller.watch(place, ERRORS)  # readable from now on: looking again would only spin
 
-    def _expire(self, client: socket.socket) -> None:
+    def left(self, client: Client) -> None:
+        """The client has gone."""
         self._release(client)
-        self._on_give_up(client, self._seconds)
+        self._on_give_up(client, None)
 
-    def _release(self, client: socket.socket) -> None:
-        self._waiting.pop(client).cancel()
-        self._loop.remove_reader(client.fileno())
+    def _expire(self, client: Client) -> None:
+        self._release(client)
+        assert client.give_up_at is not None
+        self._on_give_up(client, self._loop.time() - client.give_up_at + self._seconds)
+
+    def _release(self, client: Client) -> None:
+        place = self._places.pop(client)
+        place.timer.cancel()
+        self._poller.watch(place, FORGET)
+
+
+class _Place:
+    """One client's place in the hold, as the poller sees it."""
+
+    __slots__ = ("_hold", "client", "fd", "timer", "watched")
+
+    def __init__(self, hold: Hold, client: Client, timer: asyncio.TimerHandle) -> None:
+        self.client = client
+        self.fd = client.socket.fileno()
+        self.timer = timer
+        self.watched = FORGET
+        self._hold = hold
+
+    def readable(self) -> None:
+        """Bytes have come, or the end of them, or a reset."""
+        self._hold.look(self)
+
+    def writable(self) -> None:
+        """Never asked for."""
+
+    def broken(self) -> None:
+        """It was reset after it had sent something."""
+        self._hold.left(self.client)

@@ -14,6 +14,7 @@ from clojarsd.core.names import Address
 
 BACKLOG = 4096
 """More than most kernels allow (net.core.somaxconn); they take the smaller."""
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -31,7 +32,7 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
     try:
         host = address.host if is_ipv6 else socket.gethostbyname(address.host)
         listener = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,16 +42,17 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        holder = holder_of(address.port) if error.errno == errno.EADDRINUSE else None
+        holder = holder_of(address.port, host) if error.errno == errno.EADDRINUSE else None
         by = f" by {holder}" if holder is not None else ""
         raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}{by}") from error
     listener.setblocking(False)
     return listener
 
 
-def holder_of(port: int) -> str | None:
+def holder_of(port: int, host: str | None = None) -> str | None:
     """Who listens on a TCP port, as `process 4242 (java)`; None when that cannot be seen.
 
+    With a numeric host only a listener that is in the way of this address counts: another one may have the same port.
     Looks through the descriptors of every process that we may see: milliseconds, so not for the loop's happy path.
     """
     try:
@@ -59,7 +61,7 @@ def holder_of(port: int) -> str | None:
         return None
     for connection in found:
         listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        if listens and connection.pid:
+        if listens and connection.pid and (host is None or _overlap(host, connection.laddr.ip)):
             try:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
             except psutil.Error:
@@ -77,5 +79,11 @@ def close_with_reset(client: socket.socket) -> None:
         client.close()
 
 
-def _reason(error: OSError) -> str:
+def _overlap(one: str, other: str) -> bool:
+    return one == other or not _EVERYWHERE.isdisjoint((one, other))
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "not a host name"
     return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)

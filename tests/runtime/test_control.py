@@ -298,6 +298,18 @@ async def test_the_end_of_the_server_is_not_held_up_by_a_caller_that_does_not_re
         assert room.task.cancelled()
 
 
+@pytest.mark.slow
+async def test_the_end_of_the_server_is_not_held_up_by_a_caller_that_does_not_send(room: Room) -> None:
+    with room.connect() as client:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, b"POST /v1/instances/primary/stop HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+        await room.ask("GET", "/v1/check")
+        room.task.cancel()
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.wait([room.task])
+        assert await loop.sock_recv(client, 4096) == b""
+
+
 async def test_the_latest_lines_of_a_log(room: Room) -> None:
     room.logs[Role.PRIMARY].write_text("a\nb\nc\n")
     _, lines = await room.ask("GET", "/v1/logs/clojars?n=2")
@@ -321,6 +333,31 @@ async def test_both_logs_are_followed(room: Room) -> None:
         assert await lines.next() == {"role": "primary", "line": "a"}
         room.logs[Role.BACKUP].write_text("z\n")
         assert await lines.next() == {"role": "backup", "line": "z"}
+
+
+async def test_a_follower_that_goes_away_leaves_nothing_behind(room: Room) -> None:
+    before = inotify_descriptors()
+    async with room.stream("GET", "/v1/logs/all?follow=1"):
+        await until(lambda: inotify_descriptors() == before + 2, "two watched logs")
+    await until(lambda: inotify_descriptors() == before, "no watched logs")
+
+
+def inotify_descriptors() -> int:
+    """How many this process has open."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{name}") == "anon_inode:inotify"
+        except FileNotFoundError:
+            continue
+    return found
+
+
+async def test_a_log_that_cannot_be_followed(room: Room) -> None:
+    room.logs[Role.BACKUP].symlink_to("/etc/passwd")
+    _, lines = await room.ask("GET", "/v1/logs/all?follow=1")
+    message = f"cannot read the log {room.logs[Role.BACKUP]}: it is a symbolic link"
+    assert lines == [{"result": "failed", "error": {"kind": "failed", "message": message}}]
 
 
 async def test_a_removed_socket_comes_back(room: Room) -> None:

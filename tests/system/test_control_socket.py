@@ -86,6 +86,17 @@ def test_a_second_daemon_is_told_of_the_first(path: Path) -> None:
         end(holder)
 
 
+def test_the_lock_alone_keeps_a_second_daemon_out(path: Path) -> None:
+    holder = hold(path)
+    try:
+        path.unlink()
+        with pytest.raises(Failed, match=f"already runs as process {holder.pid} "):
+            ControlSocket.bind(path)
+        assert not path.exists()
+    finally:
+        end(holder)
+
+
 def test_what_a_killed_daemon_left_behind_is_replaced(path: Path) -> None:
     end(hold(path))
     assert stat.S_ISSOCK(path.stat().st_mode)

@@ -178,6 +178,13 @@ def test_room_is_seen_by_one_who_waits_for_it(subject: tuple[Subject, socket.soc
     assert run(near) == ["writable"]
 
 
+def test_one_who_always_has_something_to_read_gets_to_write(subject: tuple[Subject, socket.socket, Poller]) -> None:
+    near, far, poller = subject
+    far.sendall(b"abc")
+    poller.watch(near, READ | WRITE)
+    assert run(near) == [b"a", "writable"]
+
+
 def test_the_forgotten_are_not_called(subject: tuple[Subject, socket.socket, Poller]) -> None:
     near, far, poller = subject
     poller.watch(near, READ)
