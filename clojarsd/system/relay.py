@@ -157,8 +157,8 @@ class Session:
             self._end(EndReason.CUT, reset=(self.client, self.instance))
 
     def finish(self) -> None:
-        """Close both at once, each with an ordinary end unless something it sent is still unread."""
-        if self._phase is not _Phase.ENDED:
+        """Close both with an ordinary end, unless something that the client has sent waits to be read."""
+        if self._phase is not _Phase.ENDED and not _queued(self.client, termios.FIONREAD):
             self._end(EndReason.CUT)
 
     def move_at_next_request(self) -> None:
@@ -313,16 +313,22 @@ class Session:
         self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, self._said)
 
     def _instance_lingers(self, said: int) -> None:
-        """Leave an instance that was silent since the last call. One that fell silent while speaking was lost."""
+        """Leave an instance that was silent since the last call, if the client has asked for something new meanwhile.
+
+        If it has not, nobody can tell an instance that ignores the end from one that pauses in the middle of an answer
+        (a stream of events, a WebSocket), and the client must see a cut. One that fell silent while speaking was lost.
+        """
         self._timer = None
         if self._down.delivered != said or not self._down.is_flushed:
             said = self._down.delivered
             self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, said)
-        elif said == self._said:
-            self._finish_move()
-        else:
+        elif said != self._said:
             self._down.stage = Stage.DONE
             self._lose(self._down)
+        elif self._request_waits():
+            self._finish_move()
+        else:
+            self.cut()
 
     def _finish_move(self) -> None:
         """The instance has said all: hand the client back, unless it has ended meanwhile."""

@@ -252,13 +252,41 @@ def test_a_reset_in_the_middle_of_the_last_answer_reaches_the_client(rig: Rig) -
     assert receive_to_the_end(relayed.client) == (b"", True)
 
 
-def test_an_instance_that_does_not_close_is_left(new_loop: NewLoop) -> None:
+def test_an_instance_that_does_not_close_is_left_for_a_new_request(new_loop: NewLoop) -> None:
+    with Rig(new_loop, move_flush=0.05) as rig:
+        relayed = converse(rig)
+        rig.call(relayed.session.move_at_next_request)
+        relayed.client.sendall(NEXT)
+        with take_over(relayed) as near:
+            assert receive_exactly(near, len(NEXT)) == NEXT
+
+
+def test_a_silent_connection_whose_instance_does_not_close_is_cut(new_loop: NewLoop) -> None:
+    """It may pause in the middle of an answer: a client that waits for the rest must not wait for ever."""
     with Rig(new_loop, move_flush=0.05) as rig:
         relayed = converse(rig)
         rig.call(relayed.session.move_now)
-        with take_over(relayed) as near:
-            relayed.client.sendall(NEXT)
-            assert receive_exactly(near, len(NEXT)) == NEXT
+        assert receive_to_the_end(relayed.client) == (b"", True)
+        assert relayed.reason() is EndReason.CUT
+
+
+def test_a_finished_connection_ends_without_a_reset(rig: Rig) -> None:
+    relayed = converse(rig)
+    rig.call(relayed.session.finish)
+    assert receive_to_the_end(relayed.client) == (b"", False)
+    assert receive_to_the_end(relayed.instance) == (b"", False)
+    assert relayed.reason() is EndReason.CUT
+
+
+def test_a_connection_is_not_finished_over_bytes_that_have_just_come(rig: Rig) -> None:
+    relayed = converse(rig)
+
+    def finish() -> None:
+        relayed.client.sendall(NEXT)
+        relayed.session.finish()
+
+    rig.call(finish)
+    assert receive_exactly(relayed.instance, len(NEXT)) == NEXT
 
 
 def test_an_instance_that_falls_silent_in_the_last_answer_counts_as_lost(new_loop: NewLoop) -> None:
