@@ -1,6 +1,7 @@
 """What is measured: a port that leads to the backend, and the process on the way, if there is one.
 
-A new target is a context manager here, given the backend's port, and a name in `TARGETS`. The daemon itself is in `daemon`.
+A new target is a context manager here, given the backend's port, and a name in `TARGETS`. The daemon itself is in
+`daemon`.
 """
 
 from __future__ import annotations

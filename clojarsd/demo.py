@@ -87,7 +87,11 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
         ports = _choose_ports()
         kind, command = _application()
         config = home / "clojarsd.toml"
-        config.write_text(_configuration(home, ports, command))
+        text = _configuration(home, ports, command)
+        try:
+            config.write_text(text)
+        except OSError as error:
+            raise _unusable(home, error) from error
         told = NEXT.format(
             kind=kind,
             home=home,
@@ -102,16 +106,28 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
 def _home(directory: Path | None) -> Iterator[Path]:
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="clojarsd-demo-") as made:
-            yield Path(made)
+            yield _short_enough(Path(made))
         return
-    home = directory.absolute()
-    if len(str(home)) > LONGEST_SOCKET_PATH - len("/run/control.sock"):
-        raise Failed(f"cannot run the demo in {home}: the path of its control socket would be too long; use --dir")
+    home = _short_enough(directory.absolute())
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}") from error
+        raise _unusable(home, error) from error
     yield home
+
+
+def _unusable(home: Path, error: OSError) -> Failed:
+    return Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}")
+
+
+def _short_enough(home: Path) -> Path:
+    """The directory, if the kernel takes the path of a socket in it."""
+    if len(os.fsencode(home / "run" / "control.sock")) > LONGEST_SOCKET_PATH:
+        raise Failed(
+            f"cannot run the demo in {home}: the path of its control socket would be too long;"
+            " name a shorter directory with --dir"
+        )
+    return home
 
 
 def _configuration(home: Path, ports: dict[str, tuple[int, ...]], command: list[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from clojarsd.core.api import Verb
 from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.unit import EndCause
 from clojarsd.core.view import InstanceView, PairView
 
 
@@ -28,8 +29,7 @@ def judge(verb: Verb, role: Role, view: PairView, before: Incarnation) -> Verdic
         case Verb.START:
             return _judge_up(seen)
         case Verb.RESTART:
-            waiting = seen.unit.incarnation == before and seen.unit.goal is Goal.UP
-            return None if waiting else _judge_up(seen)
+            return _judge_old(seen) if seen.unit.incarnation == before else _judge_up(seen)
         case Verb.STOP:
             return _judge_down(seen)
         case Verb.DRAIN:
@@ -51,13 +51,16 @@ def already(verb: Verb, seen: InstanceView) -> str | None:
 
 
 def why_not_restart(role: Role, view: PairView) -> str | None:
-    """Why a restart would leave nobody to serve; None when it may go on. A unit without a process serves nobody."""
+    """Why a restart would leave nobody to serve; None when it may go on. A unit without a process serves nobody.
+
+    The sentence has no end yet: what was done before, and what to do now.
+    """
     other = view.instances[role.other]
     if other.is_eligible or not view.instances[role].unit.state.has_process:
         return None
     return (
         f"cannot restart {role.value}: {other.role.value} could not take over, it is {other.unit.state.value}"
-        f" ({other.reason}); nothing was done; --force restarts all the same"
+        f" ({other.reason})"
     )
 
 
@@ -97,6 +100,15 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
             return "is stopped"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
+
+
+def _judge_old(seen: InstanceView) -> Verdict | None:
+    """The verdict on a restart while there is no new process: it may have been called off by later orders."""
+    if seen.unit.cause is EndCause.RESTART:
+        return None
+    if seen.unit.goal is Goal.DOWN:
+        return _judge_up(seen)
+    return Verdict(False, f"{seen.role.value} was told to stop and to start meanwhile, and runs on")
 
 
 def _judge_up(seen: InstanceView) -> Verdict | None:

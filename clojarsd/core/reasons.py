@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from clojarsd.core.names import Health, Role, Rotation, UnitState
+from clojarsd.core.names import Goal, Health, Role, UnitState
+from clojarsd.core.restart import RestartWhen
 from clojarsd.core.unit import SIGKILL, EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
@@ -35,10 +36,7 @@ def why_not_eligible(
     if state is UnitState.READY:
         return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
     if state is UnitState.STARTING:
-        waiting = f"no check has passed yet ({_seen(checks)})"
-        return (
-            f"{waiting}; the one before {ended}" if isinstance(unit.last_end, Exited) and not unit.ended_by else waiting
-        )
+        return _why_starting(unit, checks, ended)
     if state is UnitState.DRAINING:
         return _why_draining(role, unit)
     if state is UnitState.STOPPING:
@@ -46,8 +44,10 @@ def why_not_eligible(
     if state is UnitState.BACKOFF:
         return f"{ended}; next try at {next_try_at}"
     if state is UnitState.FAILED:
-        return f"{ended}; given up {_limit(unit, policy)}; `clojarsctl start {role.value}` tries again"
-    return _why_stopped(role, unit, ended)
+        return f"{ended}; given up {_limit(policy)}; `clojarsctl start {role.value}` tries again"
+    if unit.goal is Goal.UP:
+        return f"{ended}, which is no failure, so it is not started again; `clojarsctl start {role.value}` does"
+    return "stopped by order" if unit.incarnation else "not started yet"
 
 
 def signal_name(number: int) -> str:
@@ -65,6 +65,13 @@ def _seen(checks: Sequence[CheckView]) -> str:
     )
 
 
+def _why_starting(unit: Unit, checks: Sequence[CheckView], ended: str | None) -> str:
+    passed = any(check.health is Health.UP for check in checks)
+    waiting = f"{'not every' if passed else 'no'} check has passed yet ({_seen(checks)})"
+    unasked = unit.ended_by in (None, EndCause.START_TIMEOUT)
+    return f"{waiting}; the one before {ended}" if isinstance(unit.last_end, Exited) and unasked else waiting
+
+
 def _why_draining(role: Role, unit: Unit) -> str:
     if unit.cause is EndCause.STOP:
         return "its connections may end before it is stopped"
@@ -74,23 +81,17 @@ def _why_draining(role: Role, unit: Unit) -> str:
 
 
 def _why_stopping(unit: Unit, policy: UnitPolicy) -> str:
-    why = unit.cause.value if unit.cause is not None else "it is being ended"
+    assert unit.cause is not None
     sent = policy.stop_steps[: unit.stop_step]
     names = [signal_name(number) for number, _ in sent]
     if unit.stop_step > len(policy.stop_steps):
         names.append(signal_name(SIGKILL))
-    return f"{why}: {', '.join(names)} sent"
+    return f"{unit.cause.value}: {', '.join(names)} sent"
 
 
-def _why_stopped(role: Role, unit: Unit, ended: str | None) -> str:
-    if unit.last_end is not None and unit.ended_by is None:
-        return f"{ended}, which is no failure, so it is not started again; `clojarsctl start {role.value}` does"
-    drained = " and out of rotation" if unit.rotation is Rotation.OUT else ""
-    return f"stopped by order{drained}" if unit.incarnation else f"not started yet{drained}"
-
-
-def _limit(unit: Unit, policy: UnitPolicy) -> str:
+def _limit(policy: UnitPolicy) -> str:
     restart = policy.restart
-    if len(unit.failures.relaunched_at) < restart.limit_count:
-        return f"because restart is {restart.when.value}"
-    return f"after {restart.limit_count} restarts within {restart.limit_within:g} s"
+    if restart.when is RestartWhen.NEVER:
+        return "because restart is never"
+    count = restart.limit_count
+    return f"after {count} restart{'' if count == 1 else 's'} within {restart.limit_within:g} s"

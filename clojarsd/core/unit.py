@@ -153,6 +153,7 @@ def ignore(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 def launch(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """A new incarnation begins; an operator who asked for it has forgiven the earlier failures."""
     incarnation = Incarnation(unit.incarnation + 1)
+    asked = isinstance(event, Start | Restart) or unit.cause is EndCause.RESTART
     launched = replace(
         unit,
         goal=Goal.UP,
@@ -162,7 +163,7 @@ def launch(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
         cause=None,
         ready_at=None,
         stop_step=0,
-        failures=NO_FAILURES if isinstance(event, Start | Restart) else unit.failures,
+        failures=NO_FAILURES if asked else unit.failures,
     )
     return launched, (Launch(incarnation),)
 

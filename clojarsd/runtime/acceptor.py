@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from clojarsd.system.sockets import BACKLOG
+
 ACCEPTS_A_TURN = 64
 ACCEPT_PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out: clients wait in the backlog, nothing spins."""
@@ -69,8 +71,9 @@ class Acceptor:
     def accept_waiting(self) -> None:
         """Accept all who are in the backlog now: who is left there when its listener is closed is reset."""
         for listener in self._listeners:
-            while self._state is _State.OPEN and self._accept(listener) == ACCEPTS_A_TURN:
-                pass
+            for _ in range(BACKLOG // ACCEPTS_A_TURN):  # more come while we accept, but not without end
+                if self._state is not _State.OPEN or self._accept(listener) < ACCEPTS_A_TURN:
+                    break
 
     def look(self) -> None:
         """Go on if there is room again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,7 +14,8 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.routing import Route, choose
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime.dial import Dial
+from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
+from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.hold import Hold
 from clojarsd.runtime.unit_runner import History
@@ -24,10 +24,12 @@ from clojarsd.system.sockets import close_with_reset, listen
 
 log = structlog.get_logger()
 
-ACCEPTS_A_TURN = 64
-ACCEPT_PAUSE = 0.1
-"""Seconds without accepting when descriptors or memory have run out: clients wait in the backlog, nothing spins."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+RELEASES_A_TURN = 32
+RELEASE_PAUSE = 0.01
+"""Held clients that are sent on their way at once, and the seconds until the next ones are: an instance that has just
+started has a short accept queue."""
+RETRY_PAUSE = 0.1
+"""Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Frontend:
 
     Attributes:
         doubt: called with a role that could not be connected to; set by the owner.
-        changed: called when counts or the route have changed that somebody may wait for; set by the owner.
+        changed: called when the route has changed, for which somebody may wait; set by the owner.
     """
 
     def __init__(self, plan: FrontendPlan, resources: RelayResources) -> None:
@@ -74,17 +76,18 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
-        self._accepting = False
-        self._exhausted = False
+        self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         self._route = Route()
+        self._last_active: Role | None = None
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
         self._recheck: asyncio.TimerHandle | None = None
         self._dials: set[Dial] = set()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
         self._accepted = dict.fromkeys((Role.PRIMARY, Role.BACKUP, None), 0)
-        self._hold = Hold(self._loop, plan.hold, self._give_up)
-        self._retry: asyncio.TimerHandle | None = None
+        self._hold = Hold(self._loop, resources.poller, plan.hold, self._give_up)
+        self._held_since: float | None = None
+        self._release: asyncio.TimerHandle | None = None
 
     def attach(self, history: History) -> None:
         """Take the history in which failovers and holds are recorded."""
@@ -97,38 +100,45 @@ class Frontend:
             Failed: an address cannot be listened on; says why.
         """
         with ExitStack() as undo:
+            listeners = []
             for address in self.plan.listen:
                 beside_ipv4 = any(":" not in other.host for other in self.plan.listen if other.port == address.port)
                 listener = undo.enter_context(listen(address, ipv6_only=beside_ipv4, what=f"frontend {self.plan.name}"))
-                self._listeners.append(listener)
+                listeners.append(listener)
             undo.pop_all()
+        self._listeners = listeners
 
     def begin(self) -> None:
         """Accept clients from now on."""
-        self._accept_more()
+        self._acceptor.begin(self._listeners)
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets; what is open goes on."""
-        self._accept_no_more()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
+        """Take in who waits in the backlog and can be served, and close the listening sockets; what is open goes on."""
+        if self._route.active is not None:
+            self._acceptor.accept_waiting()
+        self._close_listeners()
 
     def close(self) -> None:
         """Close everything at once."""
-        self.stop_accepting()
-        for handle in (self._recheck, self._retry):
+        self._close_listeners()
+        for handle in (self._recheck, self._release):
             if handle is not None:
                 handle.cancel()
         for drain in self._drains.values():
             drain.close()
-        for dial in list(self._dials):
-            close_with_reset(dial.abandon())
+        for dial in self._dials:
+            close_with_reset(dial.abandon().socket)
         self._dials.clear()
-        for client in self._hold.take_all():
-            close_with_reset(client)
+        for client in self._hold.take():
+            close_with_reset(client.socket)
         for role in Role:
             self.cut(role)
+
+    def _close_listeners(self) -> None:
+        self._acceptor.end()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
 
     def addresses(self) -> tuple[Address, ...]:
         """Where it listens, with the ports the kernel chose for port 0."""
@@ -153,124 +163,105 @@ class Frontend:
         """Take who may get connections, and since when, and act on it at once."""
         self._eligible_since = dict(eligible_since)
         self._choose()
+        for role in Role:
+            if self._eligible_since[role] is None:
+                self._redirect(role)
 
     def _choose(self) -> None:
         if self._recheck is not None:
             self._recheck.cancel()
             self._recheck = None
-        before = self._route.active
-        self._route = choose(self._route, self._eligible_since, self.plan.failback, self._loop.time())
+        before = self._route
+        self._route = choose(before, self._eligible_since, self.plan.failback, self._loop.time())
         if self._route.recheck_at is not None:
             self._recheck = self._loop.call_at(self._route.recheck_at, self._choose)
         active = self._route.active
-        if active is before:
+        if active is before.active:
             return
-        self._log.info("route_changed", before=before and before.value, now=active and active.value)
-        if before is not None and active is not None:
-            event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
-            text = f"new connections of frontend {self.plan.name} go to {active.value}"
-            self._history.record(event, text, active, frontend=self.plan.name, before=before.value)
+        self._log.info("route_changed", before=before.active and before.active.value, now=active and active.value)
         if active is not None:
+            if before.primary_has_served:
+                self._note_side(active)
+            self._last_active = active
             self._release_held()
         self.changed()
 
-    # Accepting.
-
-    def _accept_more(self) -> None:
-        if not self._accepting:
-            self._accepting = True
-            for listener in self._listeners:
-                self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-    def _accept_no_more(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            for listener in self._listeners:
-                self._loop.remove_reader(listener.fileno())
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
-            if self._route.active is None and len(self._hold) >= self.plan.hold_connections:
-                self._accept_no_more()  # the others wait in the backlog until there is room or somebody serves
-                return
-            try:
-                client, _ = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                self._pause(error)
-                return
-            self._exhausted = False
-            client.setblocking(False)
-            self._admit(client, (), accepted=True)
-
-    def _pause(self, error: OSError) -> None:
-        """Leave clients in the backlog for a moment; said once per episode."""
-        if not self._exhausted:
-            self._exhausted = True
-            self._log.warning("accept_paused", reason=error.strerror, pause_s=ACCEPT_PAUSE)
-        self._accept_no_more()
-        self._loop.call_later(ACCEPT_PAUSE, self._resume)
-
-    def _resume(self) -> None:
-        if self._listeners and not self._is_full():
-            self._accept_more()
-
-    def _is_full(self) -> bool:
-        return self._route.active is None and len(self._hold) >= self.plan.hold_connections
+    def _note_side(self, active: Role) -> None:
+        """Record a failover or a failback, also one with a time between in which nobody served."""
+        last = self._last_active
+        if last is not None and last is not active:
+            event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
+            text = f"new connections of frontend {self.plan.name} go to {active.value}"
+            self._history.record(event, text, active, frontend=self.plan.name, before=last.value)
 
     # Connecting.
 
-    def _admit(self, client: socket.socket, tried: tuple[Role, ...], *, accepted: bool = False) -> None:
+    def _has_room(self) -> bool:
+        """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
+        held, dialled = len(self._hold), len(self._dials)
+        if held + dialled < self.plan.hold_connections:
+            return True
+        return self._route.active is not None and not held and dialled < ACCEPTS_A_TURN
+
+    def _take_in(self, accepted: socket.socket) -> None:
+        self._admit(Client(accepted))
+
+    def _admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
-        role = self._next_role(tried)
+        role = self._next_role(client)
         if role is None:
-            self._keep(client, accepted)
+            self._keep(client)
             return
         dial = Dial(self._loop, client, role, self.plan.backends[role], self.plan.connect_timeout, self._dialled)
-        dial.tried, dial.accepted = tried, accepted
         self._dials.add(dial)
         dial.start()
 
-    def _next_role(self, tried: tuple[Role, ...]) -> Role | None:
+    def _next_role(self, client: Client) -> Role | None:
         active = self._route.active
-        if active is None or active not in tried:
-            return active
-        other = active.other
-        return other if other not in tried and self._eligible_since[other] is not None else None
+        if active is None:
+            return None
+        for role in (active, active.other):
+            if self._eligible_since[role] is not None and role not in self._drains and role not in client.tried:
+                return role
+        return None
 
     def _dialled(self, dial: Dial, instance: socket.socket | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
         self._dials.discard(dial)
-        role = dial.role
-        if isinstance(instance, OSError):
-            self._log.debug("connect_failed", role=role.value, reason=str(instance))
-            if instance.errno in _EXHAUSTED:
-                self._pause(instance)
-                self._keep(dial.client, dial.accepted)
-            else:
-                self.doubt(role)
-                self._admit(dial.client, (*dial.tried, role), accepted=dial.accepted)
-        elif role in self._drains:
-            instance.close()  # nothing was sent: the client can still go to the other
-            self._admit(dial.client, dial.tried, accepted=dial.accepted)
+        if not isinstance(instance, OSError):
+            self._relay(dial.client, dial.role, instance)
+            return
+        self._log.debug("connect_failed", role=dial.role.value, reason=str(instance))
+        if instance.errno in EXHAUSTED:
+            self._keep(dial.client)  # before the pause, so that who waits here is tried before others are accepted
+            self._acceptor.pause(instance)
         else:
-            if dial.accepted:
-                self._accepted[role] += 1
-            session = Session(
-                self._loop,
-                dial.client,
-                instance,
-                self._resources,
-                quickack=self.plan.quickack,
-                on_end=self._ended,
-            )
-            self._sessions[role].add(session)
-            session.start()
-        if role in self._drains:
-            self._drains[role].look()
+            self.doubt(dial.role)
+            dial.client.tried += (dial.role,)
+            self._admit(dial.client)
+
+    def _redirect(self, role: Role) -> None:
+        """Connect those elsewhere who are being connected to the role: nothing of theirs was sent yet."""
+        for dial in [dial for dial in self._dials if dial.role is role]:
+            self._dials.discard(dial)
+            self._admit(dial.abandon())
+
+    def _relay(self, client: Client, role: Role, instance: socket.socket) -> None:
+        if client.is_new:
+            self._accepted[role] += 1
+        session = Session(
+            self._loop,
+            client.socket,
+            instance,
+            self._resources,
+            quickack=self.plan.quickack,
+            on_end=self._ended,
+        )
+        self._sessions[role].add(session)
+        session.start()
+        if client.give_up_at is not None:
+            self._look_whether_hold_is_over()
+        self._acceptor.look()
 
     def _ended(self, session: Session, reason: EndReason) -> None:
         role = Role.PRIMARY if session in self._sessions[Role.PRIMARY] else Role.BACKUP
@@ -283,49 +274,54 @@ class Frontend:
             down_bytes=session.bytes_down,
         )
         if reason is EndReason.MOVED:
-            self._admit(session.client, ())
+            self._admit(Client(session.client, is_new=False))
         if role in self._drains:
             self._drains[role].look()
 
     # Holding.
 
-    def _keep(self, client: socket.socket, accepted: bool) -> None:
-        if not len(self._hold):
-            self._history.record(
-                EventName.HOLD_STARTED,
-                f"connections of frontend {self.plan.name} wait: no instance is eligible",
-                frontend=self.plan.name,
-            )
-        if accepted:
+    def _keep(self, client: Client) -> None:
+        active = self._route.active
+        if self._held_since is None:
+            self._held_since = self._loop.time()
+            why = "no instance is eligible" if active is None else "no instance can be connected to"
+            text = f"connections of frontend {self.plan.name} wait: {why}"
+            self._history.record(EventName.HOLD_STARTED, text, frontend=self.plan.name)
+        if client.give_up_at is None:
             self._accepted[None] += 1
+        client.tried = ()
         self._hold.keep(client)
-        if self._route.active is not None and self._retry is None:  # it was tried, and cannot be connected to
-            self._retry = self._loop.call_later(self.plan.connect_timeout, self._try_held)
-
-    def _try_held(self) -> None:
-        self._retry = None
-        if self._route.active is not None:
-            self._release_held()
+        if active is not None and self._release is None:
+            self._release = self._loop.call_later(RETRY_PAUSE, self._release_held)
 
     def _release_held(self) -> None:
-        clients = self._hold.take_all()
-        if clients:
-            self._note_hold_ended(f"{len(clients)} waiting connections of frontend {self.plan.name} go on")
-        self._resume()
-        for client in clients:
-            self._admit(client, ())
+        """Send those on their way who have waited longest, and soon the next."""
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
+        if self._route.active is None:
+            return
+        for client in self._hold.take(RELEASES_A_TURN):
+            self._admit(client)
+        if len(self._hold) and self._release is None:  # else somebody could not be connected, and all wait for a retry
+            self._release = self._loop.call_later(RELEASE_PAUSE, self._release_held)
+        self._acceptor.look()
 
-    def _give_up(self, client: socket.socket, waited: float | None) -> None:
+    def _give_up(self, client: Client, waited: float | None) -> None:
         """A held client has left (`waited` is None), or has waited as long as it may."""
-        close_with_reset(client)
+        close_with_reset(client.socket)
         if waited is not None:
-            self._log.warning("held_connection_closed", waited_s=waited)
-        if not len(self._hold):
-            self._note_hold_ended(f"no connection of frontend {self.plan.name} waits any more")
-        self._resume()
+            self._log.warning("held_connection_closed", waited_s=round(waited, 3))
+        self._look_whether_hold_is_over()
+        self._acceptor.look()
 
-    def _note_hold_ended(self, text: str) -> None:
-        self._history.record(EventName.HOLD_ENDED, text, frontend=self.plan.name)
+    def _look_whether_hold_is_over(self) -> None:
+        """Record it when nobody waits any more, nor is being connected after having waited."""
+        connecting = (dial.client.give_up_at is not None for dial in self._dials)
+        if self._held_since is not None and not len(self._hold) and not any(connecting):
+            lasted, self._held_since = self._loop.time() - self._held_since, None
+            text = f"no connection of frontend {self.plan.name} waits any more, after {lasted:.3g} s"
+            self._history.record(EventName.HOLD_ENDED, text, frontend=self.plan.name, seconds=round(lasted, 3))
 
     # Draining.
 
@@ -334,12 +330,22 @@ class Frontend:
         if role in self._drains:
             self._drains[role].close()
         self._drains[role] = Drain(self, role, when_drained)
+        self._redirect(role)
         self._drains[role].look()
 
     def end_drain(self, role: Role) -> None:
-        """Leave the open connections of the role alone."""
+        """Give up a drain: no deadline any more. Who was told to change sides at the next request still does."""
         if role in self._drains:
             self._drains.pop(role).close()
+            self._release_held()
+
+    @property
+    def can_move(self) -> bool:
+        """Whether an open connection can leave its instance between two requests, and be served on.
+
+        Only HTTP can; and once the listening sockets are closed no other instance is to come.
+        """
+        return self.plan.movable and bool(self._listeners)
 
     def open_sessions(self, role: Role) -> set[Session]:
         """The relayed connections of the role."""

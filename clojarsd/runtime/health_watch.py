@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 import structlog
 
 from clojarsd.core.health import CheckRecord, Result, count
-from clojarsd.core.names import Incarnation, Role
+from clojarsd.core.names import Health, Incarnation, Role
 
 log = structlog.get_logger()
 
 UNSETTLED_SPEED = 5
-"""How many times as often as its interval says a check is made while its verdict is open: at the start, and when the
-last result disagrees with the verdict."""
+"""How many times as often as its interval says a check is made while its verdict is open: until it has been up once in
+this incarnation, and when the last result disagrees with the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCheck:
-    """One check of one instance: what to do, and how to count. `ask` never raises for a failure of the instance."""
+    """One check of one instance: what to do, and how to count."""
 
     kind: str
     ask: Callable[[], Awaitable[Result]]
@@ -78,20 +79,30 @@ class HealthWatch:
                     task.cancel()
 
     async def _repeat(self, incarnation: Incarnation, which: int) -> NoReturn:
-        check = self._checks[which]
+        check, began_up = self._checks[which], False
+        loop, next_hurry_at = asyncio.get_running_loop(), 0.0
         while True:
             hurried = self._hurried
-            record = count(self._records[which], await check.ask(), check.rise, check.fall)
+            record = count(self._records[which], await self._ask(check), check.rise, check.fall)
             self._note_change(check, self._records[which], record)
+            began_up = began_up or record.health is Health.UP
             self._records[which] = record
             if self._target == incarnation:
                 self._unit.checked(incarnation, tuple(self._records), which)
-            pause = check.interval if record.is_settled() else check.interval / UNSETTLED_SPEED
-            try:
+            pause = check.interval if record.is_settled() and began_up else check.interval / UNSETTLED_SPEED
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await hurried.wait()
-            except TimeoutError:
-                pass
+                    await asyncio.sleep(next_hurry_at - loop.time())  # a storm of doubts makes no storm of checks
+            next_hurry_at = loop.time() + check.interval / UNSETTLED_SPEED
+
+    async def _ask(self, check: PlannedCheck) -> Result:
+        """The check's result. A check that breaks may fail alone: it has not passed, and the next one is made."""
+        try:
+            return await check.ask()
+        except Exception as error:
+            self._log.exception("check_broke", kind=check.kind)
+            return Result(False, f"the check itself broke ({type(error).__name__}: {error})", 0.0)
 
     def _note_change(self, check: PlannedCheck, before: CheckRecord, after: CheckRecord) -> None:
         if after.health is not before.health:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -127,48 +128,74 @@ class Orders:
         if self._refusal is not None:
             raise Refused(f"cannot {verb.value} {' and '.join(role.value for role in roles)}: {self._refusal}")
         work = Work()
-        befores = [self._runners[role].unit.incarnation for role in roles]
         sentences = [already(verb, self._board.instance(role)) for role in roles]
         if all(sentences):
             work.finish("; ".join(sentence for sentence in sentences if sentence))
             return work
-        at_once = roles[:1] if verb is Verb.RESTART else roles
-        for role in at_once:
-            self._place(verb, role, by, force)
-        self._group.create_task(self._carry_out(work, verb, list(zip(roles, befores, strict=True)), by, force, timeout))
+        if verb is Verb.RESTART:
+            if not force and (why := why_not_restart(roles[0], self._board.view())):
+                raise Refused(f"{why}; nothing was done; {_FORCE}")
+            first = self._place(verb, roles[0], by)
+            self._group.create_task(self._restart_in_turn(work, roles, first, by, force, timeout))
+        else:
+            places = [(role, self._place(verb, role, by)) for role in roles]
+            self._group.create_task(self._watch(work, verb, places, timeout))
         return work
 
-    def _place(self, verb: Verb, role: Role, by: str, force: bool) -> None:
-        if verb is Verb.RESTART and not force and (why := why_not_restart(role, self._board.view())):
-            raise Refused(why)
-        log.info("order_taken", verb=verb.value, role=role.value, by=by)
+    def _place(self, verb: Verb, role: Role, by: str) -> Incarnation:
+        """Give the order to the runner; the incarnation that there was before."""
+        before = self._runners[role].unit.incarnation
         self._runners[role].order(_ORDERS[verb], by)
+        log.info("order_taken", verb=verb.value, role=role.value, by=by)
+        return before
 
-    async def _carry_out(
-        self,
-        work: Work,
-        verb: Verb,
-        places: list[tuple[Role, Incarnation]],
-        by: str,
-        force: bool,
-        timeout: float | None,
+    async def _watch(
+        self, work: Work, verb: Verb, places: Sequence[tuple[Role, Incarnation]], timeout: float | None
     ) -> None:
+        """Follow an order that was placed for each role, until it has come to its end for all of them."""
         messages = []
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        with _ending(work):
+            deadline = _deadline(timeout)
+            for role, before in places:
+                async with self._in_time(verb, role, deadline, timeout):
+                    messages.append(await self._finish(work, verb, role, before))
+            work.finish("; ".join(messages))
+
+    async def _restart_in_turn(
+        self, work: Work, roles: Sequence[Role], before: Incarnation, by: str, force: bool, timeout: float | None
+    ) -> None:
+        """Follow the restart that was placed for the first role, then place and follow the others."""
+        messages: list[str] = []
+        with _ending(work):
+            deadline = _deadline(timeout)
+            for number, role in enumerate(roles):
+                if number > 0:
+                    before = self._place_next(role, roles[:number], by, force)
+                async with self._in_time(Verb.RESTART, role, deadline, timeout):
+                    messages.append(await self._finish(work, Verb.RESTART, role, before))
+                    await self._await_traffic(work, role, deadline)
+            work.finish("; ".join(messages))
+
+    def _place_next(self, role: Role, restarted: Sequence[Role], by: str, force: bool) -> Incarnation:
+        """Place the restart of a further role; what has changed since the order came may stand against it."""
+        done = " and ".join(one.value for one in restarted)
+        if self._refusal is not None:
+            raise Failed(f"cannot restart {role.value}: {self._refusal}; {done} was restarted")
+        if not force and (why := why_not_restart(role, self._board.view())):
+            raise Failed(f"{why}; {done} was restarted, {role.value} was left as it is; {_FORCE}")
+        return self._place(Verb.RESTART, role, by)
+
+    @asynccontextmanager
+    async def _in_time(
+        self, verb: Verb, role: Role, deadline: float | None, timeout: float | None
+    ) -> AsyncIterator[None]:
+        """Watch until the deadline, and then raise Failed with what there is."""
         try:
             async with asyncio.timeout_at(deadline):
-                for number, (role, before) in enumerate(places):
-                    if verb is Verb.RESTART and number > 0:
-                        self._place(verb, role, by, force)
-                    messages.append(await self._finish(work, verb, role, before))
-                    if verb is Verb.RESTART:
-                        await self._await_traffic(work, role, deadline)
+                yield
         except TimeoutError:
-            work.fail(Failed(self._too_late(verb, [role for role, _ in places][len(messages)], timeout)))
-        except ClojarsdError as error:
-            work.fail(error)
-        else:
-            work.finish("; ".join(messages))
+            assert timeout is not None
+            raise Failed(self._too_late(verb, role, timeout)) from None
 
     async def _finish(self, work: Work, verb: Verb, role: Role, before: Incarnation) -> str:
         """Narrate until the order has come to its end for one role."""
@@ -208,6 +235,23 @@ class Orders:
         )
 
 
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else asyncio.get_running_loop().time() + timeout
+
+
+@contextmanager
+def _ending(work: Work) -> Iterator[None]:
+    """End the work with the error that ends the block; a cancelled block belongs to a daemon that ends."""
+    try:
+        yield
+    except ClojarsdError as error:
+        work.fail(error)
+    except asyncio.CancelledError:
+        work.fail(Failed("cannot say how the order ends: clojarsd is ending"))
+        raise
+
+
+_FORCE = "--force restarts all the same"
 _BEGUN: Mapping[Verb, str] = {
     Verb.START: "is to be up",
     Verb.STOP: "is to be stopped",

@@ -17,7 +17,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, Health, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.reasons import describe_end, why_not_eligible
-from clojarsd.core.unit import Unit, UnitPolicy, step
+from clojarsd.core.unit import EndCause, Unit, UnitPolicy, step
 from clojarsd.core.unit_events import (
     Announce,
     BeginDrain,
@@ -181,10 +181,11 @@ class UnitRunner:
             Refused: the order does not fit the unit's state; nothing was done.
         """
         assert not self._stepping, "an order comes from outside, never out of an effect"
-        self._by = by
+        before, self._by = self._by, by
         try:
             self._run([order])
         except Refused as refused:
+            self._by = before
             verb = type(order).__name__.lower()
             raise Refused(f"cannot {verb} {self.role.value}: {refused}") from None
 
@@ -235,6 +236,7 @@ class UnitRunner:
             return
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
             self._since = _now()
+        self._count(before, event)
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
         for effect in effects:
@@ -242,6 +244,13 @@ class UnitRunner:
         self._publish()
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
             self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self._pid())
+
+    def _count(self, before: Unit, event: Event) -> None:
+        """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
+        if before.state is UnitState.BACKOFF and isinstance(event, DeadlinePassed):
+            self._restarts += 1
+        if self._unit.last_end is not before.last_end and self._unit.ended_by in (None, EndCause.START_TIMEOUT):
+            self._by = None
 
     def _perform(self, effect: Effect) -> None:
         traffic = self._around.traffic
@@ -263,8 +272,6 @@ class UnitRunner:
                 self._announce(event)
 
     def _launch(self, incarnation: Incarnation) -> None:
-        if self._unit.failures.in_a_row:
-            self._restarts += 1
         self._records = tuple(CheckRecord() for _ in self._plan.checks)
         self._checked_at = [None] * len(self._plan.checks)
         self._around.traffic.end_drain(self.role)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import aiohttp
+from yarl import URL
 
 from clojarsd.core.health import Result
 from clojarsd.core.names import Address
@@ -56,7 +57,8 @@ class Prober:
 
         async def ask() -> Result:
             began = time.monotonic()
-            async with self._session.get(f"http://{address}{check.path}", allow_redirects=False) as answer:
+            url = URL(f"http://{address}{check.path}", encoded=True)  # as it stands in the settings
+            async with self._session.get(url, allow_redirects=False) as answer:
                 took = time.monotonic() - began
                 if answer.status in check.status:
                     return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)
@@ -72,7 +74,10 @@ class Prober:
             began = time.monotonic()
             _, writer = await asyncio.open_connection(address.host, address.port)
             took = time.monotonic() - began
+            is_itself = writer.get_extra_info("sockname") == writer.get_extra_info("peername")
             writer.transport.abort()  # a reset leaves the instance nothing to wait for
+            if is_itself:  # the kernel gave it the very port that it asks for, and TCP lets both ends be one
+                return Result(False, f"{address} refused", took)
             return Result(True, f"connected in {took * 1000:.0f} ms", took)
 
         return await _within(check.timeout, address, ask)

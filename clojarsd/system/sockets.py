@@ -9,12 +9,12 @@ import struct
 
 import psutil
 
+from clojarsd.core.addresses import overlap
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
 
 BACKLOG = 4096
 """More than most kernels allow (net.core.somaxconn); they take the smaller."""
-_EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -60,8 +60,10 @@ def holder_of(port: int, host: str | None = None) -> str | None:
     except (psutil.Error, OSError):
         return None
     for connection in found:
-        listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        if listens and connection.pid and (host is None or _overlap(host, connection.laddr.ip)):
+        where = connection.laddr
+        if connection.status != psutil.CONN_LISTEN or not where or where.port != port or not connection.pid:
+            continue
+        if host is None or overlap(Address(host, port), Address(where.ip, port)):
             try:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
             except psutil.Error:
@@ -77,10 +79,6 @@ def close_with_reset(client: socket.socket) -> None:
         pass  # it is reset already
     finally:
         client.close()
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or not _EVERYWHERE.isdisjoint((one, other))
 
 
 def _reason(error: OSError | UnicodeError) -> str:

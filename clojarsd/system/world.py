@@ -27,7 +27,7 @@ def look_at_world(user: str) -> World:
         Failed: there is no such user, or the daemon may not become it.
     """
     try:
-        account = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        account = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
     except KeyError:
         raise Failed(
             f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
@@ -66,7 +66,7 @@ def resolve_release(current: Path) -> Path:
         LaunchFailed: there is no such link, or it leads nowhere; the stage is RELEASE.
     """
     try:
-        return current.resolve(strict=True)
+        return Path(os.path.realpath(current, strict=True))  # Path.resolve makes a loop of links a RuntimeError
     except OSError as error:
         reason = f"{current}: {(error.strerror or str(error)).lower()}"
         raise LaunchFailed(LaunchStage.RELEASE, reason) from error

@@ -174,6 +174,11 @@ def test_restart_keeps_the_goal_and_launches_again() -> None:
     assert effects == (EndChecks(FIRST), Announce(EventName.INSTANCE_EXITED), Launch(SECOND))
 
 
+def test_a_restart_by_order_forgives_earlier_failures() -> None:
+    worn = replace(STOPPING, failures=Failures(2, (990.0, 991.0)))
+    assert after(worn, Exited(FIRST, TERMED))[0].failures == Failures()
+
+
 def test_the_time_for_draining_ends() -> None:
     became, effects = after(DRAINING, DeadlinePassed())
     assert became.state is UnitState.STOPPING

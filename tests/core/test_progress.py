@@ -1,0 +1,238 @@
+"""When an order has come to its end, and what is said on the way, word for word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clojarsd.core.api import Verb
+from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.progress import (
+    Verdict,
+    already,
+    connections,
+    gets_traffic,
+    judge,
+    narrate,
+    what_serves,
+    why_not_restart,
+)
+from clojarsd.core.unit import EndCause, Unit
+from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
+
+FIRST, SECOND = Incarnation(1), Incarnation(2)
+READY = Unit(Goal.UP, UnitState.READY, incarnation=FIRST)
+PARKED = replace(READY, state=UnitState.DRAINING, rotation=Rotation.OUT)
+DRAINING = replace(READY, state=UnitState.DRAINING, cause=EndCause.RESTART)
+STOPPING = replace(DRAINING, state=UnitState.STOPPING)
+STARTING = replace(READY, state=UnitState.STARTING, incarnation=SECOND)
+BACKOFF = replace(STARTING, state=UnitState.BACKOFF)
+FAILED = replace(STARTING, state=UnitState.FAILED)
+FINISHED = replace(STARTING, state=UnitState.STOPPED)
+STOPPED = replace(FINISHED, goal=Goal.DOWN)
+RENEWED = replace(READY, incarnation=SECOND)
+
+
+def instance(
+    unit: Unit, role: Role = Role.BACKUP, health: Health = Health.UP, reason: str | None = None, pid: int | None = 7
+) -> InstanceView:
+    return InstanceView(role, role.value, unit, health, pid, "then", 0, None, reason, None, {}, ())
+
+
+def pair(
+    backup: InstanceView, primary: Unit = READY, left: int = 0, *active: Role | None, reason: str | None = None
+) -> PairView:
+    frontends = {
+        str(number): FrontendView((), "relay", None, role, {Role.BACKUP: left, Role.PRIMARY: 100, None: 50}, {})
+        for number, role in enumerate(active or (Role.PRIMARY, Role.PRIMARY))
+    }
+    other = instance(primary, Role.PRIMARY, reason=reason)
+    return PairView("demo", DaemonView("1", 1, "then", "x"), {Role.PRIMARY: other, Role.BACKUP: backup}, frontends)
+
+
+def verdict(
+    verb: Verb, unit: Unit, before: Incarnation = FIRST, *, health: Health = Health.UP, reason: str = "R", left: int = 0
+) -> Verdict | None:
+    return judge(verb, Role.BACKUP, pair(instance(unit, health=health, reason=reason), READY, left), before)
+
+
+UP = Verdict(True, "backup is up")
+PARTED = Verdict(True, "backup is up and out of rotation by order; R")
+TOLD_TO_STOP = Verdict(False, "backup was told to stop meanwhile")
+
+
+@pytest.mark.parametrize(
+    ("unit", "health", "reason", "expected"),
+    [
+        (READY, Health.UP, "", UP),
+        (READY, Health.DOWN, "its checks fail", None),
+        (STARTING, Health.UNKNOWN, "no check has passed yet", None),
+        (STOPPING, Health.UP, "", None),
+        (DRAINING, Health.UP, "", None),
+        (PARKED, Health.UP, "out of rotation by order; R", PARTED),
+        (PARKED, Health.DOWN, "out of rotation by order; R", None),
+        (
+            BACKOFF,
+            Health.UNKNOWN,
+            "exited with 1; next try at N",
+            Verdict(False, "backup exited with 1; next try at N"),
+        ),
+        (FAILED, Health.UNKNOWN, "exited with 1; given up", Verdict(False, "backup exited with 1; given up")),
+        (FINISHED, Health.UNKNOWN, "exited with 0, which", Verdict(False, "backup exited with 0, which")),
+        (FAILED, Health.UNKNOWN, "cannot start backup: x", Verdict(False, "cannot start backup: x")),
+        (STOPPED, Health.UNKNOWN, "stopped by order", TOLD_TO_STOP),
+        (replace(DRAINING, goal=Goal.DOWN, cause=EndCause.STOP), Health.UP, "", TOLD_TO_STOP),
+    ],
+)
+def test_a_start_and_a_new_process_are_judged_alike(
+    unit: Unit, health: Health, reason: str, expected: Verdict | None
+) -> None:
+    assert verdict(Verb.START, unit, health=health, reason=reason) == expected
+    renewed = replace(unit, incarnation=SECOND)
+    assert verdict(Verb.RESTART, renewed, health=health, reason=reason) == expected
+
+
+@pytest.mark.parametrize("unit", [DRAINING, STOPPING])
+def test_a_restart_waits_while_the_old_process_ends(unit: Unit) -> None:
+    assert verdict(Verb.RESTART, unit) is None
+
+
+def test_a_restart_that_later_orders_have_called_off_is_not_waited_for() -> None:
+    """A stop and then a start, in time, leave the old process serving: no new one will come."""
+    assert verdict(Verb.RESTART, replace(DRAINING, goal=Goal.DOWN, cause=EndCause.STOP)) == TOLD_TO_STOP
+    assert verdict(Verb.RESTART, READY) == Verdict(False, "backup was told to stop and to start meanwhile, and runs on")
+    assert verdict(Verb.RESTART, replace(STOPPED, incarnation=FIRST)) == TOLD_TO_STOP
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (STOPPED, Verdict(True, "backup is stopped")),
+        (replace(STOPPING, goal=Goal.DOWN), None),
+        (replace(DRAINING, goal=Goal.DOWN), None),
+        (STOPPING, Verdict(False, "backup was told to start meanwhile")),
+    ],
+)
+def test_a_stop(unit: Unit, expected: Verdict | None) -> None:
+    assert verdict(Verb.STOP, unit) == expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "left", "expected"),
+    [
+        (PARKED, 3, None),
+        (PARKED, 0, Verdict(True, "backup is out of rotation and has no connections left")),
+        (
+            replace(STARTING, rotation=Rotation.OUT),
+            3,
+            Verdict(True, "backup is starting and gets no connections when it is ready"),
+        ),
+        (READY, 3, Verdict(False, "backup was brought back into rotation or stopped meanwhile")),
+    ],
+)
+def test_a_drain(unit: Unit, left: int, expected: Verdict | None) -> None:
+    assert verdict(Verb.DRAIN, unit, left=left) == expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "health", "expected"),
+    [
+        (PARKED, Health.UP, Verdict(False, "backup was taken out of rotation meanwhile")),
+        (READY, Health.UP, Verdict(True, "backup gets connections again")),
+        (
+            READY,
+            Health.DOWN,
+            Verdict(True, "backup gets connections as soon as it can serve; now it is ready"),
+        ),
+        (
+            BACKOFF,
+            Health.UNKNOWN,
+            Verdict(True, "backup gets connections as soon as it can serve; now it is backoff"),
+        ),
+    ],
+)
+def test_an_undrain(unit: Unit, health: Health, expected: Verdict) -> None:
+    assert verdict(Verb.UNDRAIN, unit, health=health) == expected
+
+
+@pytest.mark.parametrize(
+    ("verb", "unit", "sentence"),
+    [
+        (Verb.START, READY, "backup is already up"),
+        (Verb.START, PARKED, None),
+        (Verb.STOP, STOPPED, "backup is already stopped"),
+        (Verb.STOP, FINISHED, None),
+        (Verb.STOP, READY, None),
+        (Verb.UNDRAIN, READY, "backup is already in rotation"),
+        (Verb.UNDRAIN, PARKED, None),
+        (Verb.RESTART, READY, None),
+        (Verb.DRAIN, PARKED, None),
+    ],
+)
+def test_what_holds_already_is_said(verb: Verb, unit: Unit, sentence: str | None) -> None:
+    assert already(verb, instance(unit)) == sentence
+
+
+def test_a_restart_needs_the_other() -> None:
+    alone = pair(instance(READY), STOPPED, reason="stopped by order")
+    assert why_not_restart(Role.BACKUP, alone) == (
+        "cannot restart backup: primary could not take over, it is stopped (stopped by order)"
+    )
+    assert why_not_restart(Role.BACKUP, pair(instance(READY))) is None
+    for gone in (STOPPED, BACKOFF, FAILED, FINISHED):
+        assert why_not_restart(Role.BACKUP, pair(instance(gone), STOPPED)) is None, "it serves nobody anyway"
+
+
+def test_connections_count_over_all_frontends() -> None:
+    seen = pair(instance(READY), READY, 3)
+    assert [connections(seen, role) for role in Role] == [200, 6]
+    assert connections(replace(seen, frontends={}), Role.BACKUP) == 0
+
+
+def test_who_still_serves() -> None:
+    assert what_serves(pair(instance(READY))) == "primary and backup still serve"
+    assert what_serves(pair(instance(STOPPED))) == "primary still serves"
+    assert what_serves(pair(instance(READY), STOPPED)) == "backup still serves"
+    assert what_serves(pair(instance(STOPPED), STOPPED)) == "nothing serves now"
+
+
+def test_traffic_means_every_frontend() -> None:
+    assert gets_traffic(Role.PRIMARY, pair(instance(READY)))
+    assert not gets_traffic(Role.PRIMARY, pair(instance(READY), READY, 0, Role.PRIMARY, Role.BACKUP))
+    assert not gets_traffic(Role.PRIMARY, pair(instance(READY), READY, 0, None))
+    assert gets_traffic(Role.PRIMARY, replace(pair(instance(READY)), frontends={}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "left", "sentence"),
+    [
+        (instance(READY), instance(DRAINING), 0, "gets no new connections; 0 open ones may end"),
+        (instance(READY), instance(PARKED), 1, "gets no new connections; 2 open ones may end"),
+        (instance(DRAINING), instance(STOPPING), 0, "ends (process 7)"),
+        (instance(STOPPING), instance(STARTING, pid=8), 0, "starts (process 8)"),
+        (instance(STOPPING), instance(STARTING, pid=None), 0, None),
+        (instance(STARTING, pid=None), instance(STARTING, pid=8), 0, "starts (process 8)"),
+        (instance(STARTING), instance(READY), 0, "is ready"),
+        (instance(READY), instance(READY, health=Health.DOWN, reason="its checks fail (x)"), 0, None),
+        (instance(STOPPING), instance(STOPPED, pid=None), 0, "is stopped"),
+        (
+            instance(STARTING),
+            instance(BACKOFF, reason="exited with 1; next try at N"),
+            0,
+            "exited with 1; next try at N",
+        ),
+        (instance(BACKOFF), instance(FAILED, reason="cannot start backup: x"), 0, "cannot start backup: x"),
+        (instance(READY), instance(RENEWED), 0, "is ready"),
+        (instance(READY), instance(READY), 5, None),
+    ],
+)
+def test_a_step_in_words(before: InstanceView, after: InstanceView, left: int, sentence: str | None) -> None:
+    if after.reason == "its checks fail (x)":
+        sentence = "is ready, but its checks fail (x)"
+    assert narrate(Role.BACKUP, pair(before), pair(after, READY, left)) == sentence
+
+
+def test_one_connection_is_one() -> None:
+    seen = pair(instance(DRAINING), READY, 1, Role.PRIMARY)
+    assert narrate(Role.BACKUP, pair(instance(READY)), seen) == "gets no new connections; 1 open one may end"

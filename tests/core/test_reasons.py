@@ -1,0 +1,147 @@
+"""Every sentence about why an instance gets no connections, word for word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, LaunchStage, Role, Rotation, UnitState
+from clojarsd.core.reasons import describe_end, signal_name, why_not_eligible
+from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
+from clojarsd.core.unit import EndCause, Unit, UnitPolicy
+from clojarsd.core.unit_events import Exited, NotLaunched
+from clojarsd.core.view import CheckView
+
+FIRST = Incarnation(1)
+RESTARTS = RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 30.0, 60.0, 3, 120.0)
+POLICY = UnitPolicy(120.0, 30.0, ((3, 10.0), (15, 20.0)), frozenset({0, 143}), RESTARTS)
+UNIT = Unit(Goal.UP, UnitState.STARTING, incarnation=FIRST)
+CRASHED = Exited(FIRST, ExitStatus(3, None))
+FINISHED = Exited(FIRST, ExitStatus(0, None))
+TERMED = Exited(FIRST, ExitStatus(None, 15))
+NO_LOG = NotLaunched(FIRST, LaunchStage.LOG, "/var/log/backup.log: permission denied")
+GOOD = CheckView("tcp", Health.UP, "connected in 0 ms", "12:00")
+BAD = CheckView("http", Health.DOWN, "127.0.0.1:8002 refused", "12:00")
+NEW = CheckView("http", Health.UNKNOWN, None, None)
+
+
+def why(
+    unit: Unit, *checks: CheckView, health: Health = Health.UNKNOWN, policy: UnitPolicy = POLICY, at: str | None = None
+) -> str | None:
+    return why_not_eligible(Role.BACKUP, unit, health, checks, policy, at)
+
+
+@pytest.mark.parametrize(
+    ("end", "by", "sentence"),
+    [
+        (CRASHED, None, "exited with 3"),
+        (CRASHED, EndCause.STOP, "exited with 3"),
+        (TERMED, EndCause.RESTART, "was killed by SIGTERM"),
+        (Exited(FIRST, ExitStatus(None, 64)), None, "was killed by SIGRTMAX"),
+        (TERMED, EndCause.START_TIMEOUT, "was not ready in time and was ended (was killed by SIGTERM)"),
+        (NO_LOG, None, "cannot start backup: opening its log: /var/log/backup.log: permission denied"),
+    ],
+)
+def test_how_a_process_ended(end: Exited | NotLaunched, by: EndCause | None, sentence: str) -> None:
+    assert describe_end(Role.BACKUP, end, by) == sentence
+
+
+def test_signals_have_names_where_there_are_some() -> None:
+    assert [signal_name(number) for number in (9, 15, 40)] == ["SIGKILL", "SIGTERM", "signal 40"]
+
+
+def test_ready_needs_health_too() -> None:
+    ready = replace(UNIT, state=UnitState.READY)
+    assert why(ready, GOOD, health=Health.UP) is None
+    assert why(ready, GOOD, BAD, NEW, health=Health.DOWN) == (
+        "its checks fail (http: 127.0.0.1:8002 refused, http: no result yet)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "by", "checks", "sentence"),
+    [
+        (None, None, (NEW,), "no check has passed yet (http: no result yet)"),
+        (None, None, (BAD, GOOD), "not every check has passed yet (http: 127.0.0.1:8002 refused)"),
+        (CRASHED, None, (NEW,), "no check has passed yet (http: no result yet); the one before exited with 3"),
+        (TERMED, EndCause.RESTART, (NEW,), "no check has passed yet (http: no result yet)"),
+        (NO_LOG, None, (NEW,), "no check has passed yet (http: no result yet)"),
+        (
+            TERMED,
+            EndCause.START_TIMEOUT,
+            (BAD,),
+            "no check has passed yet (http: 127.0.0.1:8002 refused);"
+            " the one before was not ready in time and was ended (was killed by SIGTERM)",
+        ),
+    ],
+)
+def test_a_start_says_what_is_missing_and_why_the_one_before_is_gone(
+    end: Exited | NotLaunched | None, by: EndCause | None, checks: tuple[CheckView, ...], sentence: str
+) -> None:
+    assert why(replace(UNIT, last_end=end, ended_by=by), *checks) == sentence
+
+
+@pytest.mark.parametrize(
+    ("cause", "sentence"),
+    [
+        (EndCause.STOP, "its connections may end before it is stopped"),
+        (EndCause.RESTART, "its connections may end before it is restarted"),
+        (None, "out of rotation by order; `clojarsctl undrain backup` brings it back"),
+    ],
+)
+def test_a_drain_says_what_it_is_for(cause: EndCause | None, sentence: str) -> None:
+    assert why(replace(UNIT, state=UnitState.DRAINING, cause=cause), GOOD, health=Health.UP) == sentence
+
+
+@pytest.mark.parametrize(
+    ("cause", "sent", "sentence"),
+    [
+        (EndCause.STOP, 1, "an order to stop: SIGQUIT sent"),
+        (EndCause.RESTART, 2, "an order to restart: SIGQUIT, SIGTERM sent"),
+        (EndCause.START_TIMEOUT, 3, "it was not ready in time: SIGQUIT, SIGTERM, SIGKILL sent"),
+        (EndCause.START_TIMEOUT, 5, "it was not ready in time: SIGQUIT, SIGTERM, SIGKILL sent"),
+    ],
+)
+def test_an_end_says_which_signals_were_sent(cause: EndCause, sent: int, sentence: str) -> None:
+    assert why(replace(UNIT, state=UnitState.STOPPING, cause=cause, stop_step=sent)) == sentence
+
+
+def test_a_pause_says_when_the_next_try_is() -> None:
+    backoff = replace(UNIT, state=UnitState.BACKOFF, last_end=CRASHED, deadline=5.0)
+    assert why(backoff, at="2026-11-23T12:00:00.000Z") == "exited with 3; next try at 2026-11-23T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("when", "count", "sentence"),
+    [
+        (RestartWhen.ON_FAILURE, 3, "after 3 restarts within 120 s"),
+        (RestartWhen.ALWAYS, 1, "after 1 restart within 120 s"),
+        (RestartWhen.NEVER, 3, "because restart is never"),
+        (RestartWhen.NEVER, 1, "because restart is never"),
+    ],
+)
+def test_given_up_says_by_which_limit(when: RestartWhen, count: int, sentence: str) -> None:
+    """With `restart = "never"` the first failure gives up, however low the limit is."""
+    relaunched = Failures(1, (1.0,)) if when is RestartWhen.NEVER else Failures(count, (1.0,) * count)
+    failed = replace(UNIT, state=UnitState.FAILED, last_end=CRASHED, failures=relaunched)
+    policy = replace(POLICY, restart=replace(RESTARTS, when=when, limit_count=count))
+    assert why(failed, policy=policy) == f"exited with 3; given up {sentence}; `clojarsctl start backup` tries again"
+
+
+@pytest.mark.parametrize(
+    ("unit", "sentence"),
+    [
+        (Unit(), "not started yet"),
+        (Unit(incarnation=FIRST, last_end=TERMED, ended_by=EndCause.STOP), "stopped by order"),
+        (Unit(incarnation=FIRST, last_end=CRASHED), "stopped by order"),
+        (Unit(incarnation=FIRST, last_end=TERMED, ended_by=EndCause.START_TIMEOUT), "stopped by order"),
+        (
+            Unit(Goal.UP, incarnation=FIRST, last_end=FINISHED, rotation=Rotation.OUT),
+            "exited with 0, which is no failure, so it is not started again; `clojarsctl start backup` does",
+        ),
+    ],
+)
+def test_stopped_says_whose_wish_it_was(unit: Unit, sentence: str) -> None:
+    """A unit that had crashed and was then stopped by order is stopped by order; its exit was a failure."""
+    assert why(unit) == sentence

@@ -1,0 +1,152 @@
+"""The JSON of `clojarsctl status --json`, field by field as the contract has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.unit import Unit
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, PairView
+
+PRIMARY = InstanceView(
+    role=Role.PRIMARY,
+    name="clojars",
+    unit=Unit(Goal.UP, UnitState.READY, incarnation=Incarnation(3)),
+    health=Health.UP,
+    pid=901,
+    since="2026-11-23T12:00:09.000Z",
+    restarts=2,
+    last_exit=LastExit(ExitStatus(1, None), "2026-11-23T12:00:00.000Z"),
+    reason=None,
+    release="clojars-web-0.8.1-standalone.jar",
+    ports={"http": 8001, "nailgun": 8101},
+    checks=(
+        CheckView("http", Health.UP, "200 in 3 ms", "2026-11-23T12:00:10.000Z"),
+        CheckView("tcp", Health.UNKNOWN, None, None),
+        CheckView("tcp", Health.DOWN, "127.0.0.1:8101 refused", "2026-11-23T12:00:11.000Z"),
+    ),
+)
+BACKUP = InstanceView(
+    role=Role.BACKUP,
+    name="clojars-backup",
+    unit=Unit(),
+    health=Health.UNKNOWN,
+    pid=None,
+    since="2026-11-23T12:00:00.000Z",
+    restarts=0,
+    last_exit=None,
+    reason="not started yet",
+    release=None,
+    ports={"http": 8002},
+    checks=(),
+)
+HTTP = FrontendView(("127.0.0.1:8080", "[::1]:8080"), "steer", None, Role.PRIMARY, {Role.PRIMARY: 2}, {None: 7})
+LINE = FrontendView(
+    ("127.0.0.1:8700",), "relay", "no CAP_BPF", None, {None: 1}, {Role.PRIMARY: 100, Role.BACKUP: 3, None: 4}
+)
+PAIR = PairView(
+    "clojars",
+    DaemonView("1.0.0", 812, "2026-11-23T12:00:00Z", "/etc/clojarsd.toml"),
+    {Role.BACKUP: BACKUP, Role.PRIMARY: PRIMARY},
+    {"http": HTTP, "line": LINE},
+    "clojars-web-0.8.1-standalone.jar",
+)
+
+
+def test_the_whole_picture() -> None:
+    assert PAIR.as_json() == {
+        "version": 1,
+        "service": "clojars",
+        "daemon": {
+            "version": "1.0.0",
+            "pid": 812,
+            "started_at": "2026-11-23T12:00:00Z",
+            "config": "/etc/clojarsd.toml",
+        },
+        "instances": {
+            "primary": {
+                "name": "clojars",
+                "goal": "up",
+                "state": "ready",
+                "health": "up",
+                "eligible": True,
+                "pid": 901,
+                "incarnation": 3,
+                "since": "2026-11-23T12:00:09.000Z",
+                "restarts": 2,
+                "last_exit": {"code": 1, "signal": None, "at": "2026-11-23T12:00:00.000Z"},
+                "reason": None,
+                "release": "clojars-web-0.8.1-standalone.jar",
+                "ports": {"http": 8001, "nailgun": 8101},
+                "checks": [
+                    {"kind": "http", "up": True, "last": "200 in 3 ms", "at": "2026-11-23T12:00:10.000Z"},
+                    {"kind": "tcp", "up": False, "last": None, "at": None},
+                    {"kind": "tcp", "up": False, "last": "127.0.0.1:8101 refused", "at": "2026-11-23T12:00:11.000Z"},
+                ],
+                "jvm": None,
+            },
+            "backup": {
+                "name": "clojars-backup",
+                "goal": "down",
+                "state": "stopped",
+                "health": "unknown",
+                "eligible": False,
+                "pid": None,
+                "incarnation": 0,
+                "since": "2026-11-23T12:00:00.000Z",
+                "restarts": 0,
+                "last_exit": None,
+                "reason": "not started yet",
+                "release": None,
+                "ports": {"http": 8002},
+                "checks": [],
+                "jvm": None,
+            },
+        },
+        "frontends": {
+            "http": {
+                "listen": ["127.0.0.1:8080", "[::1]:8080"],
+                "mode": "steer",
+                "mode_reason": None,
+                "active": "primary",
+                "connections": {"primary": 2, "backup": 0, "held": 0},
+                "accepted_total": {"primary": 0, "backup": 0, "held": 7},
+            },
+            "line": {
+                "listen": ["127.0.0.1:8700"],
+                "mode": "relay",
+                "mode_reason": "no CAP_BPF",
+                "active": None,
+                "connections": {"primary": 0, "backup": 0, "held": 1},
+                "accepted_total": {"primary": 100, "backup": 3, "held": 4},
+            },
+        },
+        "release": {"current": "clojars-web-0.8.1-standalone.jar", "previous": None},
+        "rollout": None,
+    }
+
+
+def test_the_picture_is_plain_json_with_the_primary_first() -> None:
+    seen = json.loads(json.dumps(PAIR.as_json()))
+    assert seen == PAIR.as_json()
+    assert list(seen["instances"]) == ["primary", "backup"]
+
+
+def test_without_a_release_its_name_is_null() -> None:
+    assert replace(PAIR, current_release=None).as_json()["release"] == {"current": None, "previous": None}
+
+
+@pytest.mark.parametrize("state", UnitState)
+@pytest.mark.parametrize("health", Health)
+def test_eligible_is_ready_and_up(state: UnitState, health: Health) -> None:
+    seen = replace(PRIMARY, unit=replace(PRIMARY.unit, state=state), health=health)
+    assert seen.as_json()["eligible"] == (state is UnitState.READY and health is Health.UP)
+    assert (seen.as_json()["state"], seen.as_json()["health"]) == (state.value, health.value)
+
+
+def test_a_death_by_signal_has_no_code() -> None:
+    seen = replace(PRIMARY, last_exit=LastExit(ExitStatus(None, 9), "then")).as_json()
+    assert seen["last_exit"] == {"code": None, "signal": 9, "at": "then"}

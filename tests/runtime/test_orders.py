@@ -1,0 +1,411 @@
+"""Orders over the pair: what is refused, what runs in turn, and what a watcher hears whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from clojarsd.core.api import Verb
+from clojarsd.core.errors import Failed, LaunchFailed, Refused
+from clojarsd.core.names import LaunchStage, Role, UnitState
+from clojarsd.core.unit_events import Start, Stop
+from clojarsd.runtime.orders import Orders, Work
+from tests.support.units import BAD, CRASHED, GOOD, POLICY, Units
+from tests.support.waiting import PATIENCE, until
+
+P, B = Role.PRIMARY, Role.BACKUP
+BOTH = (B, P)
+
+
+class Desk:
+    """Orders over two lively units that both serve."""
+
+    def __init__(self, units: Units, orders: Orders) -> None:
+        self.units = units
+        self.orders = orders
+
+    def submit(self, verb: Verb, *roles: Role, force: bool = False, timeout: float | None = None) -> Work:
+        return self.orders.submit(verb, roles, "root", force=force, timeout=timeout)
+
+    async def all_serve(self) -> None:
+        await self.units.board.until(lambda view: all(view.instances[role].is_eligible for role in Role))
+
+    async def state(self, role: Role, state: UnitState) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self.units.board.until(lambda view: view.instances[role].unit.state is state)
+
+    async def stopped(self, role: Role) -> None:
+        self.units.runners[role].order(Stop(), "test")
+        await self.state(role, UnitState.STOPPED)
+
+    def incarnations(self) -> dict[Role, int]:
+        return {role: len(self.units.launched[role]) for role in Role}
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    units = Units()
+    units.is_lively = units.traffic.calls_back_at_once = True
+    orders = Orders(units.runners, units.board, failback=5.0)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        for role in Role:
+            units.runners[role].order(Start(), "test")
+        made = Desk(units, orders)
+        await made.all_serve()
+        yield made
+        running.cancel()
+    for runner in units.runners.values():
+        runner.abandon()
+    assert units.bugs == []
+
+
+async def messages(work: Work) -> list[str]:
+    async with asyncio.timeout(PATIENCE):
+        return [step.message async for step in work.steps()]
+
+
+async def done(work: Work) -> str:
+    async with asyncio.timeout(PATIENCE):
+        return await work.result()
+
+
+async def failure(work: Work) -> str:
+    with pytest.raises(Failed) as caught:
+        await done(work)
+    return str(caught.value)
+
+
+async def told(work: Work, message: str) -> None:
+    """Return when that is the latest step."""
+    await until(lambda: work._steps and work._steps[-1].message == message, message)
+
+
+async def restart_by_hand(desk: Desk) -> Work:
+    """A restart of the backup whose new process is only launched so far."""
+    desk.units.is_lively = desk.units.traffic.calls_back_at_once = False
+    work = desk.submit(Verb.RESTART, B)
+    await told(work, "backup is to be restarted")
+    desk.units.traffic.when_drained[B]()
+    await told(work, "backup starts (process 102)")
+    return work
+
+
+STEPS = [
+    "backup is to be restarted",
+    "backup ends (process 101)",
+    "backup starts (process 102)",
+    "backup is ready",
+]
+
+
+async def test_a_restart_is_told_step_by_step(desk: Desk) -> None:
+    work = await restart_by_hand(desk)
+    desk.units.serve(B)
+    assert [(step.role, step.message) async for step in work.steps()] == [(B, message) for message in STEPS]
+    assert await done(work) == "backup is up"
+    assert desk.incarnations() == {P: 1, B: 2}
+
+
+async def test_restarts_of_both_in_one_turn_leave_one_to_serve(desk: Desk) -> None:
+    """The second sees what the first has done already."""
+    first = desk.submit(Verb.RESTART, P)
+    with pytest.raises(Refused) as caught:
+        desk.submit(Verb.RESTART, B)
+    assert str(caught.value) == (
+        "cannot restart backup: primary could not take over, it is stopping (an order to restart: SIGTERM sent);"
+        " nothing was done; --force restarts all the same"
+    )
+    assert await done(first) == "primary is up"
+    assert desk.incarnations() == {P: 2, B: 1}
+
+
+async def test_restart_all_goes_one_by_one(desk: Desk) -> None:
+    work = desk.submit(Verb.RESTART, *BOTH)
+    worst: list[int] = []
+    watching = asyncio.ensure_future(work.result())
+    while not watching.done():
+        worst.append(sum(desk.units.traffic.eligible.values()))
+        await asyncio.sleep(0)
+    assert watching.result() == "backup is up; primary is up"
+    assert min(worst) == 1, "one of them serves at every moment"
+    launches = [deed for deed in desk.units.deeds if deed.endswith("launch")]
+    assert launches[2:] == ["backup launch", "primary launch"]
+
+
+async def test_restart_all_stops_when_the_first_does_not_come_back(desk: Desk) -> None:
+    desk.units.launch_fails = LaunchFailed(LaunchStage.EXECUTE, "java: no such command")
+    text = await failure(desk.submit(Verb.RESTART, *BOTH))
+    assert text.startswith(
+        "cannot restart backup: cannot start backup: running its command: java: no such command; next try at "
+    )
+    assert text.endswith("; primary still serves")
+    assert desk.incarnations() == {P: 1, B: 1}
+
+
+async def test_restart_all_says_what_was_done_when_the_second_is_refused(desk: Desk) -> None:
+    """The backup is out of rotation: it comes back so, and cannot stand in for the primary."""
+    await done(desk.submit(Verb.DRAIN, B))
+    text = await failure(desk.submit(Verb.RESTART, *BOTH))
+    assert text == (
+        "cannot restart primary: backup could not take over, it is draining"
+        " (out of rotation by order; `clojarsctl undrain backup` brings it back);"
+        " backup was restarted, primary was left as it is; --force restarts all the same"
+    )
+    assert desk.incarnations() == {P: 1, B: 2}
+
+
+async def test_restart_all_under_way_does_not_start_what_the_daemon_stops(desk: Desk) -> None:
+    desk.units.is_lively = False
+    work = desk.submit(Verb.RESTART, *BOTH)
+    await desk.state(B, UnitState.STARTING)
+    desk.orders.refuse("clojarsd is stopping")
+    await desk.stopped(P)
+    desk.units.serve(B)
+    assert await failure(work) == "cannot restart primary: clojarsd is stopping; backup was restarted"
+    assert desk.units.seen(P).unit.state is UnitState.STOPPED
+
+
+async def test_stop_all_and_start_all(desk: Desk) -> None:
+    assert await done(desk.submit(Verb.STOP, *BOTH)) == "backup is stopped; primary is stopped"
+    assert await done(desk.submit(Verb.STOP, *BOTH)) == "backup is already stopped; primary is already stopped"
+    desk.units.runners[B].order(Start(), "test")
+    await desk.state(B, UnitState.READY)
+    assert await done(desk.submit(Verb.START, *BOTH)) == "backup is up; primary is up"
+    assert await done(desk.submit(Verb.START, *BOTH)) == "backup is already up; primary is already up"
+    assert desk.incarnations() == {P: 2, B: 2}
+
+
+async def test_what_holds_already_succeeds_and_has_no_steps(desk: Desk) -> None:
+    work = desk.submit(Verb.UNDRAIN, P)
+    assert await messages(work) == []
+    assert await done(work) == "primary is already in rotation"
+
+
+async def test_a_drain_waits_for_the_last_connection(desk: Desk) -> None:
+    desk.units.traffic.calls_back_at_once = False
+    desk.units.traffic.connections = 1
+    work = desk.submit(Verb.DRAIN, P)
+    ended = asyncio.ensure_future(work.result())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not ended.done()
+    desk.units.traffic.connections = 0
+    desk.units.traffic.when_drained[P]()
+    assert await ended == "primary is out of rotation and has no connections left"
+    assert await done(desk.submit(Verb.UNDRAIN, P)) == "primary gets connections again"
+
+
+async def test_a_drain_that_does_not_fit_is_refused(desk: Desk) -> None:
+    await desk.stopped(P)
+    with pytest.raises(Refused, match=r"^cannot drain primary: it is stopped$"):
+        desk.submit(Verb.DRAIN, P)
+
+
+async def test_a_later_order_supersedes_an_earlier_one(desk: Desk) -> None:
+    """Each watcher of an earlier order gets a sentence, also when all came in one turn."""
+    desk.units.traffic.calls_back_at_once = False
+    restart = desk.submit(Verb.RESTART, P)
+    stop = desk.submit(Verb.STOP, P)
+    start = desk.submit(Verb.START, P)
+    assert await failure(restart) == (
+        "cannot restart primary: primary was told to stop and to start meanwhile, and runs on;"
+        " primary and backup still serve"
+    )
+    assert await failure(stop) == (
+        "cannot stop primary: primary was told to start meanwhile; primary and backup still serve"
+    )
+    assert await done(start) == "primary is up"
+
+
+async def test_a_stop_calls_a_restart_off(desk: Desk) -> None:
+    desk.units.traffic.calls_back_at_once = False
+    restart = desk.submit(Verb.RESTART, P)
+    stop = desk.submit(Verb.STOP, P)
+    assert await failure(restart) == ("cannot restart primary: primary was told to stop meanwhile; backup still serves")
+    desk.units.traffic.when_drained[P]()
+    assert await done(stop) == "primary is stopped"
+
+
+async def test_a_restarted_process_that_crashes_at_its_start_is_not_waited_for(desk: Desk) -> None:
+    desk.units.is_lively = False
+    work = desk.submit(Verb.RESTART, B)
+    await desk.state(B, UnitState.STARTING)
+    desk.units.exit(B, CRASHED)
+    text = await failure(work)
+    assert text.startswith("cannot restart backup: backup exited with 3; next try at ")
+    assert text.endswith("; primary still serves")
+    assert (await messages(work))[-1].startswith("backup exited with 3; next try at ")
+
+
+@pytest.mark.parametrize("how", ["stopped", "failed", "backoff"])
+async def test_a_restart_of_one_that_does_not_run_starts_it(how: str) -> None:
+    """The other need not serve: nothing is taken away."""
+    policy = replace(POLICY, restart=replace(POLICY.restart, limit_count=1 if how != "failed" else 0))
+    units = Units(policy)
+    units.traffic.calls_back_at_once = True
+    orders = Orders(units.runners, units.board, failback=5.0)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        await asyncio.sleep(0)
+        if how != "stopped":
+            units.runners[B].order(Start(), "test")
+            units.exit(B, CRASHED)
+        assert units.seen(B).unit.state.value == how
+        units.is_lively = True
+        assert await done(orders.submit(Verb.RESTART, (B,), "root")) == "backup is up"
+        running.cancel()
+    for runner in units.runners.values():
+        runner.abandon()
+
+
+async def test_force_restarts_though_nobody_can_take_over(desk: Desk) -> None:
+    await desk.stopped(B)
+    with pytest.raises(Refused):
+        desk.submit(Verb.RESTART, P)
+    assert desk.incarnations()[P] == 1
+    assert await done(desk.submit(Verb.RESTART, P, force=True)) == "primary is up"
+    assert desk.incarnations()[P] == 2
+
+
+async def test_time_ends_the_watching_and_not_the_work(desk: Desk) -> None:
+    desk.units.is_lively = False
+    work = desk.submit(Verb.RESTART, B, timeout=0.01)
+    assert await failure(work) == (
+        "cannot restart backup within 0.01 s: it is starting (no check has passed yet (http: no result yet));"
+        " this goes on: clojarsctl status; primary still serves"
+    )
+    desk.units.serve(B)
+    assert desk.units.seen(B).is_eligible
+
+
+async def test_the_time_is_shared_by_all_roles(desk: Desk) -> None:
+    await desk.stopped(B)
+    await desk.stopped(P)
+    desk.units.is_lively = False
+    work = desk.submit(Verb.START, *BOTH, timeout=0.05)
+    desk.units.serve(B)
+    assert await failure(work) == (
+        "cannot start primary within 0.05 s: it is starting (no check has passed yet (http: no result yet));"
+        " this goes on: clojarsctl status; backup still serves"
+    )
+
+
+async def test_a_restarted_primary_is_waited_for_until_it_has_its_traffic(desk: Desk) -> None:
+    traffic = desk.units.traffic
+    traffic.failing_back = True
+    work = desk.submit(Verb.RESTART, P)
+    seen: list[str] = []
+
+    async def watch() -> None:
+        seen.extend(await messages(work))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        await until(lambda: work._steps and work._steps[-1].message.endswith("(failback)"), "the failback")
+        assert not work._has_ended()
+        traffic.failing_back = False
+        desk.units.board.wake()
+    assert seen[-2:] == [
+        "primary gets its traffic back after 5 s without a break (failback)",
+        "primary serves again",
+    ]
+    assert await done(work) == "primary is up"
+
+
+async def test_a_restarted_primary_that_fails_before_it_has_its_traffic(desk: Desk) -> None:
+    desk.units.traffic.failing_back = True
+    work = desk.submit(Verb.RESTART, P)
+    await until(lambda: work._steps and work._steps[-1].message.endswith("(failback)"), "the failback")
+    desk.units.check(P, BAD)
+    assert await failure(work) == (
+        "cannot restart primary: it was ready, but then: its checks fail (http: 127.0.0.1:1 refused);"
+        " backup still serves"
+    )
+
+
+async def test_a_failback_that_outlasts_the_order_is_not_waited_for(desk: Desk) -> None:
+    desk.units.traffic.failing_back = True
+    work = desk.submit(Verb.RESTART, P, timeout=4.9)
+    assert await done(work) == "primary is up"
+    assert (await messages(work))[-1] == "primary gets its traffic back after 5 s without a break (failback)"
+
+
+async def test_a_failback_that_is_late_is_a_sentence(desk: Desk) -> None:
+    """The traffic should have come within the time, and has not."""
+    orders = Orders(desk.units.runners, desk.units.board, failback=0.001)
+    desk.units.traffic.failing_back = True
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        await asyncio.sleep(0)
+        text = await failure(orders.submit(Verb.RESTART, (P,), "root", timeout=0.1))
+        assert text == (
+            "cannot restart primary within 0.1 s: it is ready (waiting for its traffic);"
+            " this goes on: clojarsctl status; primary and backup still serve"
+        )
+        assert not running.done(), "a late failback ends no daemon"
+        running.cancel()
+
+
+async def test_a_primary_out_of_rotation_has_no_traffic_to_wait_for(desk: Desk) -> None:
+    await done(desk.submit(Verb.DRAIN, P))
+    assert await done(desk.submit(Verb.RESTART, P)) == (
+        "primary is up and out of rotation by order; `clojarsctl undrain primary` brings it back"
+    )
+
+
+async def test_late_and_several_watchers_hear_every_step_once(desk: Desk) -> None:
+    work = await restart_by_hand(desk)
+    watchers = [asyncio.ensure_future(messages(work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    desk.units.serve(B)
+    for watcher in watchers:
+        assert await watcher == STEPS
+    assert await messages(work) == STEPS
+
+
+async def test_a_slow_watcher_loses_nothing() -> None:
+    """Steps come while it is busy with one, and the end does too."""
+    work, heard = Work(), []
+    work.note(None, "1")
+    async for step in work.steps():
+        heard.append(step.message)
+        if len(heard) < 3:
+            work.note(None, f"{len(heard)}a")
+            work.note(None, f"{len(heard)}b")
+        elif len(heard) == 3:
+            work.finish("end")
+    assert heard == ["1", "1a", "1b", "2a", "2b"]
+
+
+async def test_a_watcher_that_leaves_ends_nothing(desk: Desk) -> None:
+    desk.units.is_lively = False
+    work = desk.submit(Verb.RESTART, B)
+    watcher = asyncio.ensure_future(work.result())
+    await desk.state(B, UnitState.STARTING)
+    watcher.cancel()
+    desk.units.serve(B)
+    assert await done(work) == "backup is up"
+
+
+async def test_nothing_is_taken_while_the_daemon_stops(desk: Desk) -> None:
+    desk.orders.refuse("clojarsd is stopping")
+    with pytest.raises(Refused, match=r"^cannot restart backup and primary: clojarsd is stopping$"):
+        desk.submit(Verb.RESTART, *BOTH)
+    assert desk.incarnations() == {P: 1, B: 1}
+
+
+async def test_work_of_a_daemon_that_ends_has_an_end(desk: Desk) -> None:
+    orders = Orders(desk.units.runners, desk.units.board, failback=5.0)
+    desk.units.is_lively = False
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        await asyncio.sleep(0)
+        work = orders.submit(Verb.RESTART, (B,), "root")
+        await desk.state(B, UnitState.STARTING)
+        running.cancel()
+    assert await failure(work) == "cannot say how the order ends: clojarsd is ending"
+    desk.units.check(B, GOOD)

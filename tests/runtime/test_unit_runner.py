@@ -1,0 +1,438 @@
+"""One instance from order to effect: in which order things are done, what is believed, and what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clojarsd.core.errors import IllegalTransition, LaunchFailed, Refused
+from clojarsd.core.health import Result
+from clojarsd.core.history import EventName
+from clojarsd.core.launch import LaunchSpec
+from clojarsd.core.names import Address, ExitStatus, Goal, Health, Incarnation, LaunchStage, Role, UnitState
+from clojarsd.core.unit_events import Drain, Drained, Exited, NotLaunched, Order, Proved, Restart, Start, Stop, Undrain
+from clojarsd.core.view import CheckView
+from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
+from clojarsd.runtime.unit_runner import Plan, Surroundings, UnitRunner
+from clojarsd.system.process import Processes
+from tests.support.units import BAD, CRASHED, GOOD, POLICY, TERMED, Units, a_spec
+from tests.support.waiting import PATIENCE, until
+
+ROLE = Role.PRIMARY
+FIRST, SECOND = Incarnation(1), Incarnation(2)
+QUICK = replace(POLICY, restart=replace(POLICY.restart, first_delay=0.001, max_delay=0.001))
+
+
+@pytest.fixture
+async def units() -> AsyncIterator[Units]:
+    made = Units()
+    yield made
+    for runner in made.runners.values():
+        runner.abandon()
+
+
+@pytest.fixture
+async def ready(units: Units) -> Units:
+    units.runners[ROLE].order(Start(), "root")
+    units.serve(ROLE)
+    units.deeds.clear()
+    units.history.events.clear()
+    return units
+
+
+async def test_a_start_checks_only_what_runs(units: Units) -> None:
+    units.runners[ROLE].order(Start(), "root")
+    assert units.deeds == ["primary end drain", "primary launch"]
+    units.execute(ROLE)
+    assert units.deeds[2:] == ["primary checks 1"]
+    units.check(ROLE)
+    assert units.deeds[3:] == ["primary eligible"]
+    assert units.history.events == [
+        (
+            EventName.INSTANCE_STARTED,
+            "primary was launched as process 100",
+            ROLE,
+            "root",
+            {"pid": 100, "incarnation": 1},
+        ),
+        (EventName.INSTANCE_READY, "primary is ready", ROLE, "root", {"incarnation": 1}),
+    ]
+
+
+async def test_a_stop_takes_traffic_away_before_anything_else(ready: Units) -> None:
+    ready.runners[ROLE].order(Stop(), "root")
+    assert ready.deeds == ["primary not eligible", "primary drain"]
+    ready.traffic.when_drained[ROLE]()
+    assert ready.deeds[2:] == ["primary checks nothing", "primary signal 15"]
+    ready.exit(ROLE, TERMED)
+    assert ready.deeds[4:] == ["primary checks nothing"]
+    assert ready.history.messages == [
+        "primary gets no new connections; open ones may end",
+        "primary has no connections left",
+        "primary exited with 143",
+    ]
+
+
+async def test_a_drain_that_is_over_at_once_is_understood(ready: Units) -> None:
+    """The news comes out of the effect itself, and is taken after it."""
+    ready.traffic.calls_back_at_once = True
+    ready.runners[ROLE].order(Restart(), "root")
+    assert ready.deeds == [
+        "primary not eligible",
+        "primary drain",
+        "primary checks nothing",
+        "primary signal 15",
+    ]
+    assert ready.seen(ROLE).unit.state is UnitState.STOPPING
+    assert ready.bugs == []
+
+
+async def test_a_restart_launches_when_the_old_process_is_gone(ready: Units) -> None:
+    ready.traffic.calls_back_at_once = True
+    ready.runners[ROLE].order(Restart(), "root")
+    ready.deeds.clear()
+    ready.exit(ROLE, TERMED)
+    assert ready.deeds == ["primary checks nothing", "primary end drain", "primary launch"]
+    assert (ready.seen(ROLE).unit.incarnation, ready.seen(ROLE).pid) == (SECOND, 101)
+
+
+async def test_a_drain_whose_time_is_over_is_cut_before_the_signal() -> None:
+    units = Units(replace(POLICY, drain_timeout=0.001))
+    runner = units.runners[ROLE]
+    runner.order(Start(), "root")
+    units.serve(ROLE)
+    units.deeds.clear()
+    runner.order(Stop(), "root")
+    await until(lambda: len(units.deeds) == 5, "the cut")
+    assert units.deeds[2:] == ["primary cut", "primary checks nothing", "primary signal 15"]
+    runner.abandon()
+
+
+async def test_an_undrain_ends_the_drain(ready: Units) -> None:
+    runner = ready.runners[ROLE]
+    runner.order(Drain(), "ann")
+    ready.traffic.when_drained[ROLE]()
+    runner.order(Undrain(), "bob")
+    assert ready.deeds == ["primary not eligible", "primary drain", "primary eligible", "primary end drain"]
+    assert [(message, by) for _, message, _, by, _ in ready.history.events] == [
+        ("primary gets no new connections; open ones may end", "ann"),
+        ("primary has no connections left", "ann"),
+        ("primary gets connections again", "bob"),
+    ]
+
+
+async def test_a_refused_order_changes_nothing(units: Units) -> None:
+    runner = units.runners[ROLE]
+    before, shown = runner.unit, units.seen(ROLE)
+    with pytest.raises(Refused, match=r"^cannot drain primary: it is stopped$"):
+        runner.order(Drain(), "root")
+    assert (runner.unit, units.seen(ROLE), units.deeds, units.bugs) == (before, shown, [], [])
+    assert units.history.events == []
+
+
+async def test_a_refused_order_is_not_what_happens_next(ready: Units) -> None:
+    """What goes on carries the name of who began it."""
+    runner = ready.runners[ROLE]
+    ready.traffic.calls_back_at_once = True
+    runner.order(Stop(), "ann")
+    with pytest.raises(Refused, match=r"^cannot drain primary: it is stopping$"):
+        runner.order(Drain(), "bob")
+    ready.exit(ROLE, TERMED)
+    assert {by for *_, by, _ in ready.history.events} == {"ann"}
+
+
+async def test_what_happens_unasked_is_nobodys_order() -> None:
+    units = Units(QUICK)
+    units.runners[ROLE].order(Start(), "root")
+    units.serve(ROLE)
+    units.exit(ROLE, CRASHED)
+    await until(lambda: len(units.launched[ROLE]) == 2, "the next launch")
+    units.serve(ROLE)
+    assert [(event, by) for event, _, _, by, _ in units.history.events] == [
+        (EventName.INSTANCE_STARTED, "root"),
+        (EventName.INSTANCE_READY, "root"),
+        (EventName.INSTANCE_EXITED, None),
+        (EventName.INSTANCE_STARTED, None),
+        (EventName.INSTANCE_READY, None),
+    ]
+    units.runners[ROLE].abandon()
+
+
+async def test_results_of_an_earlier_incarnation_are_ignored(ready: Units) -> None:
+    ready.traffic.calls_back_at_once = True
+    ready.runners[ROLE].order(Restart(), "root")
+    ready.exit(ROLE, TERMED)
+    shown = ready.seen(ROLE)
+    ready.check(ROLE, GOOD, FIRST)
+    ready.runners[ROLE].report(Proved(FIRST))
+    ready.runners[ROLE].report(Drained(FIRST))
+    assert ready.seen(ROLE) == shown
+    assert (shown.health, shown.checks) == (Health.UNKNOWN, (CheckView("http", Health.UNKNOWN, None, None),))
+
+
+async def test_results_for_nobody_are_ignored(ready: Units) -> None:
+    ready.exit(ROLE, CRASHED)
+    shown = ready.seen(ROLE)
+    ready.check(ROLE, GOOD)
+    assert ready.seen(ROLE) == shown
+    assert shown.health is Health.UNKNOWN
+
+
+async def test_failing_checks_take_traffic_away_and_passing_ones_bring_it_back(ready: Units) -> None:
+    ready.check(ROLE, BAD)
+    assert ready.deeds == ["primary not eligible"]
+    assert (ready.seen(ROLE).unit.state, ready.seen(ROLE).health) == (UnitState.READY, Health.DOWN)
+    assert ready.seen(ROLE).reason == "its checks fail (http: 127.0.0.1:1 refused)"
+    ready.check(ROLE, GOOD)
+    assert ready.deeds[1:] == ["primary eligible"]
+
+
+async def test_a_process_that_runs_only_after_it_was_told_to_stop_is_not_checked(units: Units) -> None:
+    units.runners[ROLE].order(Start(), "root")
+    units.runners[ROLE].order(Stop(), "root")
+    units.deeds.clear()
+    units.execute(ROLE)
+    assert units.deeds == []
+
+
+@pytest.mark.parametrize("stage", [LaunchStage.SPAWN, LaunchStage.EXECUTE])
+async def test_a_launch_that_fails_is_said_and_tried_again(units: Units, stage: LaunchStage) -> None:
+    """Whether it fails at once or later."""
+    failed = LaunchFailed(stage, "because")
+    units.launch_fails = failed if stage is LaunchStage.SPAWN else None
+    units.runners[ROLE].order(Start(), "root")
+    if stage is not LaunchStage.SPAWN:
+        units.exit(ROLE, failed)
+    seen = units.seen(ROLE)
+    assert (seen.unit.state, seen.pid, seen.last_exit, seen.restarts) == (UnitState.BACKOFF, None, None, 0)
+    assert seen.reason is not None
+    assert seen.reason.startswith(f"cannot start primary: {stage.value}: because; next try at ")
+    (exited,) = units.history.events
+    assert exited == (
+        EventName.INSTANCE_EXITED,
+        f"cannot start primary: {stage.value}: because",
+        ROLE,
+        None,
+        {"incarnation": 1},
+    )
+
+
+async def test_relaunches_are_counted_and_the_limit_is_told() -> None:
+    units = Units(replace(QUICK, restart=replace(QUICK.restart, limit_count=2)))
+    runner = units.runners[ROLE]
+    runner.order(Start(), "root")
+    for launched in (1, 2, 3):
+        await until(lambda launched=launched: len(units.launched[ROLE]) == launched, "a launch")  # type: ignore[misc]
+        assert units.seen(ROLE).restarts == launched - 1
+        units.exit(ROLE, CRASHED)
+    assert units.seen(ROLE).unit.state is UnitState.FAILED
+    assert units.history.events[-1][:3] == (
+        EventName.INSTANCE_FAILED,
+        "primary is not started again: exited with 3; given up after 2 restarts within 3600 s;"
+        " `clojarsctl start primary` tries again",
+        ROLE,
+    )
+    runner.order(Start(), "root")
+    assert units.seen(ROLE).restarts == 2, "an operator's start is no relaunch"
+    runner.abandon()
+
+
+async def test_a_restart_by_order_is_no_relaunch_though_there_was_a_crash_before() -> None:
+    units = Units(QUICK)
+    runner = units.runners[ROLE]
+    units.traffic.calls_back_at_once = True
+    runner.order(Start(), "root")
+    units.exit(ROLE, CRASHED)
+    await until(lambda: len(units.launched[ROLE]) == 2, "the relaunch")
+    units.serve(ROLE)
+    runner.order(Restart(), "root")
+    units.exit(ROLE, TERMED)
+    assert (len(units.launched[ROLE]), units.seen(ROLE).restarts) == (3, 1)
+    runner.abandon()
+
+
+async def test_the_last_exit_and_the_next_try_are_shown(ready: Units) -> None:
+    before = datetime.now(UTC)
+    ready.exit(ROLE, ExitStatus(None, 9))
+    seen = ready.seen(ROLE)
+    assert seen.last_exit is not None
+    assert seen.last_exit.status == ExitStatus(None, 9)
+    assert before.timestamp() - 1 <= datetime.fromisoformat(seen.last_exit.at).timestamp() <= before.timestamp() + 60
+    match = re.fullmatch(r"was killed by SIGKILL; next try at (\S+Z)", seen.reason or "")
+    assert match is not None
+    assert 3540 < (datetime.fromisoformat(match[1]) - before).total_seconds() < 3660
+    assert ready.history.events[-1][4] == {"incarnation": 1, "code": None, "signal": 9}
+
+
+async def test_the_view_before_anything_happened(units: Units) -> None:
+    seen = units.seen(ROLE)
+    assert (seen.unit.goal, seen.unit.state, seen.pid, seen.restarts, seen.release) == (
+        Goal.DOWN,
+        UnitState.STOPPED,
+        None,
+        0,
+        None,
+    )
+    assert (seen.reason, seen.ports, seen.name) == ("not started yet", {"http": 1}, "primary")
+    assert seen.checks == (CheckView("http", Health.UNKNOWN, None, None),)
+
+
+async def test_since_moves_with_the_state_only(ready: Units) -> None:
+    since = ready.seen(ROLE).since
+    ready.check(ROLE, BAD)
+    ready.check(ROLE, GOOD)
+    assert ready.seen(ROLE).since == since
+    assert ready.seen(ROLE).release == "1.jar"
+
+
+async def test_a_bug_ends_the_daemon(units: Units) -> None:
+    with pytest.raises(IllegalTransition):
+        units.runners[ROLE].report(Exited(Incarnation(0), TERMED))
+    (bug,) = units.bugs
+    assert isinstance(bug, IllegalTransition)
+
+
+async def test_an_error_out_of_an_effect_ends_the_daemon(ready: Units) -> None:
+    def broken(role: Role, when_drained: Callable[[], None]) -> None:
+        raise RuntimeError("a bug")
+
+    ready.traffic.begin_drain = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a bug"):
+        ready.runners[ROLE].order(Stop(), "root")
+    assert [str(bug) for bug in ready.bugs] == ["a bug"]
+
+
+async def test_abandon_leaves_the_process_and_no_timer(units: Units) -> None:
+    runner = units.runners[ROLE]
+    runner.order(Start(), "root")
+    process = units.process(ROLE)
+    runner.abandon()
+    assert process.is_abandoned
+    assert units.deeds == ["primary end drain", "primary launch"]
+    runner.abandon()
+
+
+# With real processes.
+
+
+class Real:
+    """A runner with the real launcher, and a check of a port where there is one."""
+
+    def __init__(self, directory: Path, command: tuple[str, ...], port: int | None = None) -> None:
+        self.units = Units()
+        self.log = directory / "log"
+        processes = Processes()
+        spec = a_spec(ROLE, command, str(self.log))
+        oom = int(Path("/proc/self/oom_score_adj").read_text())
+        spec = replace(spec, nice=os.getpriority(os.PRIO_PROCESS, 0), oom_score_adjust=oom)
+        if port is not None:
+            spec = replace(spec, ports={"http": Address("127.0.0.1", port)})
+        self.spec: LaunchSpec = spec
+        plan = Plan("x", {}, POLICY, ("tcp",), lambda: (self.spec, None))
+        old = self.units.around
+        around = Surroundings(processes.launch, old.traffic, old.history, old.board, old.on_bug)
+        self.runner = UnitRunner(ROLE, plan, around)
+        self.asked = 0
+        self.is_abandoned = False
+        self.watch = HealthWatch(ROLE, [PlannedCheck("tcp", self._ask, 0.005, 1, 1)], self.runner)
+        self.runner.attach(self.watch)
+
+    async def _ask(self) -> Result:
+        self.asked += 1
+        return GOOD
+
+    async def state(self, state: UnitState) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self.units.board.until(lambda view: view.instances[ROLE].unit.state is state)
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[Callable[..., Real]]:
+    made: list[Real] = []
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        tasks = []
+
+        def make(*command: str, port: int | None = None) -> Real:
+            made.append(Real(tmp_path, command, port))
+            tasks.append(group.create_task(made[-1].watch.run()))
+            return made[-1]
+
+        yield make
+        for one in made:
+            if one.runner.unit.state.has_process and not one.is_abandoned:
+                one.units.traffic.calls_back_at_once = True
+                one.runner.order(Stop(), "test")
+                if ROLE in one.units.traffic.when_drained:
+                    one.runner.report(Drained(one.runner.unit.incarnation))
+                await one.state(UnitState.STOPPED)
+            one.runner.abandon()
+        for task in tasks:
+            task.cancel()
+
+
+async def test_a_real_process_lives_and_ends(real: Callable[..., Real]) -> None:
+    one = real("/bin/sleep", "600")
+    one.units.traffic.calls_back_at_once = True
+    one.runner.order(Start(), "root")
+    await one.state(UnitState.READY)
+    process = psutil.Process(one.units.seen(ROLE).pid)
+    assert process.name() == "sleep"
+    one.runner.order(Restart(), "root")
+    await until(lambda: one.runner.unit.incarnation == SECOND, "the new process")
+    await one.state(UnitState.READY)
+    assert not process.is_running()
+    assert one.units.seen(ROLE).last_exit is not None
+    one.runner.order(Stop(), "root")
+    await one.state(UnitState.STOPPED)
+    assert (one.units.seen(ROLE).pid, one.units.bugs) == (None, [])
+
+
+async def test_a_stranger_on_the_port_makes_nobody_ready(real: Callable[..., Real]) -> None:
+    """The check would pass at once; the command never runs, so no check is made."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        one = real("/bin/sleep", "600", port=port)
+        one.runner.order(Start(), "root")
+        await one.state(UnitState.BACKOFF)
+    assert one.asked == 0
+    last = one.runner.unit.last_end
+    assert isinstance(last, NotLaunched)
+    assert last.stage is LaunchStage.PORTS
+    assert f"port {port} (http): address already in use by process {os.getpid()}" in last.reason
+    assert EventName.INSTANCE_STARTED not in [event for event, *_ in one.units.history.events]
+
+
+@pytest.mark.parametrize("order", [Stop(), Restart()])
+async def test_an_order_right_after_a_start_is_carried_out(real: Callable[..., Real], order: Order) -> None:
+    """The process has not even become its command."""
+    one = real("/bin/sleep", "600")
+    one.runner.order(Start(), "root")
+    one.runner.order(order, "root")
+    await one.state(UnitState.STOPPED if isinstance(order, Stop) else UnitState.READY)
+    assert one.runner.unit.incarnation == (FIRST if isinstance(order, Stop) else SECOND)
+    assert one.units.bugs == []
+
+
+async def test_an_abandoned_process_runs_on(real: Callable[..., Real]) -> None:
+    one = real("/bin/sleep", "600")
+    one.runner.order(Start(), "root")
+    await one.state(UnitState.READY)
+    pid = one.units.seen(ROLE).pid
+    assert pid is not None
+    one.runner.abandon()
+    one.runner.abandon()
+    assert psutil.Process(pid).is_running()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert one.runner.unit.state is UnitState.READY, "nobody watches any more"
+    one.is_abandoned = True

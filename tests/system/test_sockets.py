@@ -1,0 +1,115 @@
+"""Listening says exactly what is in its way, and closing with a reset looks like one."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+import pytest
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.names import Address
+from clojarsd.system.sockets import close_with_reset, holder_of, listen
+from tests.support.sockets import open_descriptors, receive_to_the_end, reset, tcp_pair
+
+LOOPBACK = "127.0.0.1"
+
+
+def test_port_0_is_any_free_port_and_the_socket_does_not_block() -> None:
+    with listen(Address(LOOPBACK, 0), ipv6_only=False, what="a test") as listener:
+        assert listener.getsockname()[1] > 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_host_name_is_looked_up() -> None:
+    with listen(Address("localhost", 0), ipv6_only=False, what="a test") as listener:
+        assert listener.getsockname()[0] == LOOPBACK
+
+
+@pytest.mark.parametrize("ipv6_only", [False, True])
+def test_the_ipv4_side_of_an_ipv6_port_is_taken_or_left(ipv6_only: bool) -> None:
+    with listen(Address("::", 0), ipv6_only=ipv6_only, what="a test") as listener:
+        address = (LOOPBACK, listener.getsockname()[1])
+        if ipv6_only:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+        else:
+            socket.create_connection(address).close()
+
+
+def test_a_port_can_be_listened_on_again_while_old_connections_linger() -> None:
+    with listen(Address(LOOPBACK, 0), ipv6_only=False, what="a test") as listener:
+        address = Address(*listener.getsockname())
+        with socket.create_connection((address.host, address.port)) as client:
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
+            accepted.close()  # the side that ends first keeps the port in TIME-WAIT
+            assert client.recv(1) == b""
+    listen(address, ipv6_only=False, what="a test").close()
+
+
+def test_an_address_in_use_names_its_holder() -> None:
+    before = open_descriptors()
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Failed) as failed:
+            listen(Address(LOOPBACK, port), ipv6_only=False, what="frontend http")
+    holder = f"process {os.getpid()} ({psutil.Process().name()})"
+    assert str(failed.value) == (
+        f"cannot listen on {LOOPBACK}:{port} for frontend http: address already in use by {holder}"
+    )
+    assert open_descriptors() == before
+
+
+def test_who_has_the_port_on_another_address_is_not_blamed() -> None:
+    """A socket that is bound and does not listen is in the way; a listener on 127.0.0.2 is not."""
+    with socket.socket() as bound:
+        bound.bind((LOOPBACK, 0))
+        port = bound.getsockname()[1]
+        with socket.create_server(("127.0.0.2", port)):
+            assert holder_of(port) is not None
+            assert holder_of(port, LOOPBACK) is None
+            with pytest.raises(Failed) as failed:
+                listen(Address(LOOPBACK, port), ipv6_only=False, what="a test")
+    assert str(failed.value) == f"cannot listen on {LOOPBACK}:{port} for a test: address already in use"
+
+
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "::"])
+def test_who_listens_everywhere_is_in_the_way_of_every_address(everywhere: str) -> None:
+    with listen(Address(everywhere, 0), ipv6_only=False, what="a test") as taken:
+        port = taken.getsockname()[1]
+        assert holder_of(port, LOOPBACK) == f"process {os.getpid()} ({psutil.Process().name()})"
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "cannot assign requested address"),
+        ("no such host", ""),
+        ("x" * 64 + ".example", "not a host name"),
+    ],
+)
+def test_an_address_that_is_not_ours_is_refused_with_a_reason(host: str, reason: str) -> None:
+    before = open_descriptors()
+    with pytest.raises(Failed) as failed:
+        listen(Address(host, 1), ipv6_only=False, what="a test")
+    start = f"cannot listen on {host}:1 for a test: "
+    assert str(failed.value).startswith(start)
+    assert str(failed.value) == start + reason if reason else len(str(failed.value)) > len(start)
+    assert open_descriptors() == before
+
+
+def test_closing_with_a_reset_looks_like_one() -> None:
+    one, other = tcp_pair()
+    close_with_reset(one)
+    with other:
+        assert receive_to_the_end(other) == (b"", True)
+
+
+def test_a_connection_that_is_reset_already_is_only_closed() -> None:
+    one, other = tcp_pair()
+    reset(other)
+    close_with_reset(one)
+    assert one.fileno() == -1

@@ -1,0 +1,158 @@
+"""What this machine and this user make of the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+from clojarsd.core.errors import Failed, LaunchFailed
+from clojarsd.core.names import LaunchStage
+from clojarsd.system.world import look_at_world, make_directories, resolve_release
+from tests.support.pair import CHECKOUT
+from tests.support.waiting import PATIENCE
+
+ME = pwd.getpwuid(os.geteuid())
+NOBODY = pwd.getpwnam("nobody")
+LOOK = """
+import json, resource, sys
+from clojarsd.core.errors import Failed
+from clojarsd.system.world import look_at_world
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+try:
+    seen = look_at_world(sys.argv[1])
+except Failed as failed:
+    sys.exit(str(failed))
+after = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(json.dumps([seen.becomes_user, dict(seen.environment), seen.soft_nofile, before, after]))
+"""
+
+
+def look(user: str, uid: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a process of that user sees: it raises its own limit, and may be somebody else."""
+    return subprocess.run(
+        [sys.executable, "-c", LOOK, user],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PYTHONPATH": str(CHECKOUT), **environment},
+        timeout=PATIENCE,
+        check=False,
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else [],
+    )
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["name", "number"])
+def test_the_environment_is_the_users_and_little_is_inherited(by: str) -> None:
+    user = ME.pw_name if by == "name" else str(ME.pw_uid)
+    done = look(user, LANG="de_DE.UTF-8", TZ="UTC", SECRET="x", HOME="/elsewhere", USER="eve")
+    assert done.returncode == 0, done.stderr
+    becomes, environment, soft, before, after = json.loads(done.stdout)
+    assert environment == {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "de_DE.UTF-8",
+        "TZ": "UTC",
+        "HOME": ME.pw_dir,
+        "USER": ME.pw_name,
+        "LOGNAME": ME.pw_name,
+        "SHELL": ME.pw_shell or "/bin/sh",
+    }
+    assert becomes == (os.geteuid() == 0)
+    assert (soft, after) == (before[0], [before[1], before[1]])
+
+
+@pytest.mark.slow
+@needs_root
+def test_root_becomes_another_user() -> None:
+    becomes, environment, *_ = json.loads(look("nobody", PATH="/opt/bin").stdout)
+    assert becomes is True
+    assert (environment["USER"], environment["HOME"], environment["PATH"]) == ("nobody", NOBODY.pw_dir, "/opt/bin")
+
+
+@pytest.mark.slow
+@needs_root
+def test_a_plain_user_is_itself_and_nobody_else(tmp_path: Path) -> None:
+    if subprocess.run(["test", "-r", str(CHECKOUT / "clojarsd")], user=NOBODY.pw_uid, check=False).returncode:
+        pytest.skip("this checkout is not readable for plain users")
+    becomes, environment, *_ = json.loads(look("nobody", NOBODY.pw_uid).stdout)
+    assert (becomes, environment["USER"]) == (False, "nobody")
+    refused = look("root", NOBODY.pw_uid)
+    assert refused.stderr == (
+        "cannot run instances as root: that needs root, and this is nobody; nothing was started;"
+        " start clojarsd as root, or set service.user to nobody\n"
+    )
+
+
+@pytest.mark.slow
+@needs_root
+def test_a_user_without_an_account_is_named_by_its_number() -> None:
+    if subprocess.run(["test", "-r", str(CHECKOUT / "clojarsd")], user=54321, check=False).returncode:
+        pytest.skip("this checkout is not readable for plain users")
+    assert "that needs root, and this is 54321; nothing was started" in look("root", 54321).stderr
+
+
+@pytest.mark.parametrize("user", ["no-such-user", "54321", "99999999999999999999", "²", ""])
+def test_an_unknown_user_is_a_sentence(user: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(Failed) as caught:
+        look_at_world(user)
+    assert str(caught.value) == (
+        f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
+    )
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_missing_directories_are_made_and_others_are_said(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o700)
+    (tmp_path / "file").write_text("")
+    wanted = [tmp_path / "there", tmp_path / "a" / "b", tmp_path / "file", tmp_path / "file" / "below"]
+    with structlog.testing.capture_logs() as logs:
+        make_directories(wanted)
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o700
+    assert [(line["event"], line["path"], line["reason"]) for line in logs] == [
+        ("directory_missing", str(tmp_path / "file"), "file exists"),
+        ("directory_missing", str(tmp_path / "file" / "below"), "not a directory"),
+    ]
+
+
+def test_the_release_is_what_the_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "1.jar").write_text("")
+    (tmp_path / "current.jar").symlink_to("1.jar")
+    assert resolve_release(tmp_path / "current.jar") == (tmp_path / "1.jar").resolve()
+    (tmp_path / "2.jar").write_text("")
+    (tmp_path / "new").symlink_to("2.jar")
+    (tmp_path / "new").rename(tmp_path / "current.jar")
+    assert resolve_release(tmp_path / "current.jar").name == "2.jar"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (None, "no such file or directory"),
+        ("absent.jar", "no such file or directory"),
+        ("current.jar", "too many levels of symbolic links"),
+        ("file/below", "not a directory"),
+    ],
+)
+def test_a_link_that_leads_nowhere_fails_the_launch(tmp_path: Path, target: str | None, reason: str) -> None:
+    current = tmp_path / "current.jar"
+    (tmp_path / "file").write_text("")
+    if target is not None:
+        current.symlink_to(target)
+    with pytest.raises(LaunchFailed) as caught:
+        resolve_release(current)
+    assert (caught.value.stage, caught.value.reason) == (LaunchStage.RELEASE, f"{current}: {reason}")

@@ -1,0 +1,211 @@
+"""`clojarsd demo` as somebody meets it: a process that prints what to do next, and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clojarsd.core.names import Role
+from clojarsd.core.settings import Settings
+from clojarsd.demo import PREFERRED_PORTS, run_demo
+from tests.support.pair import CHECKOUT, CLOJARSCTL, connection, get
+from tests.support.real import unavailable
+from tests.support.waiting import PATIENCE
+
+SOCKET = re.compile(r"^  export CLOJARSD_SOCKET=(.+)$", re.M)
+HTTP = re.compile(r"curl http://127\.0\.0\.1:(\d+)/who")
+LAST = " logs primary -f\n"
+
+
+class Demo:
+    """The demo as a process; `said` is what it printed until it was up."""
+
+    def __init__(self, *words: str | Path, environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clojarsd", "demo", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+            env=environment,
+        )
+        self.errors: list[str] = []
+        assert self.process.stderr is not None
+        self._reader = threading.Thread(target=self.errors.extend, args=(self.process.stderr,))
+        self._reader.start()
+        self._guard = threading.Timer(PATIENCE, self.process.kill)
+        self._guard.start()
+        self.said = ""
+
+    def until_up(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if line.endswith(LAST):
+                return
+        self.process.wait()
+        raise AssertionError((self.said, "".join(self.errors)))
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        self._guard.cancel()
+        made = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        for one in made:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def demo() -> Iterator[Callable[..., Demo]]:
+    made: list[Demo] = []
+
+    def begin(*words: str | Path, **environment: str) -> Demo:
+        made.append(Demo(*words, environment={**os.environ, **environment}))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.end()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory that is not too deep for the path of a socket, as pytest's own are."""
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+def without_java(tmp_path: Path) -> str:
+    """A PATH with nothing on it."""
+    (tmp_path / "bin").mkdir()
+    return str(tmp_path / "bin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["python", pytest.param("java", marks=pytest.mark.real)])
+def test_the_demo_runs_a_pair_and_says_how_to_use_it(
+    demo: Callable[..., Demo], tmp_path: Path, short_path: Path, kind: str
+) -> None:
+    if kind == "java" and shutil.which("java") is None:
+        unavailable("there is no java on this machine")
+    home = short_path / "home"
+    running = demo("--dir", home, **({"PATH": without_java(tmp_path)} if kind == "python" else {}))
+    running.until_up()
+    words = "Python processes (there is no JDK here)" if kind == "python" else "JVMs"
+    assert f"A pair of {words} runs here, with its files in {home}; Ctrl-C ends it." in running.said
+    path, port = SOCKET.search(running.said), HTTP.search(running.said)
+    assert path is not None
+    assert port is not None
+    with connection(int(port[1])) as opened:  # held until one of them is ready
+        assert b"primary" in get(opened, "/who") or b"backup" in get(opened, "/who")
+    status = subprocess.run(
+        [str(CLOJARSCTL), "status"],
+        env={**os.environ, "CLOJARSD_SOCKET": path[1]},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert status.returncode == 0, status.stderr
+    assert "primary" in status.stdout
+    made = psutil.Process(running.process.pid).children(recursive=True)
+    assert len(made) == 2
+    assert ("java" in made[0].name()) == (kind == "java")
+    assert running.interrupt() == 0
+    assert not any(one.is_running() for one in made)
+    assert not Path(path[1]).exists()
+    assert not [line for line in running.errors if "Traceback" in line]
+
+
+@pytest.mark.slow
+def test_without_a_directory_nothing_is_left(demo: Callable[..., Demo], tmp_path: Path, short_path: Path) -> None:
+    running = demo(PATH=without_java(tmp_path), TMPDIR=str(short_path))
+    running.until_up()
+    assert len(list(short_path.iterdir())) == 1
+    assert running.interrupt() == 0
+    assert list(short_path.iterdir()) == []
+    assert running.errors[0] == "No JDK 11 or later here: the demo's application runs in Python instead.\n"
+
+
+def prepared(directory: Path | None) -> Settings:
+    """The settings that the demo would run with."""
+    found: list[Settings] = []
+    run_demo(directory, lambda settings, config, when_up: found.append(settings))
+    return found[0]
+
+
+def test_ports_in_use_lead_to_others(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", without_java(tmp_path))
+    preferred = [8080, 8700, 8001, 8101, 8002, 8102]
+    assert set(preferred) == {
+        port for some in PREFERRED_PORTS.values() for port in (some if isinstance(some, tuple) else (some,))
+    }
+    with contextlib.ExitStack() as taken:
+        for port in preferred:
+            with contextlib.suppress(OSError):  # somebody else has it already
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+        seen = prepared(short_path / "home")
+    chosen = [one.listen[0].port for one in seen.frontends.values()]
+    chosen += [port for role in Role for port in seen.instances[role].ports.values()]
+    assert len(set(chosen)) == 6
+    assert not set(chosen) & set(preferred)
+
+
+def test_the_demo_runs_as_whoever_starts_it(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", without_java(tmp_path))
+    seen = prepared(short_path / 'ho"me')
+    assert seen.service.user == pwd.getpwuid(os.geteuid()).pw_name
+    assert seen.service.log_dir == short_path / 'ho"me' / "log"
+
+
+@pytest.mark.slow
+def test_a_directory_whose_socket_would_have_too_long_a_path(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    home = tmp_path / ("x" * 100)
+    running = demo("--dir", home)
+    assert running.process.wait(PATIENCE) == 1
+    running._reader.join()
+    assert running.errors == [
+        f"clojarsd: cannot run the demo in {home}: the path of its control socket would be too long;"
+        " name a shorter directory with --dir\n"
+    ]
+    assert not home.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["is a file", "holds a directory clojarsd.toml"])
+def test_a_directory_that_cannot_be_used(demo: Callable[..., Demo], short_path: Path, case: str) -> None:
+    home = short_path / "x"
+    if case == "is a file":
+        home.write_text("")
+    else:
+        (home / "clojarsd.toml").mkdir(parents=True)
+    running = demo("--dir", home)
+    assert running.process.wait(PATIENCE) == 1
+    running._reader.join()
+    reason = "file exists" if case == "is a file" else "is a directory"
+    assert running.errors == [f"clojarsd: cannot run the demo in {home}: {reason}\n"]
