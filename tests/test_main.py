@@ -126,3 +126,18 @@ def test_what_is_not_understood_is_usage(words: tuple[str, ...]) -> None:
 def test_an_option_without_its_value_is_usage() -> None:
     done = clojarsd("-c")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "Error: Option '-c' requires an argument.\n")
+
+
+def test_the_daemon_is_without_what_it_never_draws() -> None:
+    """structlog imports rich where it can be had: memory that a daemon keeps for ever."""
+    program = (
+        "import sys, click\n"
+        "sys.argv = ['clojarsd', '--help']\n"
+        "from clojarsd.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "import clojarsd.daemon\n"
+        "print(sorted(name for name in ('rich.console', 'pygments') if name in sys.modules))\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"
