@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import socket
 import threading
@@ -326,3 +327,25 @@ def test_any_chunks_and_any_order_of_ends_give_the_same_bytes(new_loop: NewLoop,
             relayed.close()
 
         holds()
+
+
+def test_small_writes_are_never_held_back(rig: Rig) -> None:
+    """Nagle's algorithm off on both sides: a chunk behind another one does not wait for an acknowledgement."""
+    relayed = rig.connect()
+    relayed.client.sendall(b"x")
+    assert receive_exactly(relayed.instance, 1) == b"x"
+    for end in (relayed.session.client, relayed.session.instance):
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_an_ended_session_is_no_cycle(rig: Rig) -> None:
+    """So that no collector is needed to free it: a day of connections must not pile up until one comes."""
+    relayed = rig.connect()
+    session = relayed.session
+    up, down = session._up, session._down
+    assert session in gc.get_referents(up)
+    relayed.client.close()
+    relayed.instance.close()
+    relayed.reason()
+    for flow, twin in ((up, down), (down, up)):
+        assert not any(held in (session, twin) for held in gc.get_referents(flow))
