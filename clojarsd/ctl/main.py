@@ -25,13 +25,17 @@ def main() -> None:
 
 
 def _run_fast(words: Sequence[str]) -> bool:
-    """Whether the words were one of the frequent commands with nothing but `--json`, which was then run."""
-    verbs = [word for word in words if word != "--json"]
-    if len(verbs) != 1 or verbs[0] not in _FAST:
+    """Whether the words were one of the frequent commands with no option but the common ones, which was then run."""
+    if "_CLOJARSCTL_COMPLETE" in os.environ:
         return False
-    socket = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
+    socket, rest = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET, list(words)
+    if rest[:1] == ["--socket"] and len(rest) > 2:
+        socket, rest = rest[1], rest[2:]
+    verbs = [word for word in rest if word != "--json"]
+    if len(verbs) != 1 or verbs[0] not in _FAST or not socket:
+        return False
     try:
-        _FAST[verbs[0]](Session(socket, "--json" in words))
+        _FAST[verbs[0]](Session(socket, "--json" in rest))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read this has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -356,6 +356,31 @@ def test_an_unhealthy_primary_loses_its_traffic_and_gets_it_back(pair: Pair) -> 
         pair.until_active("primary")
 
 
+def test_a_frozen_primary_loses_its_traffic_until_it_moves_again(pair: Pair) -> None:
+    """Its port still accepts connections: only an answer proves that it serves."""
+    frozen = pair.pid("primary")
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        pair.until_active("backup")
+        with connection(pair.http) as opened:
+            assert json.loads(get(opened, "/who"))["name"] == "backup"
+        assert "did not answer within 1 s" in pair.instance("primary")["reason"]
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    pair.until_active("primary")
+    assert pair.pid("primary") == frozen
+
+
+def test_a_frozen_instance_is_killed_when_it_does_not_stop(tmp_path: Path) -> None:
+    with Pair(tmp_path, backup_extra='stop_timeout = "300ms"') as pair:
+        frozen = psutil.Process(pair.pid("backup"))
+        frozen.suspend()
+        pair.done("stop", "backup")
+        assert not frozen.is_running()
+        seen = pair.instance("backup")
+        assert (seen["state"], seen["last_exit"]["signal"]) == ("stopped", signal.SIGKILL)
+
+
 def test_an_order_goes_on_when_its_watcher_leaves(pair: Pair) -> None:
     before = pair.pid("backup")
     assert pair.ctl("restart", "backup", "--no-wait").returncode == 0
