@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.targets import Target
+from clojarsd.system.sockets import free_ports
 
 START_S = 30.0
 """How long the pair may take until it serves."""
@@ -62,15 +62,6 @@ def pair() -> Iterator[tuple[int, Target]]:
         with (home / "daemon.log").open("wb") as log, _running(config, log.fileno()) as pid:
             _await_pair(home / "run" / "control.sock", home / "daemon.log")
             yield ports[0], Target("clojarsd", ports[2], pid)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, each another one."""
-    with contextlib.ExitStack() as taken:
-        trials = [taken.enter_context(socket.socket()) for _ in range(count)]
-        for trial in trials:
-            trial.bind(("127.0.0.1", 0))
-        return [int(trial.getsockname()[1]) for trial in trials]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import structlog
 
 from clojarsd.core.api import Access
 from clojarsd.core.errors import ClojarsdError
-from clojarsd.core.history import EventName
+from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec, World, log_path, make_spec
 from clojarsd.core.names import Role, UnitState
 from clojarsd.core.placeholders import placeholders_in
@@ -74,7 +74,7 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
         prober = await stack.enter_async_context(Prober())
         for frontend in frontends.values():
             frontend.attach(history)
-        daemon = DaemonView(version("clojarsd"), os.getpid(), _stamp(), str(config))
+        daemon = DaemonView(version("clojarsd"), os.getpid(), stamp(datetime.now(UTC)), str(config))
         board = Board(settings.service.name, daemon, partial(_current_release, settings), frontends)
         traffic = Traffic(tuple(frontends.values()))
         processes = Processes()
@@ -272,7 +272,3 @@ def _checks(settings: Settings, role: Role, prober: Prober) -> list[PlannedCheck
             PlannedCheck(check.kind.value, partial(ask, check, address), check.interval, check.rise, check.fall)
         )
     return planned
-
-
-def _stamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

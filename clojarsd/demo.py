@@ -17,8 +17,9 @@ from pathlib import Path
 from clojarsd.core.errors import Failed
 from clojarsd.core.settings import Settings
 from clojarsd.system.settings_file import read_settings
+from clojarsd.system.sockets import free_ports
 
-PREFERRED_PORTS = {"http": 8080, "line": 8700, "primary": (8001, 8101), "backup": (8002, 8102)}
+PREFERRED_PORTS = {"http": (8080,), "line": (8700,), "primary": (8001, 8101), "backup": (8002, 8102)}
 LONGEST_SOCKET_PATH = 100
 
 CONFIG = """\
@@ -176,21 +177,21 @@ def _can_compile(java: str) -> bool:
 
 def _choose_ports() -> dict[str, tuple[int, ...]]:
     """The usual ports where they are free, others where they are not."""
-    with contextlib.ExitStack() as taken:
-        return {
-            name: tuple(_free_port(port, taken) for port in (wanted if isinstance(wanted, tuple) else (wanted,)))
-            for name, wanted in PREFERRED_PORTS.items()
-        }
+    others = iter(free_ports(sum(map(len, PREFERRED_PORTS.values()))))
+    return {
+        name: tuple(port if _is_free(port) else next(others) for port in ports)
+        for name, ports in PREFERRED_PORTS.items()
+    }
 
 
-def _free_port(preferred: int, taken: contextlib.ExitStack) -> int:
-    for port in (preferred, 0):
-        trial = taken.enter_context(socket.socket())
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with contextlib.suppress(OSError):
+        try:
             trial.bind(("127.0.0.1", port))
-            return int(trial.getsockname()[1])
-    raise Failed("cannot run the demo: no free port on 127.0.0.1")
+        except OSError:
+            return False
+    return True
 
 
 def _clojarsctl() -> str:

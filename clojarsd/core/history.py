@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from clojarsd.core.names import Role
@@ -40,6 +41,11 @@ class EventName(enum.Enum):
     DAEMON_STARTED = "daemon-started"
     DAEMON_UPGRADED = "daemon-upgraded"
     DAEMON_ADOPTED = "daemon-adopted"
+
+
+def stamp(at: datetime) -> str:
+    """An aware instant of the wall clock as every answer and event writes it: `2026-11-23T12:00:00.000Z`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import structlog
 
 from clojarsd.core.api import MOST_EVENTS
 from clojarsd.core.errors import Failed
-from clojarsd.core.history import EventName, PastEvent
+from clojarsd.core.history import EventName, PastEvent, stamp
 from clojarsd.core.names import Role
 
 log = structlog.get_logger()
@@ -108,7 +108,7 @@ class History:
     ) -> None:
         """Add an event that happens now. Never waits, and never raises."""
         self._last_id += 1
-        at = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = stamp(self._now())
         writable_by = _writable(by) if by is not None else None
         past = PastEvent(self._last_id, at, event, role, writable_by, _writable(message), _plain(detail))
         self._recent.append(past)
@@ -153,7 +153,7 @@ class History:
             try:
                 if loop.time() >= prune_at:
                     oldest = self._now() - KEPT_FOR
-                    await self._on_disk(self._store.prune, oldest.isoformat(timespec="milliseconds"))
+                    await self._on_disk(self._store.prune, stamp(oldest))
                     prune_at = loop.time() + PRUNED_EVERY
                 await self._write()
             except Failed as failed:

@@ -12,6 +12,7 @@ import structlog
 
 from clojarsd.core.api import Step, Verb
 from clojarsd.core.errors import ClojarsdError, Failed, Refused
+from clojarsd.core.history import stamp
 from clojarsd.core.names import Incarnation, Role, Rotation
 from clojarsd.core.progress import already, gets_traffic, judge, narrate, what_serves, why_not_restart
 from clojarsd.core.unit_events import Drain, Order, Restart, Start, Stop, Undrain
@@ -66,7 +67,7 @@ class Work:
 
     def note(self, role: Role | None, message: str) -> None:
         """Add a step."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = stamp(datetime.now(UTC))
         self._steps.append(Step(at, role, message))
         self._tell()
 

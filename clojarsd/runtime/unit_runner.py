@@ -13,7 +13,7 @@ import structlog
 
 from clojarsd.core.errors import LaunchFailed, Refused
 from clojarsd.core.health import CheckRecord, verdict
-from clojarsd.core.history import EventName
+from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, Health, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.reasons import describe_end, why_not_eligible
@@ -201,7 +201,7 @@ class UnitRunner:
         if incarnation != self._unit.incarnation or not self._unit.state.has_process:
             return
         self._records = records
-        self._checked_at[which] = _stamp(_now())
+        self._checked_at[which] = stamp(_now())
         if self._health() is Health.UP:
             self.report(Proved(incarnation))
         self._publish()
@@ -299,7 +299,7 @@ class UnitRunner:
         if isinstance(how, LaunchFailed):
             self.report(NotLaunched(incarnation, how.stage, how.reason))
         else:
-            self._last_exit = LastExit(how, _stamp(_now()))
+            self._last_exit = LastExit(how, stamp(_now()))
             self.report(Exited(incarnation, how))
 
     def _announce(self, event: EventName) -> None:
@@ -338,7 +338,7 @@ class UnitRunner:
             unit=self._unit,
             health=self._health(),
             pid=self._pid(),
-            since=_stamp(self._since),
+            since=stamp(self._since),
             restarts=self._restarts,
             last_exit=self._last_exit,
             reason=self._reason(),
@@ -366,7 +366,7 @@ class UnitRunner:
     def _reason(self) -> str | None:
         next_try = None
         if self._unit.state is UnitState.BACKOFF and self._unit.deadline is not None:
-            next_try = _stamp(_now() + timedelta(seconds=self._unit.deadline - self._loop.time()))
+            next_try = stamp(_now() + timedelta(seconds=self._unit.deadline - self._loop.time()))
         return why_not_eligible(self.role, self._unit, self._health(), self._check_views(), self._plan.policy, next_try)
 
 
@@ -388,11 +388,6 @@ class _Reports:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _stamp(at: datetime) -> str:
-    """`2026-11-23T12:00:00.000Z`."""
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 __all__ = ["LaunchStage", "Plan", "Surroundings", "UnitRunner"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 import struct
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import psutil
 
@@ -69,6 +72,26 @@ def holder_of(port: int, host: str | None = None) -> str | None:
             except psutil.Error:
                 return f"process {connection.pid}"
     return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has, each another one.
+
+    Not of the range from which outgoing connections get theirs: one of those could be in the way at the next start.
+    """
+    outgoing_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = list(range(10_000, outgoing_from)) or [0] * count
+    random.shuffle(candidates)
+    found: list[int] = []
+    with ExitStack() as taken:
+        for port in candidates:
+            trial = taken.enter_context(socket.socket())
+            with suppress(OSError):
+                trial.bind(("127.0.0.1", port))
+                found.append(int(trial.getsockname()[1]))
+            if len(found) == count:
+                return found
+    raise Failed(f"cannot find {count} free ports on 127.0.0.1")
 
 
 def close_with_reset(client: socket.socket) -> None:

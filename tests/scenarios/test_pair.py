@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.pair import CHECKOUT, CLOJARSCTL, Clients, Pair, connection, free_ports, get
+from clojarsd.system.sockets import free_ports
+from tests.support.pair import CHECKOUT, CLOJARSCTL, Clients, Pair, connection, get
 from tests.support.real import unavailable
 from tests.support.waiting import PATIENCE
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import psutil
 
+from clojarsd.system.sockets import free_ports
 from tests.support.app import command as app_command
 from tests.support.waiting import PATIENCE
 
@@ -68,15 +69,6 @@ failback = "{failback}"
 """
 
 STAND_IN = app_command("--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, each another one."""
-    with contextlib.ExitStack() as taken:
-        trials = [taken.enter_context(socket.socket()) for _ in range(count)]
-        for trial in trials:
-            trial.bind(("127.0.0.1", 0))
-        return [int(trial.getsockname()[1]) for trial in trials]
 
 
 @dataclass

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from clojarsd.system.relay import EndReason, RelayResources, Session
 
 T = TypeVar("T")
@@ -122,6 +124,9 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir())) - 1
 
 
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
 class Relayed:
     """One relayed connection with its two peers.
 
@@ -192,12 +197,25 @@ class Relayed:
         self.instance.close()
 
 
+Ends = tuple[socket.socket, socket.socket, EndReason]
+
+
+def ends_of(relayed: Relayed, side: str) -> Ends:
+    """The peer that `side` names, the other one, and what a reset by the first is called."""
+    if side == "client":
+        return relayed.client, relayed.instance, EndReason.CLIENT_RESET
+    return relayed.instance, relayed.client, EndReason.INSTANCE_RESET
+
+
+both_sides = pytest.mark.parametrize("side", ["client", "instance"])
+
+
 class Rig:
     """A loop with relayed connections on it. `with Rig(new_loop) as rig` closes everything it made."""
 
     def __init__(
         self,
-        new_loop: Callable[[], asyncio.AbstractEventLoop],
+        new_loop: NewLoop,
         *,
         reset_flush: float = DEADLINE_S,
         move_flush: float = DEADLINE_S,

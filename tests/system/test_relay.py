@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import hashlib
 import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 
 import pytest
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clojarsd.system.relay import EndReason
 from tests.support.sockets import (
     DEADLINE_S,
-    Relayed,
+    NewLoop,
     Rig,
+    both_sides,
+    ends_of,
     fill,
     in_background,
     noise,
@@ -32,33 +31,7 @@ from tests.support.sockets import (
     stays_silent,
 )
 
-NewLoop = Callable[[], asyncio.AbstractEventLoop]
 MIB = 1 << 20
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def new_loop(request: pytest.FixtureRequest) -> NewLoop:
-    chosen: NewLoop = request.param
-    return chosen
-
-
-@pytest.fixture
-def rig(new_loop: NewLoop) -> Iterator[Rig]:
-    with Rig(new_loop) as rig:
-        yield rig
-
-
-Ends = tuple[socket.socket, socket.socket, EndReason]
-
-
-def ends_of(relayed: Relayed, side: str) -> Ends:
-    """The peer that `side` names, the other one, and what a reset by the first is called."""
-    if side == "client":
-        return relayed.client, relayed.instance, EndReason.CLIENT_RESET
-    return relayed.instance, relayed.client, EndReason.INSTANCE_RESET
-
-
-both_sides = pytest.mark.parametrize("side", ["client", "instance"])
 
 
 def test_bytes_go_both_ways_and_are_counted(rig: Rig) -> None:

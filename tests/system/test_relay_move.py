@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable, Iterator
 
 import pytest
-import uvloop
 
 from clojarsd.system.relay import EndReason
 from tests.support.sockets import (
+    NewLoop,
     Relayed,
     Rig,
     in_background,
@@ -23,23 +21,9 @@ from tests.support.sockets import (
     unacknowledged,
 )
 
-NewLoop = Callable[[], asyncio.AbstractEventLoop]
-
 REQUEST = b"GET /first HTTP/1.1\r\nHost: example.org\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: example.org\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def new_loop(request: pytest.FixtureRequest) -> NewLoop:
-    chosen: NewLoop = request.param
-    return chosen
-
-
-@pytest.fixture
-def rig(new_loop: NewLoop) -> Iterator[Rig]:
-    with Rig(new_loop) as rig:
-        yield rig
 
 
 def converse(rig: Rig) -> Relayed:

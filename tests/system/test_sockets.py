@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import pytest
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
-from clojarsd.system.sockets import close_with_reset, holder_of, listen
+from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen
 from tests.support.sockets import open_descriptors, receive_to_the_end, reset, tcp_pair
 
 LOOPBACK = "127.0.0.1"
@@ -113,3 +115,13 @@ def test_a_connection_that_is_reset_already_is_only_closed() -> None:
     reset(other)
     close_with_reset(one)
     assert one.fileno() == -1
+
+
+def test_free_ports_are_free_and_no_outgoing_connection_takes_one() -> None:
+    outgoing_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    assert all(port < outgoing_from for port in found)
+    with ExitStack() as stack:
+        for port in found:
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
