@@ -15,7 +15,7 @@ from clojarsd.core.errors import LaunchFailed, Refused
 from clojarsd.core.health import CheckRecord, verdict
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, Health, Incarnation, LaunchStage, Role, UnitState
+from clojarsd.core.names import ExitStatus, Health, Incarnation, Role, UnitState
 from clojarsd.core.reasons import describe_end, why_not_eligible
 from clojarsd.core.unit import EndCause, Unit, UnitPolicy, step
 from clojarsd.core.unit_events import (
@@ -388,6 +388,3 @@ class _Reports:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-__all__ = ["LaunchStage", "Plan", "Surroundings", "UnitRunner"]
