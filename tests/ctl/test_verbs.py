@@ -8,6 +8,7 @@ import os
 import pty
 import pwd
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -412,9 +413,9 @@ async def test_no_daemon(directory: Path) -> None:
 
 async def test_a_socket_that_a_dead_daemon_has_left(directory: Path) -> None:
     path = directory / "s"
-    server = await asyncio.start_unix_server(lambda reader, writer: None, path)
-    server.close()
-    await server.wait_closed()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
     sentence = f"cannot reach clojarsd at {path}: nobody listens there; is clojarsd.service running?"
     assert await ctl(path, "status") == (4, "", f"{sentence}\n")
 
