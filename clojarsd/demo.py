@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -132,10 +131,9 @@ def _short_enough(home: Path) -> Path:
 
 
 def _configuration(home: Path, ports: dict[str, tuple[int, ...]], command: list[str]) -> str:
-    account = pwd.getpwuid(os.geteuid())
     return CONFIG.format(
-        user=json.dumps(account.pw_name),
-        group=json.dumps(str(account.pw_gid)),
+        user=json.dumps(str(os.geteuid())),
+        group=json.dumps(str(os.getegid())),
         run=json.dumps(str(home / "run")),
         state=json.dumps(str(home / "state")),
         log=json.dumps(str(home / "log")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -179,7 +178,7 @@ def test_ports_in_use_lead_to_others(tmp_path: Path, short_path: Path, monkeypat
 def test_the_demo_runs_as_whoever_starts_it(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", without_java(tmp_path))
     seen = prepared(short_path / 'ho"me')
-    assert seen.service.user == pwd.getpwuid(os.geteuid()).pw_name
+    assert (seen.service.user, seen.service.group) == (str(os.geteuid()), str(os.getegid()))
     assert seen.service.log_dir == short_path / 'ho"me' / "log"
 
 

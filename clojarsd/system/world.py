@@ -26,13 +26,8 @@ def look_at_world(user: str) -> World:
     Raises:
         Failed: there is no such user, or the daemon may not become it.
     """
-    try:
-        account = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        raise Failed(
-            f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
-        ) from None
     me = os.geteuid()
+    account = _account(user, me)
     if me not in (0, account.pw_uid):
         name = _name_of(me)
         raise Failed(
@@ -48,6 +43,18 @@ def look_at_world(user: str) -> World:
         "SHELL": account.pw_shell or "/bin/sh",
     }
     return World(environment, becomes_user=me == 0, soft_nofile=_raise_descriptor_limit())
+
+
+def _account(user: str, me: int) -> pwd.struct_passwd:
+    """The account of a name or number; the number of this very process needs none, as in containers."""
+    try:
+        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if user != str(me):
+            raise Failed(
+                f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
+            ) from None
+    return pwd.struct_passwd((user, "x", me, os.getegid(), "", os.environ.get("HOME", "/"), "/bin/sh"))
 
 
 def make_directories(paths: Iterable[Path]) -> None:

@@ -156,3 +156,18 @@ def test_a_link_that_leads_nowhere_fails_the_launch(tmp_path: Path, target: str 
     with pytest.raises(LaunchFailed) as caught:
         resolve_release(current)
     assert (caught.value.stage, caught.value.reason) == (LaunchStage.RELEASE, f"{current}: {reason}")
+
+
+@needs_root
+@pytest.mark.slow
+def test_a_number_without_an_account_can_run_as_itself() -> None:
+    """As in containers that are started with any number; another number is nobody."""
+    seen = look("54321", uid=54321, HOME="/somewhere")
+    assert seen.returncode == 0, seen.stderr
+    becomes_user, environment, *_ = json.loads(seen.stdout)
+    assert not becomes_user
+    assert (environment["HOME"], environment["USER"], environment["SHELL"]) == ("/somewhere", "54321", "/bin/sh")
+    refused = look("54322", uid=54321)
+    assert refused.stderr.strip() == (
+        "cannot run instances as 54322: no such user on this machine; nothing was started; set service.user"
+    )
