@@ -12,7 +12,7 @@ import click
 from clojarsd.core.errors import BadSettings, ClojarsdError
 from clojarsd.core.settings import Settings
 from clojarsd.core.settings_features import features_not_acted_on
-from clojarsd.system.logs import set_up_logs
+from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
 
 DEFAULT_CONFIG = Path("/etc/clojarsd.toml")
@@ -68,6 +68,7 @@ def _exit_on_error(act: Callable[[], None]) -> None:
     try:
         act()
     except ClojarsdError as error:
+        flush_logs(1.0)  # what was logged comes first
         click.echo(f"clojarsd: {error}", err=True)
         sys.exit(1)
 

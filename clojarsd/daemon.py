@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from clojarsd.core.settings_types import CheckKind, Mode
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.core.unit_events import Start, Stop
 from clojarsd.core.view import DaemonView
+from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.control import ControlServer
 from clojarsd.runtime.frontend import Frontend, FrontendPlan
 from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
@@ -42,6 +44,7 @@ from clojarsd.system.notify import Notifier
 from clojarsd.system.probe import Prober
 from clojarsd.system.process import Processes
 from clojarsd.system.relay import RelayResources
+from clojarsd.system.sockets import resolve
 from clojarsd.system.world import look_at_world, make_directories, resolve_release
 
 log = structlog.get_logger()
@@ -50,6 +53,8 @@ RESET_FLUSH = 5.0
 """Seconds without progress after which bytes for one side of a reset connection are given up."""
 MOST_PIPES = 64
 """How many directions of connections may be spliced at the same time; the others are copied."""
+KEPT_DESCRIPTORS = 64
+"""For the control socket, checks, launches, files: what clients never get."""
 BY_DAEMON = "clojarsd"
 """Who orders what the daemon does by itself."""
 
@@ -128,10 +133,10 @@ async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = 
 
 
 async def _stop(runners: Mapping[Role, UnitRunner], frontends: Mapping[str, Frontend], board: Board) -> None:
-    """End the pair: the primary while the backup serves, then the listeners, then the backup."""
+    """End the pair: the primary while the backup serves, if it can, then the listeners, then the backup."""
     log.info("daemon_stopping")
     for role in Role:
-        if role is Role.BACKUP:
+        if role is Role.BACKUP or not board.instance(role.other).is_eligible:
             for frontend in frontends.values():
                 frontend.stop_accepting()
         runners[role].order(Stop(), BY_DAEMON)
@@ -174,11 +179,14 @@ def _ended_by_signal(traffic: Traffic) -> asyncio.Event:
 def _open_frontends(settings: Settings, stack: AsyncExitStack) -> dict[str, Frontend]:
     """Every frontend, listening; closed with the stack."""
     longest_idle = max((frontend.drain_idle for frontend in settings.frontends.values()), default=0.0)
-    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=longest_idle, max_pipes=MOST_PIPES)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    pipes = min(MOST_PIPES, descriptors // 32)
+    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=longest_idle, max_pipes=pipes)
     stack.callback(resources.close)
+    budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
     frontends = {}
     for name, frontend in settings.frontends.items():
-        frontends[name] = Frontend(_frontend_plan(name, frontend, settings), resources)
+        frontends[name] = Frontend(_frontend_plan(name, frontend, settings), resources, budget)
         stack.callback(frontends[name].close)
         frontends[name].open()
     return frontends
@@ -189,7 +197,7 @@ def _frontend_plan(name: str, frontend: FrontendSettings, settings: Settings) ->
     return FrontendPlan(
         name=name,
         listen=frontend.listen,
-        backends={role: settings.instances[role].address(frontend.port) for role in Role},
+        backends={role: resolve(settings.instances[role].address(frontend.port)) for role in Role},
         movable=any(check.kind is CheckKind.HTTP and check.port == frontend.port for check in settings.checks),
         mode_reason=reason,
         quickack=frontend.quickack,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -95,7 +96,7 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
         told = NEXT.format(
             kind=kind,
             home=home,
-            socket=home / "run" / "control.sock",
+            socket=shlex.quote(str(home / "run" / "control.sock")),
             ctl=_clojarsctl(),
             http=ports["http"][0],
         )

@@ -54,7 +54,10 @@ class Daemon:
         """The answer as it comes; to be used in a `with`. Raises as `get`."""
         content = json.dumps(body).encode() if body is not None else b""
         head = f"{method} {target} HTTP/1.0\r\nHost: clojarsd\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unreachable(self._why(error)) from None
         try:
             # not settimeout: a connect that does not block fails at once when many are waiting
             limit = _TIMEVAL.pack(ANSWER_TIMEOUT, 0)

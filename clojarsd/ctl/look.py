@@ -8,7 +8,7 @@ import time
 
 from clojarsd.ctl.client import Rejected, Unreachable
 from clojarsd.ctl.render import Line, clean, event_line, now, plain, status_lines, substance
-from clojarsd.ctl.session import EXIT_INTERRUPTED, Session, narrate, quoted
+from clojarsd.ctl.session import EXIT_INTERRUPTED, Session, narrate, offer, quoted
 
 CHECK_UNKNOWN = 3
 LOOKED_EVERY = 1.0
@@ -44,11 +44,8 @@ def check_pair(session: Session) -> None:
         verdict = {"code": CHECK_UNKNOWN, "message": f"clojarsd UNKNOWN: {error}"}
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    if session.as_json:
-        session.put(verdict)
-    else:
-        print(clean(verdict["message"]))
-    sys.exit(verdict["code"])
+    is_told = offer(json.dumps(verdict) if session.as_json else clean(verdict["message"]))
+    sys.exit(verdict["code"] if is_told else CHECK_UNKNOWN)
 
 
 def show_logs(session: Session, role: str | None, count: int | None, *, follow: bool) -> None:

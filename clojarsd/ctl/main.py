@@ -11,17 +11,34 @@ import sys
 from collections.abc import Callable, Sequence
 
 from clojarsd.ctl.look import check_pair, show_status
-from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_USAGE, SOCKET_VARIABLE, Session, narrate
+from clojarsd.ctl.session import (
+    DEFAULT_SOCKET,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    SOCKET_VARIABLE,
+    Session,
+    give_up_answer,
+    narrate,
+    prepare_streams,
+)
 
 _FAST: dict[str, Callable[[Session], None]] = {"status": show_status, "check": check_pair}
 
 
 def main() -> None:
     """Run `clojarsctl`."""
-    if not _run_fast(sys.argv[1:]):
-        from clojarsd.ctl.verbs import cli
+    prepare_streams()
+    try:
+        try:
+            if not _run_fast(sys.argv[1:]):
+                from clojarsd.ctl.verbs import run
 
-        cli(prog_name="clojarsctl")
+                run()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # only stdout raises it: the client and `narrate` turn their own into something else
+        give_up_answer(error)
+        sys.exit(EXIT_FAILED)
 
 
 def _run_fast(words: Sequence[str]) -> bool:
@@ -34,16 +51,12 @@ def _run_fast(words: Sequence[str]) -> bool:
     verbs = [word for word in rest if word != "--json"]
     if len(verbs) != 1 or verbs[0] not in _FAST or not socket:
         return False
-    try:
-        _FAST[verbs[0]](Session(socket, "--json" in rest))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    _FAST[verbs[0]](Session(socket, "--json" in rest))
     return True
 
 
 def deploy_main() -> None:
     """Run `deploy-clojars`."""
+    prepare_streams()
     narrate("deploy-clojars: this version of clojarsd cannot deploy yet")
     sys.exit(EXIT_USAGE)

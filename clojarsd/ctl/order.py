@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from clojarsd.ctl.session import (
     EXIT_UNREACHABLE,
     Session,
     narrate,
+    offer,
     quoted,
 )
 
@@ -20,7 +22,7 @@ SEE = "clojarsctl status | clojarsctl events -f"
 
 
 def give_order(session: Session, verb: str, role: str, *, wait: bool, force: bool, timeout: float | None) -> None:
-    """Give the order and end the command with how it went."""
+    """Give the order and end the command with how it went, whether or not that can be written anywhere."""
     options: dict[str, Any] = {"wait": wait, "force": force}
     if timeout is not None:
         options["timeout"] = timeout
@@ -30,7 +32,7 @@ def give_order(session: Session, verb: str, role: str, *, wait: bool, force: boo
         with answer:
             for line in answer.lines():
                 if session.as_json:
-                    session.put(line)
+                    offer(json.dumps(line))
                 _tell(line, aloud=not session.as_json)
     except Unreachable as error:
         session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; how the order went is not known: {SEE}")
@@ -47,4 +49,4 @@ def _tell(line: dict[str, Any], *, aloud: bool) -> None:
         narrate(clean(line["error"]["message"]))
         sys.exit(EXIT_FAILED)
     elif "result" in line and aloud:
-        print(clean(line["message"]), flush=True)
+        offer(clean(line["message"]))

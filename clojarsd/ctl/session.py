@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from clojarsd.ctl.client import Daemon, Rejected, Unreachable
 
@@ -48,7 +49,7 @@ class Session:
     def fail(self, code: int, kind: str, message: str) -> NoReturn:
         """End with the message on stderr; a program gets it on stdout too."""
         if self.as_json:
-            self.put({"error": {"kind": kind, "message": message}})
+            offer(json.dumps({"error": {"kind": kind, "message": message}}))
         narrate(message)
         sys.exit(code)
 
@@ -67,12 +68,55 @@ class Session:
 
 
 def quoted(name: str) -> str:
-    """The name as one part of a path."""
+    """The name of an instance as one part of a path.
+
+    Raises:
+        Rejected: no instance can have this name.
+    """
     from urllib.parse import quote  # costs 3 ms, which `status` need not pay
 
-    return quote(name, safe="")
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise Rejected("usage", f"the instance name {shown} is not valid UTF-8") from None
+
+
+def prepare_streams() -> None:
+    """Let what is written to stdout or stderr be lost where they are closed (`>&-`): Python has None there."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def offer(text: str) -> bool:
+    """Say on stdout what the command goes on without; whether it could be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        give_up_answer(error)
+        return False
+    return True
+
+
+def give_up_answer(error: OSError) -> None:
+    """Write no more to stdout, and say why, unless whoever read it has seen enough."""
+    discard(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        narrate(f"cannot write the answer: {(error.strerror or str(error)).lower()}")
 
 
 def narrate(text: str) -> None:
-    """Say something to people that is not what the command was asked for."""
-    print(text, file=sys.stderr, flush=True)
+    """Say something to people that is not what the command was asked for; it is lost if stderr does not take it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Lose what the stream still holds and all that comes; otherwise Python tries again when it ends, and complains."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from clojarsd.core.api import MOST_EVENTS, MOST_LINES
 from clojarsd.core.quantities import parse_duration
 from clojarsd.ctl.look import check_pair, show_events, show_logs, show_status, watch_status
 from clojarsd.ctl.order import give_order
-from clojarsd.ctl.session import DEFAULT_SOCKET, SOCKET_VARIABLE, Session
+from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIABLE, Session, discard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,6 +48,13 @@ JSON_HELP = "Print JSON, for programs."
 json_option = click.option("--json", is_flag=True, expose_value=False, callback=_json_after_verb, help=JSON_HELP)
 
 
+def lines_option(most: int) -> Callable[[Command], Command]:
+    """The option -n, of which the daemon gives at most so many."""
+    return click.option(
+        "-n", "--lines", "count", type=click.IntRange(0), metavar="N", help=f"How many of the latest, at most {most}."
+    )
+
+
 def role_argument(*roles: str, required: bool = True) -> Callable[[Command], Command]:
     """The argument ROLE; shells complete it to these."""
     shown = "|".join(roles)
@@ -58,15 +67,17 @@ def role_argument(*roles: str, required: bool = True) -> Callable[[Command], Com
 
 
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once; the order goes on.")
-force_option = click.option("--force", is_flag=True, help="Do it although nobody could serve meanwhile.")
+force_option = click.option("--force", is_flag=True, help="Restart although the other one could not take over.")
+symmetric_force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Accepted for symmetry: only a restart is ever refused for the other one's sake.",
+)
 timeout_option = click.option(
     "--timeout",
     callback=_seconds,
     metavar="TIME",
     help='Wait at most this long, such as "90s" or "5m"; the order goes on.',
-)
-lines_option = click.option(
-    "-n", "--lines", "count", type=click.IntRange(0), metavar="N", help="How many of the latest."
 )
 follow_option = click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
 
@@ -124,7 +135,7 @@ def check(session: Session) -> None:
 @cli.command()
 @role_argument("primary", "backup", "all")
 @no_wait_option
-@force_option
+@symmetric_force_option
 @timeout_option
 @json_option
 @click.pass_obj
@@ -136,7 +147,7 @@ def start(session: Session, role: str, no_wait: bool, force: bool, timeout: floa
 @cli.command()
 @role_argument("primary", "backup", "all")
 @no_wait_option
-@force_option
+@symmetric_force_option
 @timeout_option
 @json_option
 @click.pass_obj
@@ -191,7 +202,7 @@ def undrain(session: Session, role: str, no_wait: bool, timeout: float | None) -
 
 @cli.command()
 @role_argument("primary", "backup", required=False)
-@lines_option
+@lines_option(MOST_LINES)
 @follow_option
 @json_option
 @click.pass_obj
@@ -204,7 +215,7 @@ def logs(session: Session, role: str | None, count: int | None, follow: bool) ->
 
 
 @cli.command()
-@lines_option
+@lines_option(MOST_EVENTS)
 @follow_option
 @json_option
 @click.pass_obj
@@ -218,3 +229,17 @@ def events(session: Session, count: int | None, follow: bool) -> None:
 
 def _order(session: Session, verb: str, role: str, *, no_wait: bool, force: bool, timeout: float | None) -> None:
     give_order(session, verb, role, wait=not no_wait, force=force, timeout=timeout)
+
+
+def run() -> None:
+    """Run the verb that the command line names, and end with its exit code even if stderr takes no complaint."""
+    try:
+        sys.exit(cli(prog_name="clojarsctl", standalone_mode=False))
+    except click.ClickException as error:
+        try:
+            error.show()
+        except OSError:
+            discard(sys.stderr)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)

@@ -15,6 +15,7 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.routing import Route, choose
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
+from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.hold import Hold
@@ -67,8 +68,9 @@ class Frontend:
         changed: called when the route has changed, for which somebody may wait; set by the owner.
     """
 
-    def __init__(self, plan: FrontendPlan, resources: RelayResources) -> None:
+    def __init__(self, plan: FrontendPlan, resources: RelayResources, budget: Budget) -> None:
         self.plan = plan
+        self._budget = budget
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
         self._resources = resources
@@ -77,6 +79,7 @@ class Frontend:
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
+        budget.when_room(self._acceptor.look)
         self._route = Route()
         self._last_active: Role | None = None
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
@@ -198,12 +201,15 @@ class Frontend:
 
     def _has_room(self) -> bool:
         """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
+        if not self._budget.has_room():
+            return False
         held, dialled = len(self._hold), len(self._dials)
         if held + dialled < self.plan.hold_connections:
             return True
         return self._route.active is not None and not held and dialled < ACCEPTS_A_TURN
 
     def _take_in(self, accepted: socket.socket) -> None:
+        self._budget.take()
         self._admit(Client(accepted))
 
     def _admit(self, client: Client) -> None:
@@ -275,6 +281,8 @@ class Frontend:
         )
         if reason is EndReason.MOVED:
             self._admit(Client(session.client, is_new=False))
+        else:
+            self._budget.give_back()
         if role in self._drains:
             self._drains[role].look()
 
@@ -282,7 +290,7 @@ class Frontend:
 
     def _keep(self, client: Client) -> None:
         active = self._route.active
-        if self._held_since is None:
+        if self._held_since is None and self.plan.hold > 0:  # else nobody waits, and each client is turned away
             self._held_since = self._loop.time()
             why = "no instance is eligible" if active is None else "no instance can be connected to"
             text = f"connections of frontend {self.plan.name} wait: {why}"
@@ -310,8 +318,9 @@ class Frontend:
     def _give_up(self, client: Client, waited: float | None) -> None:
         """A held client has left (`waited` is None), or has waited as long as it may."""
         close_with_reset(client.socket)
+        self._budget.give_back()
         if waited is not None:
-            self._log.warning("held_connection_closed", waited_s=round(waited, 3))
+            self._log.debug("held_connection_closed", waited_s=round(waited, 3))
         self._look_whether_hold_is_over()
         self._acceptor.look()
 

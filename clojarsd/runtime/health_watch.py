@@ -10,14 +10,15 @@ from typing import NoReturn, Protocol
 
 import structlog
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.health import CheckRecord, Result, count
-from clojarsd.core.names import Health, Incarnation, Role
+from clojarsd.core.names import Incarnation, Role
 
 log = structlog.get_logger()
 
-UNSETTLED_SPEED = 5
-"""How many times as often as its interval says a check is made while its verdict is open: until it has been up once in
-this incarnation, and when the last result disagrees with the verdict."""
+STARTING_SPEED = 5
+"""How many times as often as its interval says a check is made until it passes for the first time in an incarnation,
+and at the most when somebody has reason to doubt the instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +80,35 @@ class HealthWatch:
                     task.cancel()
 
     async def _repeat(self, incarnation: Incarnation, which: int) -> NoReturn:
-        check, began_up = self._checks[which], False
+        check, has_passed = self._checks[which], False
         loop, next_hurry_at = asyncio.get_running_loop(), 0.0
         while True:
             hurried = self._hurried
-            record = count(self._records[which], await self._ask(check), check.rise, check.fall)
-            self._note_change(check, self._records[which], record)
-            began_up = began_up or record.health is Health.UP
-            self._records[which] = record
-            if self._target == incarnation:
-                self._unit.checked(incarnation, tuple(self._records), which)
-            pause = check.interval if record.is_settled() and began_up else check.interval / UNSETTLED_SPEED
+            result = await self._ask(check)
+            if result is not None:
+                record = count(self._records[which], result, check.rise, check.fall)
+                self._note_change(check, self._records[which], record)
+                has_passed = has_passed or result.passed
+                self._records[which] = record
+                if self._target == incarnation:
+                    self._unit.checked(incarnation, tuple(self._records), which)
+            pause = check.interval if has_passed else check.interval / STARTING_SPEED
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await hurried.wait()
                     await asyncio.sleep(next_hurry_at - loop.time())  # a storm of doubts makes no storm of checks
-            next_hurry_at = loop.time() + check.interval / UNSETTLED_SPEED
+            next_hurry_at = loop.time() + check.interval / STARTING_SPEED
 
-    async def _ask(self, check: PlannedCheck) -> Result:
-        """The check's result. A check that breaks may fail alone: it has not passed, and the next one is made."""
+    async def _ask(self, check: PlannedCheck) -> Result | None:
+        """The check's result, None when it could not be made, which says nothing about the instance.
+
+        A check that breaks may fail alone: it has not passed, and the next one is made.
+        """
         try:
             return await check.ask()
+        except Failed as failed:
+            self._log.warning("check_not_made", kind=check.kind, reason=str(failed))
+            return None
         except Exception as error:
             self._log.exception("check_broke", kind=check.kind)
             return Result(False, f"the check itself broke ({type(error).__name__}: {error})", 0.0)

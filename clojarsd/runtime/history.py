@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import structlog
@@ -78,12 +80,12 @@ class History:
         self._given_up = 0
         self._failing = False
         self._recorded: set[asyncio.Future[None]] = set()
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="history")
+        self._disk = _Disk()
 
     async def __aenter__(self) -> Self:
         try:
-            self._last_id = await self._on_disk(self._store.last_id)
-            self._recent.extend(await self._on_disk(self._store.last, MOST_EVENTS))
+            self._last_id = await self._disk.run(self._store.last_id)
+            self._recent.extend(await self._disk.run(self._store.last, MOST_EVENTS))
         except Failed as failed:
             self._warn(failed)
             # with the last id unknown: the seconds since 1970 are beyond all that were given at less than one a second
@@ -95,13 +97,13 @@ class History:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._write()
-                await self._on_disk(self._store.close)
+                await self._disk.run(self._store.close)
         except TimeoutError:
             log.warning("history_not_written", reason="the disk is too slow", unwritten=len(self._unwritten))
         except Failed as failed:
             log.warning("history_not_written", reason=str(failed), unwritten=len(self._unwritten))
         finally:
-            self._disk.shutdown(wait=False, cancel_futures=True)
+            self._disk.close()
 
     def record(
         self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
@@ -153,7 +155,7 @@ class History:
             try:
                 if loop.time() >= prune_at:
                     oldest = self._now() - KEPT_FOR
-                    await self._on_disk(self._store.prune, stamp(oldest))
+                    await self._disk.run(self._store.prune, stamp(oldest))
                     prune_at = loop.time() + PRUNED_EVERY
                 await self._write()
             except Failed as failed:
@@ -167,7 +169,7 @@ class History:
     async def _write(self) -> None:
         """Write all that is unwritten; what could not be written stays so."""
         while batch := tuple(self._unwritten):
-            await self._on_disk(self._store.write, batch)
+            await self._disk.run(self._store.write, batch)
             self._given_up -= len(batch)  # what was given up meanwhile was not lost after all
             while self._unwritten and self._unwritten[0].id <= batch[-1].id:
                 self._unwritten.popleft()
@@ -181,9 +183,6 @@ class History:
         if not self._failing:
             self._failing = True
             log.warning("history_not_written", reason=str(failed), kept="in memory")
-
-    async def _on_disk(self, act: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, act, *arguments)
 
     async def _next(self) -> None:
         """Return after the next event is recorded."""
@@ -201,6 +200,39 @@ class History:
                 await self._next()
         except TimeoutError:
             pass
+
+
+class _Disk:
+    """One thread for all disk work, one act after the other. An act that hangs does not hold up the process's end."""
+
+    def __init__(self) -> None:
+        self._acts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, act: Callable[..., T], *arguments: object) -> T:
+        """What the act returns or raises; one that has not begun when this is cancelled never does."""
+        future: Future[T] = Future()
+
+        def carry_out() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act(*arguments))
+                except BaseException as error:  # whatever it is, it is the caller's
+                    future.set_exception(error)
+
+        self._acts.put(carry_out)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="history", daemon=True)
+            self._thread.start()
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the thread after what it was given; does not wait for it."""
+        self._acts.put(None)
+
+    def _work(self) -> None:
+        while (act := self._acts.get()) is not None:
+            act()
 
 
 def _writable(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from clojarsd.runtime.dial import Client
 from clojarsd.system.poller import ERRORS, FORGET, READ, Poller
+from clojarsd.system.sockets import waited_in_backlog
 
 
 class Hold:
@@ -18,7 +19,7 @@ class Hold:
 
     Args:
         poller: what they are watched with; attached to the loop here.
-        seconds: how long a connection may wait, counted from the first time that it is kept.
+        seconds: how long a connection may wait, counted from when it came, also into the backlog.
         on_give_up: called with a client whose socket is the callee's from there on, and the seconds it has waited, or
             None when the client has left.
     """
@@ -42,7 +43,7 @@ class Hold:
     def keep(self, client: Client) -> None:
         """Let the client wait; its socket belongs to the hold until it is taken or given up."""
         if client.give_up_at is None:
-            client.give_up_at = self._loop.time() + self._seconds
+            client.give_up_at = self._loop.time() + self._seconds - waited_in_backlog(client.socket)
         timer = self._loop.call_at(client.give_up_at, self._expire, client)
         place = self._places[client] = _Place(self, client, timer)
         self._poller.attach(self._loop)

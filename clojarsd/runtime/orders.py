@@ -136,8 +136,14 @@ class Orders:
         if verb is Verb.RESTART:
             if not force and (why := why_not_restart(roles[0], self._board.view())):
                 raise Refused(f"{why}; nothing was done; {_FORCE}")
-            first = self._place(verb, roles[0], by)
-            self._group.create_task(self._restart_in_turn(work, roles, first, by, force, timeout))
+            if not force and len(roles) > 1 and self._runners[roles[0]].unit.rotation is Rotation.OUT:
+                first = roles[0].value
+                raise Refused(
+                    f"cannot restart {roles[1].value} after {first}: {first} is out of rotation and could not take"
+                    f" over; nothing was done; {_FORCE}"
+                )
+            before = self._place(verb, roles[0], by)
+            self._group.create_task(self._restart_in_turn(work, roles, before, by, force, timeout))
         else:
             places = [(role, self._place(verb, role, by)) for role in roles]
             self._group.create_task(self._watch(work, verb, places, timeout))

@@ -162,6 +162,7 @@ class UnitRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[Event] = deque()
         self._stepping = False
+        self._abandoned = False
         self._log = log.bind(role=role.value)
 
     def attach(self, checker: Checker) -> None:
@@ -193,7 +194,7 @@ class UnitRunner:
         """Take news from the outside; may be called out of an effect."""
         if self._stepping:
             self._queue.append(event)
-        else:
+        elif not self._abandoned:
             self._run([event])
 
     def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
@@ -208,6 +209,7 @@ class UnitRunner:
 
     def abandon(self) -> None:
         """Let the process run on, unwatched; the emergency exit of the daemon."""
+        self._abandoned = True
         if self._timer is not None:
             self._timer.cancel()
         if self._process is not None:
@@ -356,7 +358,7 @@ class UnitRunner:
         return verdict(self._records) if self._unit.state.has_process and self._records else Health.UNKNOWN
 
     def _check_views(self) -> tuple[CheckView, ...]:
-        if not self._records:
+        if not self._records or not self._unit.state.has_process:
             return tuple(CheckView(kind, Health.UNKNOWN, None, None) for kind in self._plan.checks)
         return tuple(
             CheckView(kind, record.health, record.last.text if record.last else None, at)

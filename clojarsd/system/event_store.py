@@ -19,6 +19,8 @@ from clojarsd.core.names import Role
 log = structlog.get_logger()
 
 FORMAT = 1
+MODE = 0o640
+"""Who ordered what is for the owner and the group; SQLite gives its -wal and -shm the mode of the file."""
 BUSY_TIMEOUT = 5.0
 """Seconds that another program may hold the file locked."""
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -109,6 +111,7 @@ class EventStore:
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        _make(self._path)
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, check_same_thread=False)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -120,6 +123,13 @@ class EventStore:
             connection.execute(_TABLE)
             connection.execute("CREATE INDEX IF NOT EXISTS events_at ON events (at)")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
+            for suffix in (
+                "",
+                "-wal",
+                "-shm",
+            ):  # those that were there before; not opened: that would end SQLite's locks
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    os.chmod(f"{self._path}{suffix}", MODE)
         except BaseException:
             connection.close()
             raise
@@ -139,6 +149,16 @@ class EventStore:
             return f"it cannot be set aside: {error.strerror}"
         log.warning("history_set_aside", path=str(self._path), aside=str(aside))
         return f"it was set aside as {aside.name}"
+
+
+def _make(path: Path) -> None:
+    """An empty file with the right mode from its first moment, unless there is one."""
+    with contextlib.suppress(FileExistsError):
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+        try:
+            os.fchmod(made, MODE)  # whatever the umask
+        finally:
+            os.close(made)
 
 
 def _code(error: sqlite3.DatabaseError) -> int:

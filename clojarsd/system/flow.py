@@ -78,6 +78,7 @@ class Flow:
         "_buffer",
         "_detour",
         "_from_client",
+        "_looks",
         "_pending",
         "_pipe",
         "_piped",
@@ -125,6 +126,8 @@ class Flow:
         self._piped = 0
         self._detour: Callable[[], None] | None = None
         """How the source is read if not the plain way."""
+        self._looks = False
+        """Whether the session is asked, before anything is read the plain way, if it begins a move."""
 
     @property
     def is_flushed(self) -> bool:
@@ -142,6 +145,7 @@ class Flow:
 
     def look(self) -> None:
         """From now on ask the session, before anything is read, whether it begins a move."""
+        self._looks = True
         if self._detour is None:
             self._detour = self._read_looking
 
@@ -165,6 +169,7 @@ class Flow:
 
         Lets go of twin and session, so that no collector is needed to free them.
         """
+        self._looks = False
         self._give_pipe_back()
         self._detour = None
         self._shared.poller.watch(self, FORGET)
@@ -219,6 +224,8 @@ class Flow:
         if self._piped:
             if not self._drain():
                 return
+            if self._looks:
+                self._give_pipe_back()  # what comes next may be a request that begins a move
         else:
             try:
                 sent = self._send(self._pending)
@@ -282,6 +289,8 @@ class Flow:
                 if self.stage is Stage.OPEN and self._piped:
                     self._wait_for_sink()
                 return
+        if self._looks:
+            self._give_pipe_back()
 
     def _drain(self) -> bool:
         """Send what is in the pipe. False: the sink is full for now, or lost, which the session then knows."""
@@ -315,4 +324,4 @@ class Flow:
             self._shared.pipes.take_back(self._pipe, left=self._piped)
             self._pipe = None
             self._piped = 0
-            self._detour = None
+            self._detour = self._read_looking if self._looks else None

@@ -24,6 +24,8 @@ from typing import Any, NoReturn
 
 SPEC_FD = 3
 FAILURE_FD = 4
+LONGEST_REASON = 2000
+"""Characters: the pipe takes them at once."""
 
 
 def open_log(spec: dict[str, Any]) -> None:
@@ -54,7 +56,7 @@ def parse_environment(text: str) -> dict[str, str]:
             continue
         key, equals, value = line.partition("=")
         if not equals or not key.isidentifier():
-            raise ValueError(f"line {number} is not KEY=VALUE: {line!r}")
+            raise ValueError(f"line {number} is not KEY=VALUE")  # and may hold a secret
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         found[key] = value
@@ -186,7 +188,7 @@ def main() -> NoReturn:
         try:
             act(spec)
         except Exception as error:  # the boundary of the launch: whatever it is, the daemon must be told
-            failure = {"stage": name, "reason": reason_of(error), "taken": spec.get("taken")}
+            failure = {"stage": name, "reason": reason_of(error)[:LONGEST_REASON], "taken": spec.get("taken")}
             os.write(FAILURE_FD, json.dumps(failure).encode())
             sys.exit(127)
     raise AssertionError("the last stage does not return")

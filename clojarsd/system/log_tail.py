@@ -8,8 +8,11 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.system.inotify import EntryWatch
@@ -18,8 +21,14 @@ BLOCK = 65536
 LONGEST_LINE = 65536
 """Bytes of a line that are shown; the rest is cut off, and the cut is marked."""
 CUT = " [cut]"
+MOST_SCANNED = 64 * 1024 * 1024
+"""Bytes before the end in which the last lines are looked for; beyond that there are fewer of them."""
+MOST_THREADS = 4
+"""Reads under way at once, of all readers together; more wait, and hold up nothing but each other."""
 _PAGE = 4096
 _ANCHOR = 64
+
+T = TypeVar("T")
 
 
 async def last_lines(path: Path, count: int) -> AsyncGenerator[Sequence[str], None]:
@@ -31,8 +40,8 @@ async def last_lines(path: Path, count: int) -> AsyncGenerator[Sequence[str], No
     """
     reader = LogReader(path)
     try:
-        await asyncio.to_thread(reader.open_at_end, count)
-        while lines := await asyncio.to_thread(reader.read_to_known_end):
+        await _threads.run(reader.open_at_end, count)
+        while lines := await _threads.run(reader.read_to_known_end):
             yield lines
     finally:
         reader.close()
@@ -50,20 +59,54 @@ async def follow(path: Path, count: int) -> AsyncGenerator[Sequence[str], None]:
     try:
         with EntryWatch(path) as watch:
             with contextlib.suppress(Refused):  # then it is read from its beginning when it comes
-                await asyncio.to_thread(reader.open_at_end, count)
+                await _threads.run(reader.open_at_end, count)
             while True:
-                while lines := await asyncio.to_thread(reader.read):
+                while lines := await _threads.run(reader.read):
                     yield lines
                 await watch.change()
     finally:
         reader.close()
 
 
+class _Threads:
+    """A few threads for reads, and only for them: slow ones starve no other work, nor hold up the process's end."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._started = 0
+        self._acts: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    async def run(self, act: Callable[..., T], *arguments: object) -> T:
+        """What the act returns or raises; one that has not begun when this is cancelled never does."""
+        future: Future[T] = Future()
+
+        def carry_out() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act(*arguments))
+                except BaseException as error:  # whatever it is, it is the caller's
+                    future.set_exception(error)
+
+        self._acts.put(carry_out)
+        if self._started < self._most:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"log-reader-{self._started}", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def _work(self) -> None:
+        while True:
+            self._acts.get()()
+
+
+_threads = _Threads(MOST_THREADS)
+
+
 class LogReader:
     """Reads one log, line by line, wherever its file goes. Its methods block; they may be called from several threads.
 
     The file may grow, be cut to nothing, lose whole pages at its head, or be replaced by another one; a place in it is
-    known by the bytes before it. Whoever makes it closes it, which waits for a read that is under way.
+    known by the bytes before it. Whoever makes it closes it; that never blocks: a read that is under way ends soon and
+    lets go of the file itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,12 +126,12 @@ class LogReader:
             Refused: there is no such file.
             Failed: it cannot be read.
         """
-        with self._lock:
+        with self._reading():
             if not self._open():
                 raise Refused(f"there is no log at {self._path} yet")
             assert self._file is not None
             self._known_end = os.fstat(self._file).st_size
-            self._position = _start_of_last(self._file, self._known_end, count)
+            self._position = self._start_of_last(self._known_end, count)
             self._remember_place()
 
     def read(self) -> list[str]:
@@ -97,9 +140,9 @@ class LogReader:
         Raises:
             Failed: the file cannot be read.
         """
-        with self._lock:
+        with self._reading():
             replaced = False
-            while self._file is not None or self._open():
+            while not self._closed and (self._file is not None or self._open()):
                 assert self._file is not None
                 self._find_place()
                 if lines := self._read_block(BLOCK):
@@ -118,8 +161,8 @@ class LogReader:
 
     def read_to_known_end(self) -> list[str]:
         """As `read`, but not beyond the end that the file had when it was opened; an unfinished line counts there."""
-        with self._lock:
-            while self._file is not None and self._position < self._known_end:
+        with self._reading():
+            while not self._closed and self._file is not None and self._position < self._known_end:
                 before = self._position
                 lines = self._read_block(min(BLOCK, self._known_end - self._position))
                 if lines or self._position == before:  # no progress: it was truncated meanwhile
@@ -127,10 +170,27 @@ class LogReader:
             return self._leave()
 
     def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._closed = True
-            self._leave()
+        """Let go of the file, now or as soon as a read that is under way ends. Never blocks."""
+        self._closed = True
+        self._leave_if_idle()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Alone with the file. Whoever finds the reader closed afterwards lets go of it for `close`."""
+        try:
+            with self._lock:
+                yield
+        finally:
+            if self._closed:
+                self._leave_if_idle()
+
+    def _leave_if_idle(self) -> None:
+        """Close the file, unless somebody reads it, who then does this on leaving."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._leave()
+            finally:
+                self._lock.release()
 
     def _open(self) -> bool:
         """Whether the file is there, and is then open at its beginning."""
@@ -180,6 +240,8 @@ class LogReader:
         if self._anchored_at(self._position):
             return
         for position in range(self._position - _PAGE, 0, -_PAGE):
+            if self._closed:
+                return
             if self._anchored_at(position):
                 self._position = position
                 return
@@ -189,6 +251,32 @@ class LogReader:
         start = position - len(self._anchor)
         assert self._file is not None
         return start >= 0 and os.pread(self._file, len(self._anchor), start) == self._anchor
+
+    def _start_of_last(self, size: int, count: int) -> int:
+        """Where the last `count` lines before `size` begin; an unfinished one counts.
+
+        Of a log with too much in them, where the first of the whole lines in its last `MOST_SCANNED` bytes begins.
+        """
+        assert self._file is not None
+        if count == 0 or size == 0:
+            return size
+        end = size - 1 if os.pread(self._file, 1, size - 1) == b"\n" else size
+        lowest = max(0, size - MOST_SCANNED)
+        first = None  # where the first whole line seen begins
+        while end > lowest and not self._closed:
+            start = max(lowest, end - BLOCK)
+            block = os.pread(self._file, end - start, start)
+            found = block.count(b"\n")
+            if found >= count:
+                at = len(block)
+                for _ in range(count):
+                    at = block.rindex(b"\n", 0, at)
+                return start + at + 1
+            if found:
+                first = start + block.index(b"\n") + 1
+            count -= found
+            end = start
+        return lowest if lowest == 0 or first is None else first
 
     def _at_end(self) -> bool:
         assert self._file is not None
@@ -203,25 +291,6 @@ class LogReader:
         except OSError:
             return False
         return (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
-
-
-def _start_of_last(file: int, size: int, count: int) -> int:
-    """Where the last `count` lines before `size` begin; an unfinished one counts."""
-    if count == 0 or size == 0:
-        return size
-    end = size - 1 if os.pread(file, 1, size - 1) == b"\n" else size
-    while end > 0:
-        start = max(0, end - BLOCK)
-        block = os.pread(file, end - start, start)
-        found = block.count(b"\n")
-        if found >= count:
-            at = len(block)
-            for _ in range(count):
-                at = block.rindex(b"\n", 0, at)
-            return start + at + 1
-        count -= found
-        end = start
-    return 0
 
 
 def _text(line: bytes) -> str:

@@ -50,12 +50,14 @@ class Poller:
     Whoever makes it closes it. The first `attach` ties it to a loop, and no task runs inside.
     """
 
-    __slots__ = ("_epoll", "_loop", "_subjects")
+    __slots__ = ("_epoll", "_forgotten", "_loop", "_subjects")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subjects: dict[int, Watched] = {}
+        self._forgotten: set[int] = set()
+        """Descriptors that were let go of since the last turn began."""
 
     def __len__(self) -> int:
         """How many descriptors are watched."""
@@ -78,6 +80,7 @@ class Poller:
         fd = subject.fd
         if not wanted:
             del self._subjects[fd]
+            self._forgotten.add(fd)
             self._epoll.unregister(fd)
         elif subject.watched:
             self._epoll.modify(fd, wanted)
@@ -95,10 +98,11 @@ class Poller:
 
     def _turn(self) -> None:
         """Call what became ready. A call may change or end a later one's subject, so each is looked up afresh."""
-        subjects = self._subjects
+        subjects, forgotten = self._subjects, self._forgotten
+        forgotten.clear()
         for fd, events in self._epoll.poll(0, BATCH):
             subject = subjects.get(fd)
-            if subject is None:
+            if subject is None or fd in forgotten:  # the number may be another socket's by now, with no news yet
                 continue
             if events & READ:
                 if subject.watched & READ:
@@ -110,5 +114,5 @@ class Poller:
                     continue
             if events & WRITE and subject.watched & WRITE:
                 subject.writable()
-            elif not events & (READ | WRITE):
+            elif subject.watched == ERRORS and not events & (READ | WRITE):
                 subject.broken()

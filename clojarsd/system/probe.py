@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import aiohttp
 from yarl import URL
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.health import Result
 from clojarsd.core.names import Address
 
@@ -93,17 +94,25 @@ async def _within(seconds: float, address: Address, ask: Callable[[], Awaitable[
         text = f"{address} did not answer within {seconds:g} s"
     except aiohttp.ServerDisconnectedError:
         text = f"{address} closed the connection without an answer"
-    except aiohttp.ClientConnectorError as error:
-        text = _reason(address, error.os_error)
-    except OSError as error:
-        text = _reason(address, error)
+    except OSError as error:  # aiohttp's connector errors are such, too
+        text = _reason(address, getattr(error, "os_error", error))
     except aiohttp.ClientError as error:
         text = f"{address} did not answer in HTTP ({type(error).__name__})"
     return Result(False, text, time.monotonic() - began)
 
 
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Trouble of this process, which says nothing about the instance."""
+
+
 def _reason(address: Address, error: OSError) -> str:
-    """Why a connection came to nothing: `127.0.0.1:8001 refused`."""
+    """Why a connection came to nothing: `127.0.0.1:8001 refused`.
+
+    Raises:
+        Failed: because of this process, not of the instance.
+    """
+    if error.errno in _OURS:
+        raise Failed(f"cannot check {address}: {os.strerror(error.errno).lower()}") from error
     if error.errno == errno.ECONNREFUSED:
         return f"{address} refused"
     if error.errno == errno.ECONNRESET:

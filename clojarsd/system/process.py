@@ -15,10 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, LaunchStage
 from clojarsd.system.sockets import holder_of
+
+log = structlog.get_logger()
 
 CHILDREN = Path("/proc/thread-self/children")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,6 +58,7 @@ class Process:
         self._failure = failure
         self._failed: LaunchFailed | None = None
         self._taken: int | None = None
+        self._abandoned = False
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(pidfd, self._end)
@@ -65,11 +70,16 @@ class Process:
         The process is not reaped before `ended`, so that its number cannot belong to anybody else here.
         """
         if self._pidfd >= 0:
-            with suppress(ProcessLookupError):
+            try:
                 os.killpg(self.pid, number)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                log.warning("signal_not_allowed", pid=self.pid, signal=number)
 
     def abandon(self) -> None:
         """Watch it no more; it runs on. `ended` will not be called."""
+        self._abandoned = True
         self._close()
 
     def _read_failure(self) -> None:
@@ -85,9 +95,10 @@ class Process:
 
     def _end(self) -> None:
         """The process has ended. It stays a zombie until its group is ended too, so that the number remains ours."""
+        self._loop.remove_reader(self._pidfd)  # whatever goes wrong below must not be tried for ever
         if self._failure >= 0:
             self._read_failure()
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         assert seen is not None
@@ -100,6 +111,8 @@ class Process:
 
         The kernel tells nobody when a group empties, so this looks again; only who left children pays for it.
         """
+        if self._abandoned:
+            return
         _reap_group(self.pid)
         if looks > 0 and _group_exists(self.pid):
             self._loop.call_later(_GROUP_LOOK_EVERY, self._report_when_group_is_gone, how, looks - 1)
@@ -111,6 +124,8 @@ class Process:
 
     def _report_taken(self, failed: LaunchFailed, search: asyncio.Future[str | None]) -> None:
         """Report a launch that found its port taken, with who has it where that could be seen."""
+        if self._abandoned:
+            return
         holder = None if search.cancelled() or search.exception() else search.result()
         by = f" by {holder}" if holder is not None else ""
         self._events.ended(LaunchFailed(failed.stage, failed.reason + by))
@@ -147,6 +162,7 @@ class Processes:
         The handler is Python's own: uvloop keeps that of SIGCHLD to itself, and uses it only for processes it makes.
         """
         if not CHILDREN.exists():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would take our children's statuses
             yield
             return
         loop, libc = asyncio.get_running_loop(), ctypes.CDLL(None, use_errno=True)
@@ -161,10 +177,11 @@ class Processes:
     def _reap_strangers(self) -> None:
         """Reap the children that have ended and are not launched by us; ours are reaped by who watches them."""
         for children in Path("/proc/self/task").glob("*/children"):
-            for pid in map(int, children.read_text().split()):
-                if pid not in self._ours:
-                    with suppress(ChildProcessError):
-                        os.waitpid(pid, os.WNOHANG)
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+                for pid in map(int, children.read_text().split()):
+                    if pid not in self._ours:
+                        with suppress(ChildProcessError):
+                            os.waitpid(pid, os.WNOHANG)
 
     def launch(self, spec: LaunchSpec, make_events: Callable[[int], ProcessEvents]) -> Process:
         """A process that is becoming the command of the spec; how far it comes is told to the events.

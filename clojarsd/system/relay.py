@@ -172,9 +172,16 @@ class Session:
             self._up.look()
 
     def move_now(self) -> None:
-        """Leave the instance at once if the connection is quiet; else the same as `move_at_next_request`."""
+        """Leave the instance at once if the connection is quiet; else the same as `move_at_next_request`.
+
+        A quiet connection whose instance has ended already is finished: there is nothing to move.
+        """
         self.move_at_next_request()
-        if self._phase is _Phase.LOOKING and self._can_move() and (self._request_waits() or not _has_news(self.client)):
+        if self.is_quiet() and self._down.stage is Stage.DONE:
+            self.finish()
+        elif (
+            self._phase is _Phase.LOOKING and self._can_move() and (self._request_waits() or not _has_news(self.client))
+        ):
             self._begin_move()
 
     # What the flows tell.
@@ -183,6 +190,8 @@ class Session:
         """Pass an end on as an end and a reset as a reset. Everything the source sent is with the sink's kernel."""
         was_dropping = flow.stage is Stage.DROPPING
         flow.stage = Stage.DONE
+        if flow is self._down:
+            self.owed = False  # the instance will say no more
         if was_dropping:  # the sink is lost, so there is nobody to tell
             if reset:
                 self._end_lost()

@@ -52,6 +52,20 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
     return listener
 
 
+def resolve(address: Address) -> Address:
+    """The address with a number for its host. Looks a name up, which takes time: for the start, not for each client.
+
+    Raises:
+        Failed: there is no such host.
+    """
+    if ":" in address.host:
+        return address
+    try:
+        return Address(socket.gethostbyname(address.host), address.port)
+    except (OSError, UnicodeError) as error:
+        raise Failed(f"cannot find the host of {address}: {str(error).lower()}") from error
+
+
 def holder_of(port: int, host: str | None = None) -> str | None:
     """Who listens on a TCP port, as `process 4242 (java)`; None when that cannot be seen.
 
@@ -92,6 +106,15 @@ def free_ports(count: int) -> list[int]:
             if len(found) == count:
                 return found
     raise Failed(f"cannot find {count} free ports on 127.0.0.1")
+
+
+def waited_in_backlog(client: socket.socket) -> float:
+    """Seconds since the last news from a client that was just accepted; at least as long it has waited for that.
+
+    Source: tcpi_last_ack_recv of struct tcp_info in linux/tcp.h, which is set by the end of the handshake.
+    """
+    information = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    return int(struct.unpack_from("I", information, 56)[0]) / 1000
 
 
 def close_with_reset(client: socket.socket) -> None:

@@ -33,6 +33,7 @@ os.setuid(uid)
 del sys.argv[1]
 """
 SEE = "clojarsctl status | clojarsctl events -f"
+NO_SPACE = "cannot write the answer: no space left on device"
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -497,6 +498,144 @@ async def test_a_reader_that_has_seen_enough(room: Room) -> None:
     os.close(write)
 
 
+async def into(
+    socket: Path, *words: str | bytes, stdout: Any = asyncio.subprocess.PIPE, stderr: Any = asyncio.subprocess.PIPE
+) -> Run:
+    """A clojarsctl whose stdout or stderr is somewhere else."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        COMMAND,
+        *words,
+        env={**os.environ, "CLOJARSD_SOCKET": str(socket)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    return Run(process)
+
+
+@pytest.fixture(params=["full", "unread"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What takes no byte: a full device, or a pipe that nobody reads."""
+    if request.param == "full":
+        write = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    write = os.open("/dev/full", os.O_WRONLY)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+async def test_an_order_goes_on_though_nobody_hears_of_it(room: Room, deaf: int, both: bool, as_json: bool) -> None:
+    option = ["--json"] if as_json else []
+    stdout = deaf if both else asyncio.subprocess.PIPE
+    for fails in (False, True):
+        run = await into(room.path, "restart", "backup", *option, stdout=stdout, stderr=deaf)
+        work = await next_work(room)
+        work.note(Role.BACKUP, "backup is to be restarted")
+        work.note(Role.BACKUP, "backup is stopped")
+        if fails:
+            work.fail(Failed("cannot start backup"))
+        else:
+            work.finish("backup is ready")
+        async with asyncio.timeout(DEADLINE_S):
+            out, _ = await run.process.communicate()
+        assert run.process.returncode == (1 if fails else 0)
+        if not both and not as_json:
+            assert out == (b"" if fails else b"backup is ready\n")
+
+
+async def test_a_refusal_keeps_its_code_though_nobody_hears_of_it(room: Room, deaf: int) -> None:
+    room.orders.refusal = Refused("cannot restart primary: backup is stopped, so nobody would serve")
+    for words in (["restart", "primary"], ["restart", "primary", "--json"]):
+        run = await into(room.path, *words, stdout=deaf, stderr=deaf)
+        assert await run.process.wait() == 3
+    run = await into(room.path, "restart", "--nonsense", stdout=deaf, stderr=deaf)
+    assert await run.process.wait() == 2
+
+
+async def test_a_full_disk_does_not_change_how_an_order_ended(room: Room, full: int) -> None:
+    for option in ([], ["--json"]):
+        run = await into(room.path, "stop", "backup", *option, stdout=full)
+        work = await next_work(room)
+        work.note(Role.BACKUP, "one")
+        work.note(Role.BACKUP, "two")
+        work.finish("backup is stopped")
+        async with asyncio.timeout(DEADLINE_S):
+            _, err = await run.process.communicate()
+        assert run.process.returncode == 0
+        assert sorted(err.decode().splitlines()) == ["12:00:09 one", "12:00:09 two", NO_SPACE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--watch"], ["check"], ["events"], ["events", "-f"], ["logs"], ["--help"]]
+)
+async def test_an_answer_that_does_not_fit(room: Room, full: int, words: list[str]) -> None:
+    room.history.record(EventName.FAILOVER, "x")
+    for log in room.logs.values():
+        log.write_text("a\nb\n")
+    for option in [[]] if words == ["--help"] else [[], ["--json"]]:
+        run = await into(room.path, *option, *words, stdout=full)
+        async with asyncio.timeout(DEADLINE_S):
+            _, err = await run.process.communicate()
+        assert (run.process.returncode, err.decode()) == (3 if words == ["check"] else 1, f"{NO_SPACE}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", ["status", "status --json", "check", "--json check", "events", "logs", "stop backup --no-wait", "--help"]
+)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+async def test_streams_that_are_closed(room: Room, words: str, closed: str) -> None:
+    for log in room.logs.values():
+        log.write_text("a\n")
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        f'exec "$0" -c "$1" {words} {closed}',
+        sys.executable,
+        COMMAND,
+        env={**os.environ, "CLOJARSD_SOCKET": str(room.path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_what_is_for_stderr_does_not_get_into_stdout(room: Room) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        'exec "$0" -c "$1" restart third 2>&-',
+        sys.executable,
+        COMMAND,
+        env={**os.environ, "CLOJARSD_SOCKET": str(room.path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        out, _ = await process.communicate()
+    assert (process.returncode, out) == (2, b"")
+
+
+async def test_names_that_are_not_utf_8(room: Room) -> None:
+    for words in ([b"restart", b"\xff"], [b"logs", b"\xff"]):
+        assert await (await into(room.path, *words)).end() == (2, "", "the instance name \\xff is not valid UTF-8\n")
+    assert room.orders.given == []
+
+
 # Words.
 
 
@@ -520,6 +659,19 @@ async def test_help_of_a_verb() -> None:
     text = " ".join((await run_help("restart")).split())
     for words in ("primary|backup|all", "--no-wait", "--force", "--timeout", "--json", "the order goes on"):
         assert words in text
+
+
+@pytest.mark.slow
+async def test_help_of_options_that_differ() -> None:
+    symmetric = "Accepted for symmetry: only a restart is ever refused for the other one's sake."
+    for verb, words in (
+        ("restart", "Restart although the other one could not take over."),
+        ("start", symmetric),
+        ("stop", symmetric),
+        ("logs", "at most 10000."),
+        ("events", "at most 1000."),
+    ):
+        assert words in " ".join((await run_help(verb)).split())
 
 
 async def test_roles_are_completed() -> None:

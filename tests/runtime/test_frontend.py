@@ -10,6 +10,7 @@ import pytest
 from clojarsd.core.errors import Failed
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address
+from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import RELEASES_A_TURN, Frontend
 from tests.support.fronts import LOOPBACK, B, Front, Instance, P, make_plan, pending_timers
 from tests.support.sockets import (
@@ -272,7 +273,7 @@ def test_every_address_is_listened_on_or_none(rig: Rig) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         plan = make_plan({}, listen=(Address(LOOPBACK, 0), Address(LOOPBACK, port)))
-        frontend = rig.call(lambda: Frontend(plan, rig.resources))
+        frontend = rig.call(lambda: Frontend(plan, rig.resources, Budget(20_000)))
         with pytest.raises(
             Failed, match=f"cannot listen on {LOOPBACK}:{port} for frontend line: address already in use"
         ):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +21,8 @@ from clojarsd.runtime import history as module
 from clojarsd.runtime.history import History, Overrun
 from clojarsd.system.event_store import EventStore
 from tests.support.control import DEADLINE_S, MemoryStore
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class TellingStore(MemoryStore):
@@ -210,3 +214,28 @@ async def test_the_real_store_remembers(tmp_path: Path) -> None:
         history.record(EventName.DAEMON_STARTED, "again")
         assert history.last_id == 2
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["events.sqlite"]
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
+    program = """
+import asyncio, threading
+from clojarsd.core.history import EventName
+from clojarsd.runtime import history as module
+from tests.support.control import MemoryStore
+
+class HungStore(MemoryStore):
+    def write(self, events):
+        threading.Event().wait()
+
+async def main():
+    module.CLOSE_TIMEOUT = 0.1
+    async with module.History(HungStore()) as history:
+        history.record(EventName.FAILOVER, "x")
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=DEADLINE_S
+    )
+    assert "history_not_written" in done.stdout
+    assert "the disk is too slow" in done.stdout

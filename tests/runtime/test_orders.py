@@ -146,11 +146,25 @@ async def test_restart_all_stops_when_the_first_does_not_come_back(desk: Desk) -
     assert desk.incarnations() == {P: 1, B: 1}
 
 
-async def test_restart_all_says_what_was_done_when_the_second_is_refused(desk: Desk) -> None:
-    """The backup is out of rotation: it comes back so, and cannot stand in for the primary."""
+async def test_restart_all_is_refused_when_the_first_could_not_stand_in_afterwards(desk: Desk) -> None:
     await done(desk.submit(Verb.DRAIN, B))
-    text = await failure(desk.submit(Verb.RESTART, *BOTH))
-    assert text == (
+    with pytest.raises(Refused) as refused:
+        desk.submit(Verb.RESTART, *BOTH)
+    assert str(refused.value) == (
+        "cannot restart primary after backup: backup is out of rotation and could not take over; nothing was done;"
+        " --force restarts all the same"
+    )
+    assert desk.incarnations() == {P: 1, B: 1}
+
+
+async def test_restart_all_says_what_was_done_when_the_second_is_refused(desk: Desk) -> None:
+    """The backup is taken out of rotation while it is restarted, and so cannot stand in for the primary."""
+    desk.units.is_lively = False
+    work = desk.submit(Verb.RESTART, *BOTH)
+    await desk.state(B, UnitState.STARTING)
+    desk.submit(Verb.DRAIN, B)
+    desk.units.serve(B)
+    assert await failure(work) == (
         "cannot restart primary: backup could not take over, it is draining"
         " (out of rotation by order; `clojarsctl undrain backup` brings it back);"
         " backup was restarted, primary was left as it is; --force restarts all the same"

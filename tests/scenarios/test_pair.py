@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -380,6 +382,54 @@ def test_a_frozen_instance_is_killed_when_it_does_not_stop(tmp_path: Path) -> No
         assert not frozen.is_running()
         seen = pair.instance("backup")
         assert (seen["state"], seen["last_exit"]["signal"]) == ("stopped", signal.SIGKILL)
+
+
+def test_clients_cannot_use_up_the_descriptors_of_the_daemon(tmp_path: Path) -> None:
+    """With few descriptors and many silent clients the daemon is still in charge, and a crash is still answered."""
+    limited = f"import resource, runpy; resource.setrlimit({resource.RLIMIT_NOFILE}, (200, 200));"
+    program = [sys.executable, "-c", f"{limited} runpy.run_module('clojarsd', run_name='__main__')"]
+    pair = Pair(tmp_path)
+    try:
+        pair.begin(program)
+        pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+        with ExitStack() as clients:
+            for _ in range(120):
+                clients.enter_context(socket.create_connection(("127.0.0.1", pair.http), PATIENCE))
+            pair.until(lambda seen: seen["frontends"]["http"]["connections"]["primary"] > 50)
+            before = pair.pid("backup")
+            os.kill(before, signal.SIGKILL)
+            pair.until(lambda seen: seen["instances"]["backup"]["pid"] not in (None, before))
+            seen = pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+            assert seen["frontends"]["http"]["active"] == "primary"
+        assert "too many open files" not in pair.daemon_log()
+        with connection(pair.http) as opened:
+            assert json.loads(get(opened, "/who"))["name"] == "primary"
+    finally:
+        pair.end()
+
+
+def test_a_client_that_keeps_its_end_open_does_not_hold_up_a_restart(pair: Pair) -> None:
+    """The instance has said its end, and the client, a pool, will notice when it needs the connection again."""
+    with socket.create_connection(("127.0.0.1", pair.line), PATIENCE) as pooled:
+        pooled.sendall(b"quit\n")
+        while pooled.recv(100):
+            pass
+        pair.done("restart", "primary")
+    assert "drain_cut" not in pair.daemon_log()
+
+
+def test_the_last_instance_answers_to_the_end_when_the_daemon_stops(tmp_path: Path) -> None:
+    with Pair(tmp_path) as pair:
+        pair.done("stop", "backup")
+        with connection(pair.http) as opened:
+            get(opened, "/who")
+            opened.request("GET", "/slow?ms=700")
+            pair.until(lambda seen: seen["frontends"]["http"]["connections"]["primary"] == 1)
+            assert pair.daemon is not None
+            pair.daemon.send_signal(signal.SIGTERM)
+            pair.until_true(lambda: "daemon_stopping" in pair.daemon_log(), "the stop")
+            assert opened.getresponse().read()
+            assert json.loads(get(opened, "/who"))["name"] == "primary"
 
 
 def test_an_order_goes_on_when_its_watcher_leaves(pair: Pair) -> None:

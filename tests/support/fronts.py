@@ -16,6 +16,7 @@ import uvloop
 
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
+from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import Frontend, FrontendPlan
 from tests.support.sockets import DEADLINE_S, Rig
 
@@ -112,7 +113,7 @@ class Front:
         self.happened = past.events
         self._clients: list[socket.socket] = []
         self.since: dict[Role, float | None] = {P: None, B: None}
-        self.frontend = rig.call(lambda: Frontend(self.plan, rig.resources))
+        self.frontend = rig.call(lambda: Frontend(self.plan, rig.resources, Budget(20_000)))
         self.frontend.attach(past)
         self.frontend.doubt = self.doubts.append
         rig.call(self.frontend.open)

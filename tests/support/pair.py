@@ -111,12 +111,12 @@ class Pair:
         )
         return self.config
 
-    def begin(self) -> Self:
+    def begin(self, program: Sequence[str] = (sys.executable, "-m", "clojarsd")) -> Self:
         """Start the daemon; return when it takes orders."""
         self.write_config()
         with (self.home / "daemon.log").open("ab") as output:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "clojarsd", "-c", str(self.config)],
+                [*program, "-c", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -156,3 +157,29 @@ def test_a_full_disk_loses_nothing_that_was_written(path: Path) -> None:
     store.write([event(2)])
     assert store.last_id() == 2
     store.close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_it_is_for_the_owner_and_the_group(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    store = EventStore(path)
+    try:
+        store.write([event(1)])
+        modes = {entry.name: oct(entry.stat().st_mode & 0o777) for entry in path.parent.iterdir()}
+        assert modes == {f"events.sqlite{suffix}": "0o640" for suffix in ("", "-wal", "-shm")}
+    finally:
+        os.umask(before)
+        store.close()
+
+
+def test_files_that_others_could_read_are_for_them_no_more(path: Path) -> None:
+    crashed, store = EventStore(path), EventStore(path)
+    crashed.write([event(1)])
+    for entry in path.parent.iterdir():
+        entry.chmod(0o644)
+    try:
+        assert store.last_id() == 1
+        assert [entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()] == [0o640] * 3
+    finally:
+        store.close()
+        crashed.close()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from clojarsd.core.errors import Failed, Refused
+from clojarsd.system import log_tail as module
 from clojarsd.system.log_tail import BLOCK, CUT, LONGEST_LINE, LogReader, follow, last_lines
 from tests.support.control import DEADLINE_S
 
@@ -219,3 +224,106 @@ async def test_a_directory_that_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(Failed) as failed:
         await anext(follow(tmp_path / "gone" / "primary.log", 5))
     assert str(failed.value) == f"cannot watch {tmp_path / 'gone'}: No such file or directory"
+
+
+class HungDisk:
+    """Reads hang until they are let go."""
+
+    def __init__(self) -> None:
+        self.hangs = threading.Event()
+        self.gate = threading.Event()
+        self._pread = os.pread
+
+    def pread(self, file: int, size: int, position: int) -> bytes:
+        self.hangs.set()
+        self.gate.wait(DEADLINE_S)
+        return self._pread(file, size, position)
+
+
+@pytest.fixture
+def hung_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[HungDisk]:
+    disk = HungDisk()
+    monkeypatch.setattr(os, "pread", disk.pread)
+    yield disk
+    disk.gate.set()
+
+
+def test_closing_does_not_wait_for_a_read_which_then_lets_go_of_the_file(log: Path, hung_disk: HungDisk) -> None:
+    log.write_text("a\nb\n")
+    reader = LogReader(log)
+    reading = threading.Thread(target=reader.open_at_end, args=(1,))
+    reading.start()
+    assert hung_disk.hangs.wait(DEADLINE_S)
+    reader.close()
+    assert reading.is_alive()
+    hung_disk.gate.set()
+    reading.join(DEADLINE_S)
+    assert reader._file is None
+    assert reader.read() == []
+
+
+def test_a_scan_ends_when_its_reader_is_closed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.write_bytes(b"x" * (20 * BLOCK))
+    reader = LogReader(log)
+    pread, reads = os.pread, 0
+
+    def close_at_the_third(file: int, size: int, position: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            reader.close()
+        return pread(file, size, position)
+
+    monkeypatch.setattr(os, "pread", close_at_the_third)
+    reader.open_at_end(5)
+    assert reads == 4  # the last for the anchor
+    assert reader._file is None
+
+
+async def test_hung_reads_starve_no_other_work(log: Path, hung_disk: HungDisk) -> None:
+    log.write_text("a\n")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    shown = [asyncio.ensure_future(last(log, 1)) for _ in range(3 * module.MOST_THREADS)]
+    await asyncio.sleep(0)  # all have begun
+    assert hung_disk.hangs.wait(DEADLINE_S)
+    async with asyncio.timeout(DEADLINE_S / 2):
+        assert await asyncio.to_thread(lambda: 7) == 7
+    assert not any(task.done() for task in shown)
+    hung_disk.gate.set()
+    for task in shown:
+        assert await task == ["a"]
+
+
+def test_a_hung_read_does_not_hold_up_the_end_of_the_process(log: Path) -> None:
+    log.write_text("a\n")
+    program = """
+import asyncio, os, pathlib, sys, threading
+from clojarsd.system.log_tail import last_lines
+
+hangs = threading.Event()
+os.pread = lambda *_: (hangs.set(), threading.Event().wait())
+
+async def main():
+    async def show():
+        async for _ in last_lines(pathlib.Path(sys.argv[1]), 1):
+            pass
+    shown = asyncio.ensure_future(show())
+    while not hangs.is_set():
+        await asyncio.sleep(0)
+    shown.cancel()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program, str(log)], check=True, timeout=DEADLINE_S)
+
+
+async def test_the_last_lines_are_looked_for_so_far_and_no_farther(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_SCANNED", 3 * BLOCK + 7)
+    log.write_text("".join(f"{number:09d}\n" for number in range(BLOCK)))
+    shown = await last(log, BLOCK)
+    assert shown == [f"{number:09d}" for number in range(BLOCK - (3 * BLOCK + 7) // 10, BLOCK)]
+    log.write_bytes(b"x" * (8 * BLOCK))  # no line to begin with
+    reader = LogReader(log)
+    reader.open_at_end(5)
+    assert reader._position == 5 * BLOCK - 7
+    reader.close()

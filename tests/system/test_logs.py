@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
+
+from tests.support.control import DEADLINE_S
 
 PROGRAM = """
 import logging
@@ -87,3 +91,60 @@ def test_a_stream_of_ones_own() -> None:
     program += "set_up_logs({}, out); structlog.get_logger().info('x', a=1); print(out.getvalue(), end='')"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     assert without_time(io.StringIO(done.stdout).readline()) == "level=info event=x a=1\n"
+
+
+STALLED = """
+import sys
+import structlog
+from clojarsd.system.logs import flush_logs, set_up_logs
+
+set_up_logs({})
+log = structlog.get_logger()
+for number in range(15_000):
+    log.info("x", number=number)
+print("never held up", flush=True)
+if sys.stdin.readline():
+    flush_logs(60.0)
+    log.info("end")
+"""
+
+
+def stalled(stderr: int) -> subprocess.Popen[str]:
+    """A program whose stderr nobody reads yet, after it has logged more than fits anywhere."""
+    fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, 4096)
+    pipe = subprocess.PIPE
+    program = subprocess.Popen([sys.executable, "-c", STALLED], stdin=pipe, stdout=pipe, stderr=stderr, text=True)
+    assert program.stdout is not None
+    said, _, _ = select.select([program.stdout], [], [], DEADLINE_S)
+    if not said:
+        program.kill()
+    assert program.stdout.readline() == "never held up\n"
+    return program
+
+
+def test_a_reader_that_stalls_holds_up_nobody_and_what_it_missed_is_counted() -> None:
+    read, write = os.pipe()
+    with stalled(write) as program, open(read, encoding="utf-8") as reader:
+        os.close(write)
+        assert program.stdin is not None
+        program.stdin.write("go on\n")
+        program.stdin.flush()
+        *lines, missed, end = [without_time(line) for line in reader.read().splitlines()]
+    assert program.returncode == 0
+    assert 10_000 <= len(lines) < 15_000
+    assert lines == [f"level=info event=x number={number}" for number in range(len(lines))]
+    dropped = 15_000 - len(lines)
+    assert missed == f'level=error event=log_lines_dropped count={dropped} reason="stderr was not read"'
+    assert end == "level=info event=end"
+
+
+def test_a_reader_that_stalls_does_not_hold_up_the_end() -> None:
+    read, write = os.pipe()
+    try:
+        with stalled(write) as program:
+            assert program.stdin is not None
+            program.stdin.close()
+            assert program.wait(DEADLINE_S) == 0
+    finally:
+        os.close(write)
+        os.close(read)

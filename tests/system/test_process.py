@@ -265,7 +265,7 @@ async def test_each_stage_names_itself(launches: Launches, tmp_path: Path) -> No
         (
             replace(spec, environment_file=str(file)),
             LaunchStage.ENVIRONMENT,
-            "line 1 is not KEY=VALUE: 'not KEY=VALUE'",
+            "line 1 is not KEY=VALUE",
         ),
         (replace(spec, directory=absent), LaunchStage.DIRECTORY, f"{absent}: no such file or directory"),
         (
@@ -333,5 +333,5 @@ def test_environment_lines() -> None:
         "D": "",
         "E": '"',
     }
-    with pytest.raises(ValueError, match=r"^line 2 is not KEY=VALUE: '9X=1'$"):
+    with pytest.raises(ValueError, match=r"^line 2 is not KEY=VALUE$"):
         parse_environment("A=1\n9X=1\n")

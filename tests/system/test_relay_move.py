@@ -322,3 +322,28 @@ def test_a_cut_ends_a_move(rig: Rig) -> None:
     relayed.cut()
     assert relayed.reason() is EndReason.CUT
     assert receive_to_the_end(relayed.client) == (b"", True)
+
+
+def test_a_large_upload_does_not_make_a_connection_forget_that_it_is_to_move(rig: Rig) -> None:
+    """The upload is spliced, which reads another way for a while; the request behind it goes to the other instance."""
+    relayed = converse(rig)
+    body = noise(4 << 20)
+    with in_background(lambda: relayed.client.sendall(REQUEST + body)):
+        rig.until(lambda: relayed.session._up._pipe is not None, lambda: "no splicing")
+        rig.call(relayed.session.move_at_next_request)
+        assert receive_exactly(relayed.instance, len(REQUEST + body)) == REQUEST + body
+    relayed.instance.sendall(ANSWER)
+    assert receive_exactly(relayed.client, len(ANSWER)) == ANSWER
+    relayed.client.sendall(NEXT)
+    assert receive_to_the_end(relayed.instance) == (b"", False)
+    relayed.instance.close()
+    with take_over(relayed) as near:
+        assert receive_exactly(near, len(NEXT)) == NEXT
+
+
+def test_a_quiet_connection_whose_instance_has_ended_is_finished(rig: Rig) -> None:
+    relayed = converse(rig)
+    relayed.instance.shutdown(socket.SHUT_WR)
+    assert receive_to_the_end(relayed.client) == (b"", False)
+    rig.call(relayed.session.move_now)
+    assert relayed.reason() is EndReason.CUT

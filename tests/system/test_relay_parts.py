@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -194,3 +195,60 @@ def test_the_forgotten_are_not_called(subject: tuple[Subject, socket.socket, Pol
     far.sendall(b"abc")
     near.loop.call_later(0.05, near.loop.stop)
     assert run(near) == []
+
+
+class Noted:
+    """A subject of the poller that notes what is called."""
+
+    def __init__(self, fd: int, on_readable: Callable[[], None] = lambda: None) -> None:
+        self.fd = fd
+        self.watched = FORGET
+        self.calls: list[str] = []
+        self._on_readable = on_readable
+
+    def readable(self) -> None:
+        self.calls.append("readable")
+        self._on_readable()
+
+    def writable(self) -> None:
+        self.calls.append("writable")
+
+    def broken(self) -> None:
+        self.calls.append("broken")
+
+
+@pytest.mark.parametrize("wanted", [READ, ERRORS])
+def test_news_of_a_closed_socket_does_not_reach_who_gets_its_number(wanted: int) -> None:
+    """Both were ready in one turn; the first call closes the second's socket, and a new one takes its descriptor."""
+    loop, poller = asyncio.new_event_loop(), Poller()
+    poller.attach(loop)
+    with contextlib.ExitStack() as stack:
+        (far, near), (other_far, other_near), (_, third_near) = (
+            tuple(stack.enter_context(end) for end in tcp_pair()) for _ in range(3)
+        )
+        successors: list[Noted] = []
+
+        def take_over() -> None:
+            near.recv(100)
+            if not successors:
+                poller.watch(second, FORGET)
+                number = other_near.fileno()
+                other_near.close()
+                successors.append(Noted(os.dup2(third_near.fileno(), number)))
+                poller.watch(successors[0], wanted)
+
+        first, second = Noted(near.fileno(), take_over), Noted(other_near.fileno())
+        poller.watch(first, READ)
+        poller.watch(second, ERRORS)
+        far.sendall(b"x")
+        reset(other_far)
+        loop.call_later(0.1, loop.stop)
+        loop.run_forever()
+        assert first.calls == ["readable"]
+        if not second.calls:  # the kernel told of the first one first
+            assert successors[0].calls == []
+        poller.watch(first, FORGET)
+        poller.watch(successors[0], FORGET)
+        os.close(successors[0].fd)
+    poller.close()
+    loop.close()

@@ -1,0 +1,53 @@
+"""How many clients there may be in all, so that descriptors are left for control, checks and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger()
+
+DESCRIPTORS_OF_A_CLIENT = 2
+"""Its own socket, and the one to the instance."""
+
+
+class Budget:
+    """Counts the clients of all frontends. Who finds no room leaves its clients in the backlog.
+
+    Args:
+        descriptors: how many may be spent on clients.
+    """
+
+    def __init__(self, descriptors: int) -> None:
+        self._most = max(descriptors // DESCRIPTORS_OF_A_CLIENT, 1)
+        self._used = 0
+        self._is_spent = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def when_room(self, look: Callable[[], None]) -> None:
+        """Have this called whenever there is room again after there was none."""
+        self._waiting.append(look)
+
+    def has_room(self) -> bool:
+        """Whether one more client may be taken."""
+        if self._used < self._most:
+            return True
+        if not self._is_spent:
+            self._is_spent = True
+            log.warning("clients_at_limit", clients=self._used, reason="the rest of the descriptors is kept free")
+        return False
+
+    def take(self) -> None:
+        """Count a client that was accepted."""
+        self._used += 1
+
+    def give_back(self) -> None:
+        """A client's socket was closed."""
+        self._used -= 1
+        if self._is_spent and self._used <= self._most * 9 // 10:
+            self._is_spent = False
+            log.info("clients_below_limit", clients=self._used)
+        if self._used == self._most - 1:
+            for look in self._waiting:
+                look()

@@ -1,0 +1,49 @@
+"""Clients never use up the descriptors that control, checks and launches need."""
+
+from __future__ import annotations
+
+import structlog
+
+from clojarsd.runtime.budget import Budget
+
+
+def test_there_is_room_for_half_as_many_clients_as_descriptors() -> None:
+    budget = Budget(6)
+    for _ in range(3):
+        assert budget.has_room()
+        budget.take()
+    assert not budget.has_room()
+
+
+def test_who_waits_is_called_when_there_is_room_again() -> None:
+    called: list[str] = []
+    budget = Budget(4)
+    budget.when_room(lambda: called.append("one"))
+    budget.when_room(lambda: called.append("other"))
+    budget.take()
+    budget.give_back()
+    assert called == []
+    budget.take()
+    budget.take()
+    assert not budget.has_room()
+    budget.give_back()
+    assert called == ["one", "other"]
+    assert budget.has_room()
+
+
+def test_an_episode_is_said_once() -> None:
+    budget = Budget(40)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(20):
+            budget.take()
+        for _ in range(5):
+            assert not budget.has_room()
+            budget.give_back()
+            budget.take()
+        for _ in range(3):
+            budget.give_back()
+    assert [line["event"] for line in logs] == ["clients_at_limit", "clients_below_limit"]
+
+
+def test_the_smallest_limit_still_lets_one_client_in() -> None:
+    assert Budget(-100).has_room()
