@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from queue import SimpleQueue
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import structlog
@@ -18,6 +15,7 @@ from clojarsd.core.api import MOST_EVENTS
 from clojarsd.core.errors import Failed
 from clojarsd.core.history import EventName, PastEvent, stamp
 from clojarsd.core.names import Role
+from clojarsd.system.threads import Threads
 
 log = structlog.get_logger()
 
@@ -80,7 +78,7 @@ class History:
         self._given_up = 0
         self._failing = False
         self._recorded: set[asyncio.Future[None]] = set()
-        self._disk = _Disk()
+        self._disk = Threads("history")
 
     async def __aenter__(self) -> Self:
         try:
@@ -200,39 +198,6 @@ class History:
                 await self._next()
         except TimeoutError:
             pass
-
-
-class _Disk:
-    """One thread for all disk work, one act after the other. An act that hangs does not hold up the process's end."""
-
-    def __init__(self) -> None:
-        self._acts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    async def run(self, act: Callable[..., T], *arguments: object) -> T:
-        """What the act returns or raises; one that has not begun when this is cancelled never does."""
-        future: Future[T] = Future()
-
-        def carry_out() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(act(*arguments))
-                except BaseException as error:  # whatever it is, it is the caller's
-                    future.set_exception(error)
-
-        self._acts.put(carry_out)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="history", daemon=True)
-            self._thread.start()
-        return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """End the thread after what it was given; does not wait for it."""
-        self._acts.put(None)
-
-    def _work(self) -> None:
-        while (act := self._acts.get()) is not None:
-            act()
 
 
 def _writable(text: str) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import stat
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TypeVar
 
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.system.inotify import EntryWatch
+from clojarsd.system.threads import Threads
 
 BLOCK = 65536
 LONGEST_LINE = 65536
@@ -68,37 +66,8 @@ async def follow(path: Path, count: int) -> AsyncGenerator[Sequence[str], None]:
         reader.close()
 
 
-class _Threads:
-    """A few threads for reads, and only for them: slow ones starve no other work, nor hold up the process's end."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._started = 0
-        self._acts: SimpleQueue[Callable[[], None]] = SimpleQueue()
-
-    async def run(self, act: Callable[..., T], *arguments: object) -> T:
-        """What the act returns or raises; one that has not begun when this is cancelled never does."""
-        future: Future[T] = Future()
-
-        def carry_out() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(act(*arguments))
-                except BaseException as error:  # whatever it is, it is the caller's
-                    future.set_exception(error)
-
-        self._acts.put(carry_out)
-        if self._started < self._most:
-            self._started += 1
-            threading.Thread(target=self._work, name=f"log-reader-{self._started}", daemon=True).start()
-        return await asyncio.wrap_future(future)
-
-    def _work(self) -> None:
-        while True:
-            self._acts.get()()
-
-
-_threads = _Threads(MOST_THREADS)
+_threads = Threads("log-reader", MOST_THREADS)
+"""For reads alone: slow ones starve no other work."""
 
 
 class LogReader:

@@ -1,0 +1,51 @@
+"""Threads for work that may hang: nothing else waits behind it, and the process's end does not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Threads:
+    """At most so many daemon threads of one kind, started when first wanted. Acts are begun in their order.
+
+    The loop's default executor is another matter: it is shared by everybody, and joined when the loop closes.
+    """
+
+    def __init__(self, name: str, most: int = 1) -> None:
+        self._name = name
+        self._most = most
+        self._started = 0
+        self._acts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    async def run(self, act: Callable[..., T], *arguments: object) -> T:
+        """What the act returns or raises; one that has not begun when this is cancelled never does."""
+        future: Future[T] = Future()
+
+        def carry_out() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act(*arguments))
+                except BaseException as error:  # whatever it is, it is the caller's
+                    future.set_exception(error)
+
+        self._acts.put(carry_out)
+        if self._started < self._most:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the threads after what they were given; does not wait for it."""
+        for _ in range(self._started):
+            self._acts.put(None)
+
+    def _work(self) -> None:
+        while (act := self._acts.get()) is not None:
+            act()
