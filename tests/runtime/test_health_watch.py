@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import structlog
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.health import CheckRecord, Result
 from clojarsd.core.names import Health, Incarnation, Role
 from clojarsd.runtime.health_watch import STARTING_SPEED, HealthWatch, PlannedCheck
@@ -257,3 +258,12 @@ async def test_a_turned_verdict_is_one_line() -> None:
             await heard.times(3)
     turned = [(line["health"], line["seen"]) for line in logs if line["event"] == "check_turned"]
     assert turned == [("up", "good"), ("down", "bad")]
+
+
+async def test_a_check_that_could_not_be_made_leaves_the_verdict_as_it_was() -> None:
+    asked, heard = Asked(GOOD, Failed("cannot check: too many open files"), GOOD), Heard()
+    async with watching(heard, planned(asked, 0.001)) as watch:
+        watch.begin(FIRST)
+        await heard.times(2)
+    assert heard.health[:2] == [Health.UP, Health.UP]
+    assert heard.told[1][1] == (CheckRecord(Health.UP, 2, GOOD),)

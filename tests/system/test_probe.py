@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
 from clojarsd.system.probe import Prober
 from tests.support.pair import CHECKOUT
@@ -223,6 +225,7 @@ async def test_a_connection_is_enough_for_tcp(prober: Prober) -> None:
 
 ASK_ITSELF = """
 import asyncio, subprocess
+from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
 from clojarsd.system.probe import Prober
 from tests.system.test_probe import Asked
@@ -294,3 +297,17 @@ async def test_a_cancelled_check_ends(prober: Prober) -> None:
         check.cancel()
         with pytest.raises(asyncio.CancelledError):
             await check
+
+
+async def test_want_of_descriptors_here_says_nothing_about_the_instance(prober: Prober) -> None:
+    async with serving(silence) as address:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            for check in (prober.http, prober.tcp):
+                with pytest.raises(Failed, match=f"^cannot check {address}: too many open files$"):
+                    await check(Asked(timeout=5.0), address)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -283,6 +283,12 @@ async def test_each_stage_names_itself(launches: Launches, tmp_path: Path) -> No
         assert not heard.runs.is_set()
 
 
+async def test_a_long_reason_is_cut_and_the_stage_is_still_told(launches: Launches) -> None:
+    _, heard = launches(replace(launches.spec, command=("/" + "x" * 100_000,)))
+    stage, reason = failure(await heard.how_it_ended())
+    assert (stage, len(reason)) == (LaunchStage.EXECUTE, 2000)
+
+
 async def test_a_limit_above_the_hard_one_is_refused(launches: Launches) -> None:
     if os.geteuid() == 0:
         limit = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
