@@ -50,14 +50,6 @@ class UnitState(enum.Enum):
     BACKOFF = "backoff"
     FAILED = "failed"
 
-    @property
-    def has_process(self) -> bool:
-        """Whether a process of ours exists in this state."""
-        return self in _WITH_PROCESS
-
-
-_WITH_PROCESS = frozenset({UnitState.STARTING, UnitState.READY, UnitState.DRAINING, UnitState.STOPPING})
-
 
 class Health(enum.Enum):
     """What the last checks say. One result never decides alone, and `UNKNOWN` is not up."""
@@ -68,10 +60,20 @@ class Health(enum.Enum):
     STALLED = "stalled"
 
 
+class HookName(enum.Enum):
+    """When the commands of a hook run in the life of one incarnation; the value is the key in the settings."""
+
+    PRE_START = "pre_start"
+    POST_START = "post_start"
+    PRE_STOP = "pre_stop"
+    POST_STOP = "post_stop"
+
+
 class LaunchStage(enum.Enum):
     """How far a launch came. Its value is the phrase for people: `cannot start backup: <stage>: <reason>`."""
 
     RELEASE = "resolving its release"
+    PRE_START = "running pre_start"
     ENVIRONMENT = "reading its environment file"
     SPAWN = "making its process"
     LOG = "opening its log"

@@ -56,7 +56,7 @@ def why_not_restart(role: Role, view: PairView) -> str | None:
     The sentence has no end yet: what was done before, and what to do now.
     """
     other = view.instances[role.other]
-    if other.is_eligible or not view.instances[role].unit.state.has_process:
+    if other.is_eligible or not view.instances[role].unit.has_process:
         return None
     return (
         f"cannot restart {role.value}: {other.role.value} could not take over, it is {other.unit.state.value}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from clojarsd.core.history import EventName
-from clojarsd.core.names import ExitStatus, Incarnation, LaunchStage
+from clojarsd.core.names import ExitStatus, HookName, Incarnation, LaunchStage
 
 # Orders: what an operator asks for.
 
@@ -36,7 +36,12 @@ class Undrain:
     """Get connections again."""
 
 
-Order: TypeAlias = Start | Stop | Restart | Drain | Undrain
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Read your configuration again: the reload signal to the main process."""
+
+
+Order: TypeAlias = Start | Stop | Restart | Drain | Undrain | Reload
 
 # Reports: news from the outside about one incarnation.
 
@@ -72,7 +77,24 @@ class Drained:
     incarnation: Incarnation
 
 
-Report: TypeAlias = Proved | NotLaunched | Exited | Drained
+@dataclass(frozen=True, slots=True)
+class HookEnded:
+    """The commands of a hook are through. failure: which one failed, how, and its last words; None when none did."""
+
+    incarnation: Incarnation
+    hook: HookName
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAsked:
+    """The process asks for time: at least that many seconds from now until it is ready, or has ended."""
+
+    incarnation: Incarnation
+    seconds: float
+
+
+Report: TypeAlias = Proved | NotLaunched | Exited | Drained | HookEnded | TimeAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +115,31 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class RunHook:
+    """Run the commands of a hook and report `HookEnded`."""
+
+    incarnation: Incarnation
+    hook: HookName
+
+
+@dataclass(frozen=True, slots=True)
+class EndHook:
+    """Kill the commands of the hook that runs; nothing is reported."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """Send a signal to the whole process group of this incarnation."""
+
+    incarnation: Incarnation
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignalMain:
+    """Send a signal to the main process of this incarnation alone."""
 
     incarnation: Incarnation
     number: int
@@ -135,4 +180,6 @@ class Announce:
     event: EventName
 
 
-Effect: TypeAlias = Launch | Signal | BeginDrain | EndDrain | CutConnections | EndChecks | Announce
+Effect: TypeAlias = (
+    Launch | RunHook | EndHook | Signal | SignalMain | BeginDrain | EndDrain | CutConnections | EndChecks | Announce
+)

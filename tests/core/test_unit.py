@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from clojarsd.core import unit as machine
 from clojarsd.core.errors import IllegalTransition, Refused
 from clojarsd.core.history import EventName
-from clojarsd.core.names import ExitStatus, Goal, Incarnation, LaunchStage, Rotation, UnitState
+from clojarsd.core.names import ExitStatus, Goal, HookName, Incarnation, LaunchStage, Rotation, UnitState
 from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
 from clojarsd.core.unit import TRANSITIONS, EndCause, Step, Unit, UnitPolicy, step
 from clojarsd.core.unit_events import (
@@ -25,21 +25,29 @@ from clojarsd.core.unit_events import (
     Drained,
     EndChecks,
     EndDrain,
+    EndHook,
     Event,
     Exited,
+    HookEnded,
     Launch,
     NotLaunched,
     Order,
     Proved,
+    Reload,
     Restart,
+    RunHook,
     Signal,
+    SignalMain,
     Start,
     Stop,
+    TimeAsked,
     Undrain,
 )
 
 RESTARTS = RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 30.0, 60.0, 3, 120.0)
 POLICY = UnitPolicy(120.0, 30.0, ((15, 20.0),), frozenset({0, 143}), RESTARTS)
+HOOKS = {HookName.PRE_START: 7.0, HookName.POST_START: 8.0, HookName.PRE_STOP: 9.0, HookName.POST_STOP: 10.0}
+HOOKED = replace(POLICY, hooks=HOOKS)
 NOW = 1000.0
 FIRST, SECOND = Incarnation(1), Incarnation(2)
 CRASHED, TERMED, FINISHED = ExitStatus(1, None), ExitStatus(143, None), ExitStatus(0, None)
@@ -51,8 +59,10 @@ REPORTS: tuple[Event, ...] = (
     Exited(FIRST, TERMED),
     Exited(FIRST, FINISHED),
     Drained(FIRST),
+    *(HookEnded(FIRST, hook, failure) for hook in HookName for failure in (None, "/bin/no exited with 1")),
+    TimeAsked(FIRST, 500.0),
 )
-ORDERS: tuple[Order, ...] = (Start(), Stop(), Restart(), Drain(), Undrain())
+ORDERS: tuple[Order, ...] = (Start(), Stop(), Restart(), Drain(), Undrain(), Reload())
 EVENTS: tuple[Event, ...] = (*ORDERS, *REPORTS, DeadlinePassed())
 
 STOPPED = Unit()
@@ -78,9 +88,32 @@ VARIANTS: tuple[Unit, ...] = (
     replace(STOPPING, goal=Goal.DOWN, cause=EndCause.STOP),
     replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None),
     replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None, failures=Failures(3, (990.0, 991.0, 992.0))),
+    replace(STARTING, hook=HookName.PRE_START),
+    replace(STARTING, hook=HookName.PRE_START, failures=Failures(3, (990.0, 991.0, 992.0))),
+    replace(STARTING, hook=HookName.POST_START),
+    replace(STARTING, hook=HookName.POST_START, rotation=Rotation.OUT),
+    replace(STOPPING, cause=EndCause.POST_START, ready_at=None, hook_failure="/bin/no exited with 1"),
+    replace(STOPPING, stop_step=0, hook=HookName.PRE_STOP),
+    *(
+        replace(STOPPING, hook=HookName.POST_STOP, cause=cause, last_end=Exited(FIRST, status))
+        for cause in (None, EndCause.STOP, EndCause.RESTART)
+        for status in (CRASHED, FINISHED)
+    ),
+    replace(
+        STOPPING,
+        hook=HookName.POST_STOP,
+        cause=None,
+        last_end=Exited(FIRST, CRASHED),
+        failures=Failures(3, (990.0, 991.0, 992.0)),
+    ),
     BACKOFF,
     FAILED,
 )
+
+
+def is_possible(unit: Unit, event: Event) -> bool:
+    """Whether the event can come at all: a process that is not there does not end, nor does one that was there before."""
+    return unit.has_process or not isinstance(event, Exited | NotLaunched)
 
 
 def after(unit: Unit, event: Event, policy: UnitPolicy = POLICY) -> Step:
@@ -99,9 +132,14 @@ def test_every_pair_is_decided(unit: Unit, event: Event) -> None:
     if unit.incarnation == 0:
         unit = replace(unit, incarnation=FIRST)
     if (unit.state, type(event)) in TRANSITIONS:
-        became, effects = after(unit, event)
-        assert isinstance(became, Unit)
-        assert isinstance(effects, tuple)
+        if isinstance(event, Reload) and not unit.has_process:
+            with pytest.raises(Refused, match="^it has no process yet$"):
+                after(unit, event)
+            return
+        for policy in (POLICY, HOOKED):
+            became, effects = after(unit, event, policy)
+            assert isinstance(became, Unit)
+            assert isinstance(effects, tuple)
     elif isinstance(event, Order):
         with pytest.raises(Refused, match=f"^it is {unit.state.value}$"):
             after(unit, event)
@@ -119,9 +157,11 @@ def test_the_diagram_is_the_table() -> None:
             state, *happenings = left.split()
             drawn |= {(state, happening): set(right.split()) for happening in happenings}
     seen: dict[tuple[str, str], set[str]] = {}
-    for variant, happening in itertools.product(VARIANTS, EVENTS):
-        if (variant.state, type(happening)) in TRANSITIONS:
-            became = after(replace(variant, incarnation=FIRST), happening)[0].state.value
+    for variant, happening, policy in itertools.product(VARIANTS, EVENTS, (POLICY, HOOKED)):
+        if (variant.state, type(happening)) in TRANSITIONS and is_possible(variant, happening):
+            if isinstance(happening, Reload) and not variant.has_process:
+                continue
+            became = after(replace(variant, incarnation=FIRST), happening, policy)[0].state.value
             seen.setdefault((variant.state.value, type(happening).__name__), set()).add(became)
     assert seen == drawn
 
@@ -308,6 +348,126 @@ def test_a_stable_run_forgives_earlier_failures() -> None:
     assert after(stable, Exited(FIRST, CRASHED))[0].failures == Failures(1, (NOW + 1.0,))
 
 
+def test_pre_start_comes_before_the_launch_and_has_its_own_time() -> None:
+    hooked, effects = after(STOPPED, Start(), HOOKED)
+    assert (hooked.state, hooked.hook, hooked.deadline) == (UnitState.STARTING, HookName.PRE_START, NOW + 7.0)
+    assert effects == (RunHook(FIRST, HookName.PRE_START),)
+    assert not hooked.has_process
+    launched, effects = after(hooked, HookEnded(FIRST, HookName.PRE_START, None), HOOKED)
+    assert (launched.hook, launched.deadline) == (None, NOW + 120.0)
+    assert effects == (Launch(FIRST),)
+
+
+def test_a_pre_start_that_fails_is_a_launch_that_failed() -> None:
+    hooked, _ = after(STOPPED, Start(), HOOKED)
+    failed, effects = after(hooked, HookEnded(FIRST, HookName.PRE_START, "/bin/no exited with 1"), HOOKED)
+    assert failed.state is UnitState.BACKOFF
+    assert failed.last_end == NotLaunched(FIRST, LaunchStage.PRE_START, "/bin/no exited with 1")
+    assert not any(isinstance(effect, Launch | RunHook) for effect in effects), "nothing had run that post_stop ends"
+
+
+def test_a_pre_start_that_hangs_is_a_launch_that_failed() -> None:
+    hooked, _ = after(STOPPED, Start(), HOOKED)
+    failed, effects = after(hooked, DeadlinePassed(), HOOKED)
+    assert (failed.state, failed.hook) == (UnitState.BACKOFF, None)
+    assert EndHook(FIRST) in effects
+
+
+def test_a_stop_during_pre_start_has_no_process_to_wait_for() -> None:
+    hooked, _ = after(STOPPED, Start(), HOOKED)
+    assert after(hooked, Stop(), HOOKED) == (Unit(incarnation=FIRST), (EndHook(FIRST),))
+
+
+def test_a_restart_during_pre_start_begins_again() -> None:
+    hooked, _ = after(STOPPED, Start(), HOOKED)
+    again, effects = after(hooked, Restart(), HOOKED)
+    assert (again.incarnation, again.hook) == (SECOND, HookName.PRE_START)
+    assert effects == (EndHook(FIRST), RunHook(SECOND, HookName.PRE_START))
+
+
+def test_ready_waits_for_post_start() -> None:
+    hooked, effects = after(STARTING, Proved(FIRST), HOOKED)
+    assert (hooked.state, hooked.hook, hooked.deadline) == (UnitState.STARTING, HookName.POST_START, NOW + 8.0)
+    assert effects == (RunHook(FIRST, HookName.POST_START),)
+    assert after(hooked, Proved(FIRST), HOOKED) == (hooked, ())
+    ready, effects = after(hooked, HookEnded(FIRST, HookName.POST_START, None), HOOKED)
+    assert (ready.state, ready.hook, ready.ready_at) == (UnitState.READY, None, NOW)
+    assert effects == (Announce(EventName.INSTANCE_READY),)
+
+
+@pytest.mark.parametrize("how", [HookEnded(FIRST, HookName.POST_START, "not through in time"), DeadlinePassed()])
+def test_a_post_start_that_fails_or_hangs_ends_the_process_and_counts_as_a_failure(how: Event) -> None:
+    hooked, _ = after(STARTING, Proved(FIRST), HOOKED)
+    ending, effects = after(hooked, how, HOOKED)
+    assert (ending.state, ending.cause) == (UnitState.STOPPING, EndCause.POST_START)
+    assert ending.hook_failure == "not through in time"
+    assert Signal(FIRST, 15) in effects
+    gone, _ = after(ending, Exited(FIRST, TERMED))
+    assert (gone.state, gone.failures.in_a_row, gone.ended_by) == (UnitState.BACKOFF, 1, EndCause.POST_START)
+
+
+def test_a_crash_during_post_start_ends_the_hook() -> None:
+    hooked, _ = after(STARTING, Proved(FIRST), HOOKED)
+    crashed, effects = after(hooked, Exited(FIRST, CRASHED), HOOKED)
+    assert crashed.hook is HookName.POST_STOP
+    assert effects[0] == EndHook(FIRST)
+
+
+@pytest.mark.parametrize("how", [HookEnded(FIRST, HookName.PRE_STOP, None), DeadlinePassed()])
+def test_pre_stop_comes_after_the_drain_and_before_the_first_signal(how: Event) -> None:
+    draining, _ = after(READY, Stop(), HOOKED)
+    hooked, effects = after(draining, Drained(FIRST), HOOKED)
+    assert (hooked.state, hooked.hook, hooked.deadline) == (UnitState.STOPPING, HookName.PRE_STOP, NOW + 9.0)
+    assert effects == (Announce(EventName.DRAIN_FINISHED), EndChecks(FIRST), RunHook(FIRST, HookName.PRE_STOP))
+    signalled, effects = after(hooked, how, HOOKED)
+    assert (signalled.hook, signalled.stop_step, signalled.deadline) == (None, 1, NOW + 20.0)
+    assert Signal(FIRST, 15) in effects
+
+
+def test_pre_stop_is_not_run_for_what_was_never_ready() -> None:
+    _, effects = after(STARTING, Stop(), HOOKED)
+    assert effects == (EndChecks(FIRST), Signal(FIRST, 15))
+
+
+@pytest.mark.parametrize("how", [HookEnded(FIRST, HookName.POST_STOP, "it failed"), DeadlinePassed()])
+@pytest.mark.parametrize(
+    ("unit", "state"),
+    [
+        (READY, UnitState.BACKOFF),
+        (STOPPING, UnitState.STARTING),
+        (replace(STOPPING, goal=Goal.DOWN, cause=EndCause.STOP), UnitState.STOPPED),
+    ],
+)
+def test_post_stop_comes_between_the_end_and_what_follows_it(unit: Unit, state: UnitState, how: Event) -> None:
+    policy = replace(HOOKED, hooks={HookName.POST_STOP: 10.0})
+    hooked, effects = after(unit, Exited(FIRST, CRASHED), policy)
+    assert (hooked.state, hooked.hook, hooked.deadline) == (UnitState.STOPPING, HookName.POST_STOP, NOW + 10.0)
+    assert effects == (
+        EndChecks(FIRST),
+        Announce(EventName.INSTANCE_EXITED),
+        RunHook(FIRST, HookName.POST_STOP),
+    )
+    assert after(hooked, how, policy)[0].state is state
+
+
+def test_a_stop_during_post_stop_ends_the_restarts() -> None:
+    hooked, _ = after(READY, Exited(FIRST, CRASHED), HOOKED)
+    wanted, _ = after(hooked, Stop(), HOOKED)
+    assert after(wanted, HookEnded(FIRST, HookName.POST_STOP, None), HOOKED)[0].state is UnitState.STOPPED
+
+
+@pytest.mark.parametrize("unit", [READY, PARKED, DRAINING, STARTING])
+def test_reload_signals_the_main_process(unit: Unit) -> None:
+    assert after(unit, Reload(), replace(POLICY, reload_signal=12)) == (unit, (SignalMain(FIRST, 12),))
+
+
+def test_a_process_may_ask_for_time_and_never_shortens_it() -> None:
+    assert after(STARTING, TimeAsked(FIRST, 500.0))[0].deadline == NOW + 500.0
+    assert after(STOPPING, TimeAsked(FIRST, 500.0))[0].deadline == NOW + 500.0
+    assert after(STARTING, TimeAsked(FIRST, 1.0)) == (STARTING, ())
+    assert after(READY, TimeAsked(FIRST, 500.0)) == (READY, ())
+
+
 class Walk(RuleBasedStateMachine):
     """Orders and the outside world in any order, with a model of the one process there may be."""
 
@@ -315,14 +475,17 @@ class Walk(RuleBasedStateMachine):
         when=some.sampled_from(RestartWhen),
         steps=some.sampled_from([((15, 20.0),), ((3, 1.0), (15, 5.0))]),
         limit=some.integers(1, 3),
+        hooks=some.sets(some.sampled_from(HookName)),
     )
-    def begin(self, when: RestartWhen, steps: tuple[tuple[int, float], ...], limit: int) -> None:
+    def begin(self, when: RestartWhen, steps: tuple[tuple[int, float], ...], limit: int, hooks: set[HookName]) -> None:
         restarts = replace(RESTARTS, when=when, limit_count=limit)
-        self.policy = replace(POLICY, restart=restarts, stop_steps=steps)
+        wanted = {hook: HOOKS[hook] for hook in hooks}
+        self.policy = replace(POLICY, restart=restarts, stop_steps=steps, hooks=wanted)
         self.unit, self.now = Unit(), 0.0
         self.alive: Incarnation | None = None
         self.draining: Incarnation | None = None
         self.proved: set[Incarnation] = set()
+        self.hook: HookName | None = None
 
     def feed(self, event: Event) -> None:
         self.unit, effects = step(self.unit, event, self.now, self.policy)
@@ -334,6 +497,15 @@ class Walk(RuleBasedStateMachine):
                 case Signal(incarnation, number):
                     assert incarnation == self.alive, "a signal to a process that is not ours"
                     assert number in (3, 9, 15)
+                case SignalMain(incarnation, number):
+                    assert (incarnation, number) == (self.alive, 1)
+                case RunHook(incarnation, hook):
+                    assert self.hook is None, "a second hook"
+                    assert (self.alive is None) == (hook in (HookName.PRE_START, HookName.POST_STOP))
+                    self.hook = hook
+                case EndHook(incarnation):
+                    assert self.hook is not None
+                    self.hook = None
                 case BeginDrain(incarnation):
                     assert incarnation == self.alive
                     self.draining = incarnation
@@ -370,6 +542,19 @@ class Walk(RuleBasedStateMachine):
             self.proved.add(self.alive)
         self.feed(Proved(self.alive))
 
+    @precondition(lambda self: self.hook is not None)
+    @rule(failure=some.sampled_from([None, "/bin/no exited with 1"]))
+    def end_hook(self, failure: str | None) -> None:
+        assert self.hook is not None
+        through, self.hook = self.hook, None
+        self.feed(HookEnded(self.unit.incarnation, through, failure))
+
+    @rule(seconds=some.floats(0, 200))
+    def ask_for_time(self, seconds: float) -> None:
+        before = self.unit.deadline
+        self.feed(TimeAsked(self.unit.incarnation, seconds))
+        assert before is None or (self.unit.deadline is not None and self.unit.deadline >= before)
+
     @precondition(lambda self: self.alive is not None and self.alive == self.draining)
     @rule()
     def drained(self) -> None:
@@ -397,7 +582,8 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def the_state_tells_whether_there_is_a_process(self) -> None:
-        assert self.unit.state.has_process == (self.alive is not None)
+        assert self.unit.has_process == (self.alive is not None)
+        assert self.unit.hook is self.hook
         assert self.alive in (None, self.unit.incarnation)
 
     @invariant()
@@ -416,7 +602,8 @@ class Walk(RuleBasedStateMachine):
     def a_cause_belongs_to_a_process_that_is_ended(self) -> None:
         ending = self.unit.state in (UnitState.DRAINING, UnitState.STOPPING)
         assert self.unit.cause is None or ending
-        assert self.unit.cause is not None or self.unit.state is not UnitState.STOPPING
+        unasked = self.unit.hook is HookName.POST_STOP
+        assert self.unit.cause is not None or unasked or self.unit.state is not UnitState.STOPPING
 
     @invariant()
     def goal_down_leads_down(self) -> None:
