@@ -12,7 +12,7 @@ import structlog
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.health import CheckRecord, Result, count
-from clojarsd.core.names import Incarnation, Role
+from clojarsd.core.names import Health, Incarnation, Role
 
 log = structlog.get_logger()
 
@@ -49,12 +49,22 @@ class HealthWatch:
         self._retargeted = asyncio.Event()
         self._hurried = asyncio.Event()
         self._records: list[CheckRecord] = []
+        self._known: tuple[CheckRecord, ...] = ()
         self._log = log.bind(role=role.value)
 
-    def begin(self, incarnation: Incarnation) -> None:
-        """Check this incarnation, and no other, from now on."""
+    def begin(self, incarnation: Incarnation, known: Sequence[CheckRecord] = ()) -> None:
+        """Check this incarnation, and no other, from now on.
+
+        Args:
+            known: what is known already of each check; empty: nothing.
+        """
         self._target = incarnation
+        self._known = tuple(known)
         self._retargeted.set()
+
+    def replan(self, checks: Sequence[PlannedCheck]) -> None:
+        """Make these checks from the next `begin` on."""
+        self._checks = tuple(checks)
 
     def end(self) -> None:
         """Check nothing."""
@@ -73,14 +83,15 @@ class HealthWatch:
             async with asyncio.TaskGroup() as group:
                 tasks = []
                 if (target := self._target) is not None:
-                    self._records = [CheckRecord() for _ in self._checks]
-                    tasks = [group.create_task(self._repeat(target, which)) for which in range(len(self._checks))]
+                    checks = self._checks
+                    self._records = list(self._known) or [CheckRecord() for _ in checks]
+                    tasks = [group.create_task(self._repeat(target, which, one)) for which, one in enumerate(checks)]
                 await self._retargeted.wait()
                 for task in tasks:
                     task.cancel()
 
-    async def _repeat(self, incarnation: Incarnation, which: int) -> NoReturn:
-        check, has_passed = self._checks[which], False
+    async def _repeat(self, incarnation: Incarnation, which: int, check: PlannedCheck) -> NoReturn:
+        has_passed = self._records[which].health is Health.UP
         loop, next_hurry_at = asyncio.get_running_loop(), 0.0
         while True:
             hurried = self._hurried

@@ -4,137 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import structlog
 
+from clojarsd.core import unit_events as events
 from clojarsd.core.errors import LaunchFailed, Refused
-from clojarsd.core.health import CheckRecord, verdict
+from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, Health, Incarnation, Role, UnitState
-from clojarsd.core.reasons import describe_end, why_not_eligible
-from clojarsd.core.unit import EndCause, Unit, UnitPolicy, step
-from clojarsd.core.unit_events import (
-    Announce,
-    BeginDrain,
-    CutConnections,
-    DeadlinePassed,
-    Drained,
-    Effect,
-    EndChecks,
-    EndDrain,
-    Event,
-    Exited,
-    Launch,
-    NotLaunched,
-    Order,
-    Proved,
-    Signal,
-)
-from clojarsd.core.view import CheckView, InstanceView, LastExit
-from clojarsd.runtime.status import Board
+from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, Role, UnitState
+from clojarsd.core.saved import InForce, SavedInstance
+from clojarsd.core.unit import Unit, step
+from clojarsd.core.view import InstanceView, LastExit
+from clojarsd.runtime.unit_hooks import UnitHooks
+from clojarsd.runtime.unit_memory import UnitMemory, announcement, merge_records, remembered, saved, view
+from clojarsd.runtime.unit_parts import Checker, Plan, Running, Surroundings
 
 log = structlog.get_logger()
 
-
-class Running(Protocol):
-    """A launched process."""
-
-    @property
-    def pid(self) -> int:
-        """Its number."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to its whole group."""
-
-    def abandon(self) -> None:
-        """Watch it no more, and let it run."""
-
-
-class LaunchReports(Protocol):
-    """Who hears how a launched process fares; see `system.process.ProcessEvents`."""
-
-    def executed(self) -> None:
-        """The command runs."""
-
-    def ended(self, how: ExitStatus | LaunchFailed) -> None:
-        """The process is gone."""
-
-
-class Launcher(Protocol):
-    """Makes processes."""
-
-    def __call__(self, spec: LaunchSpec, make_events: Callable[[int], LaunchReports], /) -> Running:
-        """A process that is becoming the spec's command; raises LaunchFailed when there is none."""
-
-
-class Checker(Protocol):
-    """Checks one incarnation at a time."""
-
-    def begin(self, incarnation: Incarnation) -> None:
-        """Check this incarnation from now on, and report each result to `UnitRunner.checked`."""
-
-    def end(self) -> None:
-        """Check nothing."""
-
-
-class Traffic(Protocol):
-    """The connections that clients have to the pair."""
-
-    def set_eligible(self, role: Role, eligible: bool) -> None:
-        """Whether the instance may get new connections."""
-
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left."""
-
-    def end_drain(self, role: Role) -> None:
-        """Leave open connections alone again."""
-
-    def cut(self, role: Role) -> None:
-        """Close the open connections."""
-
-
-class History(Protocol):
-    """Keeps what happened."""
-
-    def record(
-        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
-    ) -> None:
-        """Add an event."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a unit is made of: its name, ports and policy, the kinds of its checks, and what to launch next.
-
-    Attributes:
-        spec: the launch with the release as it is now, and that release's name; raises LaunchFailed.
-    """
-
-    name: str
-    ports: dict[str, int]
-    policy: UnitPolicy
-    checks: tuple[str, ...]
-    spec: Callable[[], tuple[LaunchSpec, str | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every runner shares.
-
-    Attributes:
-        on_bug: called with an error that must end the daemon.
-    """
-
-    launch: Launcher
-    traffic: Traffic
-    history: History
-    board: Board
-    on_bug: Callable[[Exception], None]
+UNKNOWN_END = ExitStatus(None, None)
+"""The end of a process that ended while no daemon was there to see it."""
 
 
 class UnitRunner:
@@ -151,46 +44,78 @@ class UnitRunner:
         self._checker: Checker
         self._loop = asyncio.get_running_loop()
         self._unit = Unit()
+        self._memory = UnitMemory(_now())
         self._process: Running | None = None
-        self._records: tuple[CheckRecord, ...] = ()
-        self._checked_at: list[str | None] = []
-        self._since = _now()
-        self._last_exit: LastExit | None = None
-        self._release: str | None = None
-        self._restarts = 0
-        self._by: str | None = None
+        self._spec: LaunchSpec | None = None
+        self._hooks = UnitHooks(role, around.run_hook)
+        self._environment: Mapping[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: deque[Event] = deque()
+        self._queue: deque[events.Event] = deque()
         self._stepping = False
         self._abandoned = False
         self._log = log.bind(role=role.value)
 
-    def attach(self, checker: Checker) -> None:
-        """Take the checker that will report to this runner, and show the unit for the first time."""
+    def attach(self, checker: Checker, before: SavedInstance | None = None) -> None:
+        """Take the checker that will report to this runner, and show the unit for the first time.
+
+        Args:
+            before: what an earlier daemon knew of the instance; what it was doing is taken up where it stood.
+        """
         self._checker = checker
+        if before is not None:
+            self._restore(before)
         self._publish()
+        if self._unit.state is UnitState.DRAINING:
+            self._perform(events.BeginDrain(self._unit.incarnation))
 
     @property
     def unit(self) -> Unit:
         """The unit as it is."""
         return self._unit
 
-    def order(self, order: Order, by: str) -> None:
-        """Carry an operator's order out.
+    @property
+    def pid(self) -> int | None:
+        """The number of its process, or None without one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def in_force(self) -> InForce:
+        """What of the settings its process is bound to; without a process what the next one will be."""
+        return self._memory.in_force or self._plan.in_force
+
+    @property
+    def wanted(self) -> Goal:
+        """What an operator wants of it; up where nobody has said anything."""
+        return self._memory.wanted
+
+    # Orders and news.
+
+    def order(
+        self, order: events.Order, by: str, *, environment: Mapping[str, str] | None = None, remember: bool = True
+    ) -> None:
+        """Carry an order out.
+
+        Args:
+            environment: what the next process gets besides its own, this once.
+            remember: whether a start or stop is what the operator wants from here on, over restarts of the daemon and
+                of the machine; False for what the daemon does by itself.
 
         Raises:
             Refused: the order does not fit the unit's state; nothing was done.
         """
         assert not self._stepping, "an order comes from outside, never out of an effect"
-        before, self._by = self._by, by
+        before, self._memory.by = self._memory.by, by
+        kept, self._environment = self._environment, environment or self._environment
         try:
             self._run([order])
         except Refused as refused:
-            self._by = before
+            self._memory.by, self._environment = before, kept
             verb = type(order).__name__.lower()
             raise Refused(f"cannot {verb} {self.role.value}: {refused}") from None
+        if remember and isinstance(order, events.Start | events.Stop | events.Restart):
+            self._remember(Goal.DOWN if isinstance(order, events.Stop) else Goal.UP, by)
 
-    def report(self, event: Event) -> None:
+    def report(self, event: events.Event) -> None:
         """Take news from the outside; may be called out of an effect."""
         if self._stepping:
             self._queue.append(event)
@@ -199,16 +124,91 @@ class UnitRunner:
 
     def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
         """Take the records of all checks after a result of the one at index `which`."""
-        if incarnation != self._unit.incarnation or not self._unit.state.has_process:
+        if incarnation != self._unit.incarnation or not self._unit.has_process:
             return
-        self._records = records
-        self._checked_at[which] = stamp(_now())
-        if self._health() is Health.UP:
-            self.report(Proved(incarnation))
+        before = self._memory.health(self._unit)
+        self._memory.records = records
+        self._memory.checked_at[which] = stamp(_now())
+        self._prove()
+        self._publish()
+        if self._memory.health(self._unit) is not before:
+            self._around.changed()
+
+    def notified_ready(self, incarnation: Incarnation) -> None:
+        """The process has said READY=1."""
+        if incarnation == self._unit.incarnation and self._unit.has_process:
+            self._memory.noticed = incarnation
+            self._prove()
+            self._publish()
+
+    def notified_status(self, incarnation: Incarnation, text: str) -> None:
+        """The process has said how it is."""
+        if incarnation == self._unit.incarnation and self._unit.has_process:
+            self._memory.status_text = text or None
+            self._publish()
+
+    def extend_deadline(self, incarnation: Incarnation, seconds: float) -> None:
+        """The process has asked for time."""
+        self.report(events.TimeAsked(incarnation, seconds))
+
+    def leave_behind(self, what: str | None) -> None:
+        """Show what the ended process has left, such as a port that is still taken; None for nothing."""
+        self._memory.left = what
         self._publish()
 
+    def replan(self, plan: Plan) -> None:
+        """Live by other settings from now on; what needs a new process waits for one."""
+        old, self._plan = self._plan, plan
+        if self._unit.has_process and old.checks != plan.checks:
+            is_ready = self._unit.state is not UnitState.STARTING
+            self._memory.records = merge_records(old.checks, self._memory.records, plan.checks, is_ready)
+            self._memory.checked_at = [None] * len(plan.checks)
+        if self._checks_now():
+            self._checker.begin(self._unit.incarnation, self._memory.records)
+        self._publish()
+
+    # From one daemon to the next.
+
+    def saved(self) -> SavedInstance:
+        """What the next daemon must know."""
+        return saved(self._unit, self._memory, self._process.identity if self._process is not None else None)
+
+    def _restore(self, before: SavedInstance) -> None:
+        self._memory = remembered(before)
+        self._unit = before.unit
+        if len(self._memory.records) != len(self._plan.checks):
+            self._memory.records = merge_records((), (), self._plan.checks, before.unit.ready_at is not None)
+            self._memory.checked_at = [None] * len(self._plan.checks)
+        if before.unit.has_process:
+            self._adopt(before)
+        elif before.unit.hook is not None:
+            self._run_hook(before.unit.hook)
+        self._set_timer()
+
+    def _adopt(self, before: SavedInstance) -> None:
+        incarnation = before.unit.incarnation
+        if before.process is not None:
+            self._process = self._around.adopt(before.process, lambda pid: _Reports(self, incarnation))
+        if self._process is None:
+            self._loop.call_soon(self._ended, incarnation, UNKNOWN_END)
+            return
+        self._memory.adopted = True
+        self._around.launched(self.role)
+        if before.unit.hook is not None:
+            self._run_hook(before.unit.hook)
+        if self._checks_now():
+            self._checker.begin(incarnation, self._memory.records)
+        self._log.info("unit_adopted", pid=self.pid, incarnation=incarnation, state=before.unit.state.value)
+        self._around.history.record(
+            EventName.DAEMON_ADOPTED,
+            f"{self.role.value} was found running as process {self.pid}, and is supervised again",
+            self.role,
+            pid=self.pid,
+            incarnation=incarnation,
+        )
+
     def abandon(self) -> None:
-        """Let the process run on, unwatched; the emergency exit of the daemon."""
+        """Let the process run on, unwatched; a hook's commands run on too."""
         self._abandoned = True
         if self._timer is not None:
             self._timer.cancel()
@@ -216,9 +216,11 @@ class UnitRunner:
             self._process.abandon()
             self._process = None
 
-    def _run(self, events: list[Event]) -> None:
+    # Steps and effects.
+
+    def _run(self, news: list[events.Event]) -> None:
         """Step through the events and through those that their effects bring."""
-        self._queue.extend(events)
+        self._queue.extend(news)
         self._stepping = True
         try:
             while self._queue:
@@ -231,145 +233,163 @@ class UnitRunner:
         finally:
             self._stepping = False
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: events.Event) -> None:
         before = self._unit
         self._unit, effects = step(before, event, self._loop.time(), self._plan.policy)
+        if isinstance(event, events.HookEnded) and event.failure is not None and before.hook is event.hook:
+            self._log.warning("hook_failed", hook=event.hook.value, reason=event.failure)
         if self._unit is before and not effects:
             return
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
-            self._since = _now()
+            self._memory.since = _now()
         self._count(before, event)
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
         for effect in effects:
             self._perform(effect)
         self._publish()
+        self._around.changed()
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
-            self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self._pid())
+            self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self.pid)
 
-    def _count(self, before: Unit, event: Event) -> None:
+    def _count(self, before: Unit, event: events.Event) -> None:
         """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
-        if before.state is UnitState.BACKOFF and isinstance(event, DeadlinePassed):
-            self._restarts += 1
-        if self._unit.last_end is not before.last_end and self._unit.ended_by in (None, EndCause.START_TIMEOUT):
-            self._by = None
+        if before.state is UnitState.BACKOFF and isinstance(event, events.DeadlinePassed):
+            self._memory.restarts += 1
+        ended_by = self._unit.ended_by
+        if self._unit.last_end is not before.last_end and not (ended_by is not None and ended_by.is_asked):
+            self._memory.by = None
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: events.Effect) -> None:
         traffic = self._around.traffic
         match effect:
-            case Launch(incarnation):
+            case events.Launch(incarnation):
                 self._launch(incarnation)
-            case Signal(_, number):
+            case events.RunHook(_, hook):
+                self._run_hook(hook)
+            case events.EndHook():
+                self._hooks.cancel()
+            case events.Signal(_, number):
                 if self._process is not None:
                     self._process.signal(number)
-            case BeginDrain(incarnation):
-                traffic.begin_drain(self.role, lambda: self.report(Drained(incarnation)))
-            case EndDrain():
+            case events.SignalMain(_, number):
+                if self._process is not None:
+                    self._process.signal_main(number)
+            case events.BeginDrain(incarnation):
+                traffic.begin_drain(self.role, lambda: self.report(events.Drained(incarnation)))
+            case events.EndDrain():
                 traffic.end_drain(self.role)
-            case CutConnections():
+            case events.CutConnections():
                 traffic.cut(self.role)
-            case EndChecks():
+            case events.EndChecks():
                 self._checker.end()
-            case Announce(event):
+            case events.Announce(event):
                 self._announce(event)
 
     def _launch(self, incarnation: Incarnation) -> None:
-        self._records = tuple(CheckRecord() for _ in self._plan.checks)
-        self._checked_at = [None] * len(self._plan.checks)
+        self._memory.records = tuple(CheckRecord() for _ in self._plan.checks)
+        self._memory.checked_at = [None] * len(self._plan.checks)
+        self._memory.forget_process()
+        self._memory.left = None
         self._around.traffic.end_drain(self.role)
+        environment, self._environment = self._environment, {}
         try:
-            spec, self._release = self._plan.spec()
-            self._process = self._around.launch(spec, lambda pid: _Reports(self, incarnation))
+            planned = self._plan.launch(incarnation, environment)
+            self._spec, self._memory.release, self._memory.in_force = planned.spec, planned.release, planned.in_force
+            self._process = self._around.launch(planned.spec, lambda pid: _Reports(self, incarnation))
         except LaunchFailed as failed:
-            self.report(NotLaunched(incarnation, failed.stage, failed.reason))
+            self.report(events.NotLaunched(incarnation, failed.stage, failed.reason))
+            return
+        self._memory.started_at = stamp(_now())
+        self._around.launched(self.role)
 
     def _executed(self, incarnation: Incarnation) -> None:
         """The command runs, so nobody else had its ports: only from here on do answers on them speak for it."""
-        if self._unit.state is not UnitState.STOPPING:
+        if self._checks_now():
             self._checker.begin(incarnation)
         self._around.history.record(
             EventName.INSTANCE_STARTED,
-            f"{self.role.value} was launched as process {self._pid()}",
+            f"{self.role.value} was launched as process {self.pid}",
             self.role,
-            self._by,
-            pid=self._pid(),
+            self._memory.by,
+            pid=self.pid,
             incarnation=self._unit.incarnation,
         )
+        self._around.changed()
+
+    def _checks_now(self) -> bool:
+        """Whether there is something to check, and somebody who wants to know."""
+        return self._process is not None and self._unit.state is not UnitState.STOPPING
+
+    def _prove(self) -> None:
+        """Report that the process can serve, if all who must say so have said so."""
+        noticed = self._memory.noticed == self._unit.incarnation or not self.in_force.notify
+        if noticed and self._memory.health(self._unit) is Health.UP:
+            self.report(events.Proved(self._unit.incarnation))
 
     def _ended(self, incarnation: Incarnation, how: ExitStatus | LaunchFailed) -> None:
         self._process = None
+        self._memory.forget_process()
         if isinstance(how, LaunchFailed):
-            self.report(NotLaunched(incarnation, how.stage, how.reason))
+            self.report(events.NotLaunched(incarnation, how.stage, how.reason))
         else:
-            self._last_exit = LastExit(how, stamp(_now()))
-            self.report(Exited(incarnation, how))
+            self._memory.last_exit = LastExit(how, stamp(_now()))
+            self.report(events.Exited(incarnation, how))
+
+    # Hooks.
+
+    def _run_hook(self, hook: HookName) -> None:
+        end = self._unit.last_end
+        how = end.status if isinstance(end, events.Exited) else None
+        spec = partial(self._hook_spec, hook)
+        through = partial(self._hook_ended, self._unit.incarnation, hook)
+        self._hooks.begin(hook, self._plan.hooks.get(hook), spec, how, through)
+
+    def _hook_spec(self, hook: HookName) -> LaunchSpec:
+        if self._spec is not None and hook is not HookName.PRE_START:
+            return self._spec
+        return self._plan.launch(self._unit.incarnation, self._environment).spec
+
+    def _hook_ended(self, incarnation: Incarnation, hook: HookName, failure: str | None) -> None:
+        self.report(events.HookEnded(incarnation, hook, failure))
+
+    # What others see.
 
     def _announce(self, event: EventName) -> None:
         unit, detail = self._unit, dict[str, Any](incarnation=self._unit.incarnation)
-        if event is EventName.INSTANCE_READY:
-            message = "is ready"
-        elif event is EventName.INSTANCE_EXITED:
-            assert unit.last_end is not None
-            message = describe_end(self.role, unit.last_end, unit.ended_by)
-            if isinstance(unit.last_end, NotLaunched):
-                self._log.warning("launch_failed", stage=unit.last_end.stage.value, reason=unit.last_end.reason)
+        end = unit.last_end
+        if event is EventName.INSTANCE_EXITED and end is not None:
+            detail["incarnation"] = end.incarnation
+            if isinstance(end, events.NotLaunched):
+                self._log.warning("launch_failed", stage=end.stage.value, reason=end.reason)
             else:
-                self._log.info("unit_exited", how=str(unit.last_end.status), incarnation=unit.last_end.incarnation)
-                detail |= {"code": unit.last_end.status.code, "signal": unit.last_end.status.signal}
-            detail["incarnation"] = unit.last_end.incarnation
-        elif event is EventName.INSTANCE_FAILED:
-            message = f"is not started again: {self._reason()}"
-        elif event is EventName.DRAIN_STARTED:
-            message = "gets no new connections; open ones may end"
-        else:
-            message = "has no connections left" if unit.state is not UnitState.READY else "gets connections again"
-        text = message if message.startswith("cannot") else f"{self.role.value} {message}"
-        self._around.history.record(event, text, self.role, self._by, **detail)
+                self._log.info("unit_exited", how=str(end.status), incarnation=end.incarnation)
+                detail |= {"code": end.status.code, "signal": end.status.signal}
+        text = announcement(self.role, event, unit, self._view().reason)
+        self._around.history.record(event, text, self.role, self._memory.by, **detail)
+
+    def _remember(self, goal: Goal, by: str) -> None:
+        memory = self._memory
+        if (memory.wanted, memory.goal_by is None) == (goal, False):
+            return  # wanted already: who wanted it first, and since when, is what people ask for
+        memory.wanted, memory.goal_by, memory.goal_at = goal, by, stamp(_now())
+        self._publish()
+        self._around.changed()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._unit.deadline is not None:
-            self._timer = self._loop.call_at(self._unit.deadline, self.report, DeadlinePassed())
+            self._timer = self._loop.call_at(self._unit.deadline, self.report, events.DeadlinePassed())
+
+    def _view(self) -> InstanceView:
+        return view(self.role, self._unit, self._memory, self._plan, self.pid, self._loop.time())
 
     def _publish(self) -> None:
-        view = InstanceView(
-            role=self.role,
-            name=self._plan.name,
-            unit=self._unit,
-            health=self._health(),
-            pid=self._pid(),
-            since=stamp(self._since),
-            restarts=self._restarts,
-            last_exit=self._last_exit,
-            reason=self._reason(),
-            release=self._release,
-            ports=self._plan.ports,
-            checks=self._check_views(),
-        )
-        self._around.traffic.set_eligible(self.role, view.is_eligible)
-        self._around.board.publish(view)
-
-    def _pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
-    def _health(self) -> Health:
-        return verdict(self._records) if self._unit.state.has_process and self._records else Health.UNKNOWN
-
-    def _check_views(self) -> tuple[CheckView, ...]:
-        if not self._records or not self._unit.state.has_process:
-            return tuple(CheckView(kind, Health.UNKNOWN, None, None) for kind in self._plan.checks)
-        return tuple(
-            CheckView(kind, record.health, record.last.text if record.last else None, at)
-            for kind, record, at in zip(self._plan.checks, self._records, self._checked_at, strict=True)
-        )
-
-    def _reason(self) -> str | None:
-        next_try = None
-        if self._unit.state is UnitState.BACKOFF and self._unit.deadline is not None:
-            next_try = stamp(_now() + timedelta(seconds=self._unit.deadline - self._loop.time()))
-        return why_not_eligible(self.role, self._unit, self._health(), self._check_views(), self._plan.policy, next_try)
+        seen = self._view()
+        self._around.traffic.set_eligible(self.role, seen.is_eligible)
+        self._around.board.publish(seen)
 
 
 class _Reports:

@@ -19,13 +19,27 @@ from clojarsd.core.errors import IllegalTransition, LaunchFailed, Refused
 from clojarsd.core.health import Result
 from clojarsd.core.history import EventName
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import Address, ExitStatus, Goal, Health, Incarnation, LaunchStage, Role, UnitState
-from clojarsd.core.unit_events import Drain, Drained, Exited, NotLaunched, Order, Proved, Restart, Start, Stop, Undrain
+from clojarsd.core.names import Address, ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, UnitState
+from clojarsd.core.saved import InForce, SavedInstance
+from clojarsd.core.unit_events import (
+    Drain,
+    Drained,
+    Exited,
+    NotLaunched,
+    Order,
+    Proved,
+    Reload,
+    Restart,
+    Start,
+    Stop,
+    Undrain,
+)
 from clojarsd.core.view import CheckView
 from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
-from clojarsd.runtime.unit_runner import Plan, Surroundings, UnitRunner
+from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch
+from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.system.process import Processes
-from tests.support.units import BAD, CRASHED, GOOD, POLICY, TERMED, Units, a_spec
+from tests.support.units import BAD, CRASHED, GOOD, LONG, POLICY, TERMED, Units, a_spec
 from tests.support.waiting import PATIENCE, until
 
 ROLE = Role.PRIMARY
@@ -322,6 +336,203 @@ async def test_abandon_leaves_the_process_and_no_timer(units: Units) -> None:
     runner.abandon()
 
 
+# Hooks.
+
+HOOKS = {hook: HookPlan((("/bin/true",),), 5.0) for hook in HookName}
+HOOKED = replace(POLICY, hooks=dict.fromkeys(HookName, LONG))
+
+
+async def test_hooks_run_at_their_time_in_the_world_of_the_instance() -> None:
+    units = Units(HOOKED, hooks=HOOKS)
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann", environment={"SPEED": "9"})
+    assert units.deeds == ["primary pre_start"]
+    units.hooks[-1].on_end(None)
+    assert units.environments[-1] == {"SPEED": "9"}, "for the launch, as for what came before it"
+    units.serve(ROLE)
+    assert units.seen(ROLE).unit.state is UnitState.STARTING
+    units.hooks[-1].on_end(None)
+    assert units.seen(ROLE).is_eligible
+    units.traffic.calls_back_at_once = True
+    runner.order(Stop(), "ann")
+    assert units.deeds[-1] == "primary pre_stop"
+    units.hooks[-1].on_end("/bin/true exited with 1")
+    assert units.deeds[-1] == "primary signal 15"
+    units.exit(ROLE, TERMED)
+    assert units.hooks[-1].spec.environment["EXIT_CODE"] == "exited"
+    assert units.hooks[-1].spec.environment["EXIT_STATUS"] == "143"
+    assert units.seen(ROLE).unit.state is UnitState.STOPPING
+    units.hooks[-1].on_end(None)
+    assert units.seen(ROLE).unit.state is UnitState.STOPPED
+    assert [hook.name for hook in units.hooks] == [f"primary {name}" for name in (*HOOKS_IN_ORDER,)]
+
+
+HOOKS_IN_ORDER = ("pre_start", "post_start", "pre_stop", "post_stop")
+
+
+async def test_a_pre_start_that_fails_says_which_command() -> None:
+    units = Units(HOOKED, hooks=HOOKS)
+    units.runners[ROLE].order(Start(), "ann")
+    units.hooks[-1].on_end("/bin/true exited with 3: no database")
+    assert units.seen(ROLE).reason is not None
+    assert "cannot start primary: running pre_start: /bin/true exited with 3: no database" in units.seen(ROLE).reason
+    assert "primary launch" not in units.deeds
+
+
+async def test_a_crash_ends_the_hook_that_runs() -> None:
+    units = Units(HOOKED, hooks=HOOKS)
+    units.runners[ROLE].order(Start(), "ann")
+    units.hooks[-1].on_end(None)
+    units.serve(ROLE)
+    units.exit(ROLE, CRASHED)
+    assert "primary post_start cancelled" in units.deeds
+    assert units.deeds[-1] == "primary post_stop"
+
+
+async def test_the_environment_of_one_start_is_not_that_of_the_next() -> None:
+    units = Units()
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann", environment={"SPEED": "9"})
+    units.serve(ROLE)
+    units.traffic.calls_back_at_once = True
+    runner.order(Restart(), "ann")
+    units.exit(ROLE, TERMED)
+    assert units.environments == [{"SPEED": "9"}, {}]
+
+
+# What the instance says of itself.
+
+
+async def test_an_instance_that_tells_is_ready_when_it_has_told_and_its_checks_pass() -> None:
+    units = Units(notify=True)
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann")
+    units.serve(ROLE)
+    assert units.seen(ROLE).unit.state is UnitState.STARTING
+    runner.notified_status(runner.unit.incarnation, "loading the index")
+    assert units.seen(ROLE).status_text == "loading the index"
+    runner.notified_ready(runner.unit.incarnation)
+    assert units.seen(ROLE).is_eligible
+
+
+async def test_what_an_earlier_incarnation_tells_is_not_heard() -> None:
+    units = Units(notify=True)
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann")
+    units.serve(ROLE)
+    runner.notified_ready(Incarnation(0))
+    runner.notified_status(Incarnation(0), "old")
+    assert units.seen(ROLE).unit.state is UnitState.STARTING
+    assert units.seen(ROLE).status_text is None
+
+
+async def test_reload_reaches_the_main_process_alone() -> None:
+    units = Units()
+    units.runners[ROLE].order(Start(), "ann")
+    units.serve(ROLE)
+    units.runners[ROLE].order(Reload(), "ann")
+    assert units.deeds[-1] == "primary signal 1 to the main process"
+
+
+# From one daemon to the next.
+
+
+def served(units: Units) -> SavedInstance:
+    """What is saved of an instance that serves."""
+    units.runners[ROLE].order(Start(), "ann")
+    units.serve(ROLE)
+    return units.runners[ROLE].saved()
+
+
+async def test_a_running_instance_is_adopted_and_serves_without_a_break() -> None:
+    before = served(Units())
+    assert before.process is not None
+    process = replace(before.process, pid=901)
+    units = Units(before={ROLE: replace(before, process=process)}, running=[901])
+    seen = units.seen(ROLE)
+    assert (seen.is_eligible, seen.pid, seen.adopted, seen.goal_by) == (True, 901, True, "ann")
+    assert "primary not eligible" not in units.deeds
+    assert units.checkers[ROLE].target == before.unit.incarnation
+    assert units.checkers[ROLE].known == before.records
+    units.check(ROLE, BAD)
+    assert not units.seen(ROLE).is_eligible
+    units.exit(ROLE, CRASHED)
+    assert units.seen(ROLE).unit.state is UnitState.BACKOFF
+
+
+async def test_an_instance_that_ended_while_no_daemon_was_there_is_launched_again() -> None:
+    before = served(Units())
+    units = Units(before={ROLE: before})
+    async with asyncio.timeout(PATIENCE):
+        await units.board.until(lambda view: view.instances[ROLE].unit.state is UnitState.BACKOFF)
+    assert not units.seen(ROLE).is_eligible
+    assert units.seen(ROLE).last_exit is not None
+
+
+async def test_a_restart_goes_on_in_the_next_daemon() -> None:
+    first = Units()
+    served(first)
+    first.runners[ROLE].order(Restart(), "ann")
+    before = first.runners[ROLE].saved()
+    assert before.process is not None
+    units = Units(before={ROLE: replace(before, process=replace(before.process, pid=901))}, running=[901])
+    assert units.deeds[-1] == "primary drain"
+    units.traffic.when_drained[ROLE]()
+    assert units.deeds[-1] == "primary signal 15"
+    units.exit(ROLE, TERMED)
+    units.serve(ROLE)
+    assert units.seen(ROLE).is_eligible
+    assert units.seen(ROLE).unit.incarnation == before.unit.incarnation + 1
+
+
+async def test_a_hook_that_ran_when_the_daemon_ended_is_run_again() -> None:
+    first = Units(HOOKED, hooks=HOOKS)
+    first.runners[ROLE].order(Start(), "ann")
+    units = Units(HOOKED, hooks=HOOKS, before={ROLE: first.runners[ROLE].saved()})
+    assert units.deeds == ["primary pre_start"]
+    units.hooks[-1].on_end(None)
+    assert units.deeds[-1] == "primary launch"
+
+
+async def test_what_an_operator_wants_is_kept_and_what_the_daemon_does_is_not() -> None:
+    units = Units()
+    runner = units.runners[ROLE]
+    runner.order(Start(), "clojarsd", remember=False)
+    assert (runner.saved().wanted, runner.saved().goal_by) == (Goal.UP, None)
+    runner.order(Stop(), "ann")
+    assert (runner.saved().wanted, runner.saved().goal_by) == (Goal.DOWN, "ann")
+    at = runner.saved().goal_at
+    runner.order(Stop(), "bob")
+    assert (runner.saved().goal_by, runner.saved().goal_at) == ("ann", at)
+    runner.order(Start(), "bob")
+    assert (runner.saved().wanted, runner.saved().goal_by) == (Goal.UP, "bob")
+    assert units.saves > 0
+
+
+# Other settings under a running process.
+
+
+async def test_a_check_that_is_new_takes_no_ready_instance_out_of_rotation() -> None:
+    units = Units()
+    served(units)
+    units.check(ROLE, GOOD)
+    units.runners[ROLE].replan(units.plan(ROLE, POLICY, ("http", "tcp other")))
+    assert units.seen(ROLE).is_eligible
+    assert [record.health for record in units.checkers[ROLE].known] == [Health.UP, Health.UP]
+    assert units.checkers[ROLE].known[0].last == GOOD
+
+
+async def test_other_ports_wait_for_the_next_process() -> None:
+    units = Units()
+    served(units)
+    units.runners[ROLE].replan(units.plan(ROLE, POLICY, ("http",), port=2))
+    assert units.seen(ROLE).ports == {"http": 1}
+    units.traffic.calls_back_at_once = True
+    units.runners[ROLE].order(Restart(), "ann")
+    units.exit(ROLE, TERMED)
+    assert units.seen(ROLE).ports == {"http": 2}
+
+
 # With real processes.
 
 
@@ -338,10 +549,10 @@ class Real:
         if port is not None:
             spec = replace(spec, ports={"http": Address("127.0.0.1", port)})
         self.spec: LaunchSpec = spec
-        plan = Plan("x", {}, POLICY, ("tcp",), lambda: (self.spec, None))
-        old = self.units.around
-        around = Surroundings(processes.launch, old.traffic, old.history, old.board, old.on_bug)
-        self.runner = UnitRunner(ROLE, plan, around)
+        in_force = InForce("127.0.0.1", {})
+        launch = PlannedLaunch(self.spec, None, in_force)
+        plan = Plan("x", in_force, POLICY, ("tcp",), ("tcp",), lambda incarnation, environment: launch)
+        self.runner = UnitRunner(ROLE, plan, replace(self.units.around, launch=processes.launch))
         self.asked = 0
         self.is_abandoned = False
         self.watch = HealthWatch(ROLE, [PlannedCheck("tcp", self._ask, 0.005, 1, 1)], self.runner)
@@ -369,7 +580,7 @@ async def real(tmp_path: Path) -> AsyncIterator[Callable[..., Real]]:
 
         yield make
         for one in made:
-            if one.runner.unit.state.has_process and not one.is_abandoned:
+            if one.runner.unit.has_process and not one.is_abandoned:
                 one.units.traffic.calls_back_at_once = True
                 one.runner.order(Stop(), "test")
                 if ROLE in one.units.traffic.when_drained:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.health import CheckRecord, Result
 from clojarsd.core.history import EventName
+from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, Health, Incarnation, Role
+from clojarsd.core.names import ExitStatus, Health, HookName, Incarnation, Role
 from clojarsd.core.restart import RestartPolicy, RestartWhen
+from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView
 from clojarsd.runtime.status import Board
-from clojarsd.runtime.unit_runner import LaunchReports, Plan, Surroundings, UnitRunner
+from clojarsd.runtime.unit_parts import HookPlan, LaunchReports, Plan, PlannedLaunch, Surroundings
+from clojarsd.runtime.unit_runner import UnitRunner
 
 LONG = 3600.0
 """Seconds that no test lasts: a deadline that must not pass."""
@@ -44,9 +47,16 @@ class FakeProcess:
         self._deeds = deeds
         self._role = role
 
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.pid, 1, "boot")
+
     def signal(self, number: int) -> None:
         self._deeds.append(f"{self._role.value} signal {number}")
         self.heed()
+
+    def signal_main(self, number: int) -> None:
+        self._deeds.append(f"{self._role.value} signal {number} to the main process")
 
     def abandon(self) -> None:
         self.is_abandoned = True
@@ -57,11 +67,13 @@ class FakeChecker:
 
     def __init__(self, role: Role, deeds: list[str]) -> None:
         self.target: Incarnation | None = None
+        self.known: tuple[CheckRecord, ...] = ()
         self._role = role
         self._deeds = deeds
 
-    def begin(self, incarnation: Incarnation) -> None:
+    def begin(self, incarnation: Incarnation, known: Sequence[CheckRecord] = ()) -> None:
         self.target = incarnation
+        self.known = tuple(known)
         self._deeds.append(f"{self._role.value} checks {incarnation}")
 
     def end(self) -> None:
@@ -119,15 +131,39 @@ class FakeHistory:
         return [message for _, message, *_ in self.events]
 
 
+class FakeHook:
+    """The commands of a hook, which end when the test says so."""
+
+    def __init__(self, name: str, deeds: list[str], on_end: Callable[[str | None], None], spec: LaunchSpec) -> None:
+        self.name = name
+        self.spec = spec
+        self.on_end = on_end
+        self._deeds = deeds
+
+    def cancel(self) -> None:
+        self._deeds.append(f"{self.name} cancelled")
+
+
 class Units:
     """Two runners and the world around them. `deeds`: everything that was done to that world, in its order.
 
     Attributes:
         is_lively: processes run at once, pass their check, and end when signalled; each in the loop's next turn.
         launch_fails: what the next launches end with instead of a process.
+        running: processes of an earlier daemon that can be adopted, by number.
+        hooks: the hooks that were run, oldest first.
+        saves: how often something changed that the next daemon must know.
     """
 
-    def __init__(self, policy: UnitPolicy = POLICY) -> None:
+    def __init__(
+        self,
+        policy: UnitPolicy = POLICY,
+        *,
+        hooks: Mapping[HookName, HookPlan] | None = None,
+        notify: bool = False,
+        before: Mapping[Role, SavedInstance] | None = None,
+        running: Sequence[int] = (),
+    ) -> None:
         self.deeds: list[str] = []
         self.bugs: list[Exception] = []
         self.is_lively = False
@@ -136,14 +172,64 @@ class Units:
         self.traffic = FakeTraffic(self.deeds)
         self.history = FakeHistory()
         self.board = Board("demo", DaemonView("1", 1, "then", "x"), lambda: None, {"http": self.traffic})
-        self.around = Surroundings(self._launch, self.traffic, self.history, self.board, self.bugs.append)
+        self.running = set(running)
+        self.hooks: list[FakeHook] = []
+        self.saves = 0
+        self.environments: list[Mapping[str, str]] = []
+        self.around = Surroundings(
+            self._launch,
+            self._adopt,
+            self._run_hook,
+            self.traffic,
+            self.history,
+            self.board,
+            self.bugs.append,
+            changed=self._count_save,
+        )
+        self._hook_plans = hooks or {}
+        self._notify = notify
         self.checkers = {role: FakeChecker(role, self.deeds) for role in Role}
         self.runners = {role: UnitRunner(role, self._plan(role, policy), self.around) for role in Role}
         for role in Role:
-            self.runners[role].attach(self.checkers[role])
+            self.runners[role].attach(self.checkers[role], (before or {}).get(role))
 
     def _plan(self, role: Role, policy: UnitPolicy) -> Plan:
-        return Plan(role.value, {"http": 1}, policy, ("http",), lambda: (a_spec(role), "1.jar"))
+        return self.plan(role, policy, ("http",))
+
+    def plan(self, role: Role, policy: UnitPolicy, checks: tuple[str, ...], port: int = 1) -> Plan:
+        """What a reload may give the runner instead of what it has."""
+        in_force = InForce("127.0.0.1", {"http": port}, notify=self._notify)
+
+        def launch(incarnation: Incarnation, environment: Mapping[str, str]) -> PlannedLaunch:
+            self.environments.append(environment)
+            return PlannedLaunch(a_spec(role), "1.jar", in_force)
+
+        kinds = tuple(check.partition(" ")[0] for check in checks)
+        return Plan(role.value, in_force, policy, checks, kinds, launch, self._hook_plans)
+
+    def _count_save(self) -> None:
+        self.saves += 1
+
+    def _adopt(self, identity: ProcessIdentity, make_events: Callable[[int], LaunchReports]) -> FakeProcess | None:
+        if identity.pid not in self.running:
+            return None
+        role = Role.PRIMARY if identity.pid % 2 else Role.BACKUP
+        self.deeds.append(f"{role.value} adopted")
+        process = FakeProcess(identity.pid, make_events(identity.pid), self.deeds, role)
+        self.launched[role].append(process)
+        return process
+
+    def _run_hook(
+        self,
+        commands: Sequence[Sequence[str]],
+        spec: LaunchSpec,
+        timeout: float,
+        on_end: Callable[[str | None], None],
+    ) -> FakeHook:
+        name = f"{spec.environment['CLOJARSD_ROLE']} {spec.environment['CLOJARSD_HOOK']}"
+        self.deeds.append(name)
+        self.hooks.append(FakeHook(name, self.deeds, on_end, spec))
+        return self.hooks[-1]
 
     def _launch(self, spec: LaunchSpec, make_events: Callable[[int], LaunchReports]) -> FakeProcess:
         role = Role(spec.environment["ROLE"])

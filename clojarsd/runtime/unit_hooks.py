@@ -1,0 +1,74 @@
+"""Runs the commands of one instance's hooks, in the instance's own world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from clojarsd.core.errors import LaunchFailed
+from clojarsd.core.launch import LaunchSpec
+from clojarsd.core.names import ExitStatus, HookName, Role
+from clojarsd.runtime.unit_parts import HookPlan, HookRunner, RunningHook
+
+
+class UnitHooks:
+    """The hook of one instance that runs, if any; its runner makes it and nothing is to be closed.
+
+    Args:
+        run: runs commands.
+    """
+
+    def __init__(self, role: Role, run: HookRunner) -> None:
+        self._role = role
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._running: RunningHook | None = None
+
+    def begin(
+        self,
+        hook: HookName,
+        plan: HookPlan | None,
+        spec: Callable[[], LaunchSpec],
+        how: ExitStatus | None,
+        on_end: Callable[[str | None], None],
+    ) -> None:
+        """Run the commands; `on_end` is told later how one failed, or None.
+
+        Args:
+            plan: None when the settings have no such commands any more.
+            spec: the world of the instance; raises LaunchFailed.
+            how: how the process has ended, for post_stop.
+        """
+
+        def ended(failure: str | None) -> None:
+            self._running = None
+            on_end(failure)
+
+        if plan is None:
+            self._loop.call_soon(ended, None)
+            return
+        try:
+            world = spec()
+            world = replace(world, environment={**world.environment, **self._told(hook, how)})
+            self._running = self._run(plan.commands, world, plan.timeout, ended)
+        except LaunchFailed as failed:
+            self._loop.call_soon(ended, str(failed))
+
+    def cancel(self) -> None:
+        """Kill what runs; its end is not told."""
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+
+    def _told(self, hook: HookName, how: ExitStatus | None) -> dict[str, str]:
+        """What a hook finds in its environment besides the instance's own.
+
+        Source: EXIT_CODE and EXIT_STATUS as systemd.exec(5) has them.
+        """
+        told = {"CLOJARSD_ROLE": self._role.value, "CLOJARSD_HOOK": hook.value}
+        if hook is HookName.POST_STOP and how is not None:
+            number = how.code if how.signal is None else how.signal
+            told["EXIT_CODE"] = "exited" if how.signal is None else "killed"
+            told["EXIT_STATUS"] = "" if number is None else str(number)
+        return told

@@ -1,0 +1,185 @@
+"""What a runner keeps in mind of its instance besides the machine's unit, and how it shows that to others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from clojarsd.core.health import CheckRecord, verdict
+from clojarsd.core.history import EventName, stamp
+from clojarsd.core.identity import ProcessIdentity
+from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.reasons import describe_end, why_not_eligible
+from clojarsd.core.saved import InForce, SavedInstance
+from clojarsd.core.unit import Unit
+from clojarsd.core.view import CheckView, InstanceView, LastExit, Next
+from clojarsd.runtime.unit_parts import Plan
+
+
+@dataclass(slots=True)
+class UnitMemory:
+    """Facts about one instance that are kept for people and for the next daemon.
+
+    Attributes:
+        wanted: what an operator wants of it, or nobody (`goal_by` is None): then it is to be up.
+        by: whose order is being carried out, or None for what happens unasked.
+        noticed: the incarnation that has said READY=1.
+        left: what the latest process has left behind, in words; None when nothing.
+        adopted: whether another daemon launched the process.
+    """
+
+    since: datetime
+    records: tuple[CheckRecord, ...] = ()
+    checked_at: list[str | None] = field(default_factory=list)
+    started_at: str | None = None
+    last_exit: LastExit | None = None
+    release: str | None = None
+    restarts: int = 0
+    wanted: Goal = Goal.UP
+    goal_by: str | None = None
+    goal_at: str | None = None
+    by: str | None = None
+    in_force: InForce | None = None
+    noticed: Incarnation | None = None
+    status_text: str | None = None
+    left: str | None = None
+    adopted: bool = False
+
+    def forget_process(self) -> None:
+        """Nothing of what belonged to one process holds any more."""
+        self.in_force = self.started_at = self.status_text = self.noticed = None
+        self.adopted = False
+
+    def health(self, unit: Unit) -> Health:
+        """What the checks say of the process that there is now."""
+        return verdict(self.records) if unit.has_process and self.records else Health.UNKNOWN
+
+    def checks(self, unit: Unit, plan: Plan) -> tuple[CheckView, ...]:
+        """Each check as people see it."""
+        if not unit.has_process or len(self.records) != len(plan.kinds):
+            return tuple(CheckView(kind, Health.UNKNOWN, None, None) for kind in plan.kinds)
+        return tuple(
+            CheckView(kind, record.health, record.last.text if record.last else None, at)
+            for kind, record, at in zip(plan.kinds, self.records, self.checked_at, strict=True)
+        )
+
+
+def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None, now: float) -> InstanceView:
+    """The instance as everybody may see it.
+
+    Args:
+        now: the monotonic instant, for deadlines.
+    """
+    health, checks = memory.health(unit), memory.checks(unit, plan)
+    deadline = None
+    if unit.deadline is not None:
+        deadline = stamp(datetime.now(UTC) + timedelta(seconds=unit.deadline - now))
+    reason = why_not_eligible(role, unit, health, checks, plan.policy, deadline)
+    if reason is not None and memory.left is not None:
+        reason = f"{reason}; {memory.left}"
+    return InstanceView(
+        role=role,
+        name=plan.name,
+        unit=unit,
+        health=health,
+        pid=pid,
+        since=stamp(memory.since),
+        restarts=memory.restarts,
+        last_exit=memory.last_exit,
+        reason=reason,
+        release=memory.release,
+        ports=(memory.in_force or plan.in_force).ports,
+        checks=checks,
+        goal_by=memory.goal_by,
+        goal_at=memory.goal_at,
+        started_at=memory.started_at,
+        adopted=memory.adopted,
+        status_text=memory.status_text,
+        next=next_step(unit, deadline),
+        reload_signal=plan.policy.reload_signal,
+    )
+
+
+def next_step(unit: Unit, deadline: str | None) -> Next | None:
+    """What happens by itself when the state has lasted too long, and when that is."""
+    if deadline is None:
+        return None
+    if unit.hook is not None:
+        return Next(f"{unit.hook.value} is given up if it has not ended", deadline)
+    match unit.state:
+        case UnitState.BACKOFF:
+            return Next("it is launched again", deadline)
+        case UnitState.STARTING:
+            return Next("it is given up and ended if it is not ready", deadline)
+        case UnitState.DRAINING:
+            return Next("its open connections are cut and it is ended", deadline)
+        case _:
+            return Next("it gets the next stop signal, at last SIGKILL", deadline)
+
+
+def saved(unit: Unit, memory: UnitMemory, process: ProcessIdentity | None) -> SavedInstance:
+    """What the next daemon must know."""
+    return SavedInstance(
+        unit=unit,
+        since=stamp(memory.since),
+        process=process,
+        release=memory.release,
+        restarts=memory.restarts,
+        started_at=memory.started_at,
+        last_exit=memory.last_exit,
+        wanted=memory.wanted,
+        goal_by=memory.goal_by,
+        goal_at=memory.goal_at,
+        records=memory.records,
+        checked_at=tuple(memory.checked_at),
+        in_force=memory.in_force,
+    )
+
+
+def remembered(before: SavedInstance) -> UnitMemory:
+    """What an earlier daemon knew."""
+    return UnitMemory(
+        since=datetime.fromisoformat(before.since),
+        records=before.records,
+        checked_at=list(before.checked_at),
+        started_at=before.started_at,
+        last_exit=before.last_exit,
+        release=before.release,
+        restarts=before.restarts,
+        wanted=before.wanted,
+        goal_by=before.goal_by,
+        goal_at=before.goal_at,
+        in_force=before.in_force,
+        noticed=before.unit.incarnation if before.unit.state is not UnitState.STARTING else None,
+    )
+
+
+def announcement(role: Role, event: EventName, unit: Unit, reason: str | None) -> str:
+    """The sentence for the history about an event of the machine."""
+    match event:
+        case EventName.INSTANCE_READY:
+            message = "is ready"
+        case EventName.INSTANCE_EXITED:
+            assert unit.last_end is not None
+            message = describe_end(role, unit.last_end, unit.ended_by)
+        case EventName.INSTANCE_FAILED:
+            message = f"is not started again: {reason}"
+        case EventName.DRAIN_STARTED:
+            message = "gets no new connections; open ones may end"
+        case _:
+            message = "has no connections left" if unit.state is not UnitState.READY else "gets connections again"
+    return message if message.startswith("cannot") else f"{role.value} {message}"
+
+
+def merge_records(
+    old: Sequence[str], records: Sequence[CheckRecord], new: Sequence[str], is_ready: bool
+) -> tuple[CheckRecord, ...]:
+    """The records after the checks were changed under a running process.
+
+    A check that was there keeps its record. One that is new to a ready instance counts as passed until it has failed as
+    often as it may: a change of the configuration takes nobody out of rotation by itself.
+    """
+    known = dict(zip(old, records, strict=False))
+    fresh = CheckRecord(Health.UP) if is_ready else CheckRecord()
+    return tuple(known.get(check, fresh) for check in new)
