@@ -13,6 +13,7 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from clojarsd.core import settings_process as processes
 from clojarsd.core import settings_types as kinds
 from clojarsd.core.errors import BadSettings
 from clojarsd.core.names import Address, Role
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=BaseModel)
+
+JOINED: Final = ("environment", "limits", "cgroup")
+"""Keys of `[app]` that are tables, to which an instance adds name by name."""
 
 
 class Table(BaseModel):
@@ -98,6 +102,13 @@ class LaunchSettings(Table):
     nice: kinds.Nice = 0
     oom_score_adjust: kinds.OomScore = 0
     limits: kinds.Limits = {}
+    notify: kinds.Boolean = False
+    watchdog: processes.Watchdog = None
+    memory_max: processes.MemoryMax = None
+    cpu_affinity: processes.CpuNumbers = ()
+    chroot: processes.Chroot = None
+    supplementary_groups: processes.Groups = ()
+    cgroup: processes.CgroupFiles = {}
     log: kinds.LogChoice = LogTo.FILE
     log_max_size: kinds.Size = 64 * 1024**2
     log_keep: kinds.Kept = 5
@@ -125,6 +136,11 @@ class InstanceSettings(LaunchSettings):
         command: argument list with placeholders in it, never empty; the environment's values hold placeholders too.
         stop_signal: at least one step; when the last has been waited for, the group is killed.
         limits: -1 means unlimited.
+        watchdog: seconds, None for never.
+        memory_max: bytes, None for no limit.
+        cpu_affinity: numbers of CPUs; empty for all that the daemon has.
+        chroot: None for none; `directory` is inside it, `environment_file` and the log are outside.
+        cgroup: what to write, by the name of the file in the instance's own control group.
         log_max_size: bytes.
     """
 
@@ -163,7 +179,7 @@ class StallSettings(Table):
 class HangSettings(Table):
     """What is done about an instance that lives but does not serve. restart_after: None for never."""
 
-    restart_after: kinds.RestartAfter = 30.0
+    restart_after: processes.RestartAfter = 30.0
     thread_dump: kinds.Boolean = True
 
 
@@ -278,14 +294,14 @@ def parse_settings(text: str, origin: str) -> Settings:
     """The settings that `text` gives, with a default for every key that it leaves out.
 
     Args:
-        text: TOML.
+        text: TOML; a byte order mark before it is not minded.
         origin: how problems call the text, usually the path of its file.
 
     Raises:
         BadSettings: with every problem. A key that is wrong itself counts as absent when keys are compared with each
             other, so that one mistake is told once.
     """
-    document = parse_toml(text, origin)
+    document = parse_toml(text.removeprefix("\ufeff"), origin)
     problems, tables = read_tables(document, TABLES)
     settings = _settled(tables)
     wrong = [problem.where for problem in problems]
@@ -338,14 +354,14 @@ def _under(key: str, model: type[T], tables: Mapping[Where, BaseModel]) -> list[
 
 
 def _instance(role: Role, service: ServiceSettings, app: BaseModel | None, own: BaseModel) -> InstanceSettings:
-    """`[app]` overridden key by key; `environment` and `limits` are joined, so that an instance can add to them."""
+    """`[app]` overridden key by key; the keys of `JOINED` are joined, so that an instance can add to them."""
     assert isinstance(own, InstanceTable)
     shared = app or AppTable()
     assert isinstance(shared, AppTable)
     given = {key: getattr(shared, key) for key in shared.model_fields_set}
     given |= {key: getattr(own, key) for key in own.model_fields_set}
     whole = {key: getattr(shared, key) for key in AppTable.model_fields} | given
-    for key in ("environment", "limits"):
+    for key in JOINED:
         whole[key] = {**getattr(shared, key), **getattr(own, key)}
     whole["name"] = own.name or (service.name if role is Role.PRIMARY else f"{service.name}-backup")
     whole["host"], whole["ports"] = own.host, own.ports

@@ -11,7 +11,7 @@ from clojarsd.core.addresses import overlap
 from clojarsd.core.names import Address, Role
 from clojarsd.core.placeholders import placeholders_in, unknown_placeholder
 from clojarsd.core.quantities import duration_text
-from clojarsd.core.settings_problems import Problem, Where, path_text, value_text
+from clojarsd.core.settings_problems import Problem, Where, masked_value, path_text, value_text
 from clojarsd.core.settings_types import CheckKind, Mode
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def disagreements(
         judge.commands(),
         judge.names(),
         judge.restarts(),
+        judge.watchdogs(),
         judge.checks(),
         judge.others(),
         judge.port_names(),
@@ -57,7 +58,11 @@ class _Judge:
     document: Mapping[str, object]
 
     def commands(self) -> Iterator[Problem]:
-        if any(not instance.command for instance in self.settings.instances.values()):
+        """An instance without a command, or nobody who has one, though the instances could not be read."""
+        instances = self.document.get("instances")
+        tables = (self.document.get("app"), *(instances.values() if isinstance(instances, dict) else ()))
+        somewhere = any(isinstance(table, dict) and table.get("command") for table in tables)
+        if not somewhere or any(not instance.command for instance in self.settings.instances.values()):
             yield Problem(("app", "command"), 'missing (the argument list that starts an instance, such as ["java"])')
 
     def names(self) -> Iterator[Problem]:
@@ -82,6 +87,15 @@ class _Judge:
                 first = self._origin(role, "restart_delay")
                 text = f"is shorter than {path_text(first)}, {duration_text(instance.restart_delay)}"
                 yield self._problem(self._origin(role, "restart_max_delay"), duration_text(longest), text, first)
+
+    def watchdogs(self) -> Iterator[Problem]:
+        """Whoever is to send WATCHDOG=1 must be told where to."""
+        for role, instance in self.settings.instances.items():
+            if instance.watchdog is not None and not instance.notify:
+                notify = self._origin(role, "notify")
+                text = "needs notify = true, by which the instance is told where to send WATCHDOG=1"
+                shown = duration_text(instance.watchdog)
+                yield self._problem(self._origin(role, "watchdog"), shown, text, notify)
 
     def checks(self) -> Iterator[Problem]:
         for where, check in self._under("checks"):
@@ -243,7 +257,7 @@ class _Judge:
             except (KeyError, IndexError, TypeError):
                 value = shown
                 break
-        return Problem(where, f"{value_text(value)}: {text}", rests_on)
+        return Problem(where, f"{value_text(masked_value(where, value))}: {text}", rests_on)
 
 
 def _of_instance(instance: InstanceSettings) -> tuple[str, ...]:

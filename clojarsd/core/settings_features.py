@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from clojarsd.core.names import Role
-from clojarsd.core.settings_types import CheckKind, LogTo, Mode
+from clojarsd.core.settings_types import CheckKind, Mode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from clojarsd.core.settings import FrontendSettings, InstanceSettings, Settings
-
-_INSTANCE_DEFAULT_OFF: Final = ("pre_start", "post_start", "pre_stop", "post_stop")
-"""Nothing unless given."""
-_INSTANCE_DEFAULT_ON: Final = ("reload_signal", "log_max_size", "log_keep")
-"""Who writes one of these, even with its default, counts on it."""
+    from clojarsd.core.settings import FrontendSettings, Settings
 
 
 def features_not_acted_on(settings: Settings) -> tuple[str, ...]:
@@ -25,7 +19,6 @@ def features_not_acted_on(settings: Settings) -> tuple[str, ...]:
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    yield from _of_instances(settings)
     for number, check in enumerate(settings.checks):
         if check.kind in (CheckKind.NAILGUN, CheckKind.EXEC):
             yield f'checks[{number}].kind "{check.kind.value}"'
@@ -45,25 +38,6 @@ def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str
     for key, value in off.items():
         if key in table.model_fields_set and getattr(table, key) != value:
             yield f"{where}.{key}"
-
-
-def _of_instances(settings: Settings) -> Iterator[str]:
-    wanted = {role: tuple(_of_instance(instance)) for role, instance in settings.instances.items()}
-    for key in dict.fromkeys(key for keys in wanted.values() for key in keys):
-        roles = [role for role in Role if key in wanted[role]]
-        places = ["app"] if len(roles) == len(Role) else [f"instances.{role.value}" for role in roles]
-        yield from (f"{place}.{key}" for place in places)
-
-
-def _of_instance(instance: InstanceSettings) -> Iterator[str]:
-    for key in _INSTANCE_DEFAULT_OFF:
-        if getattr(instance, key):
-            yield key
-    for key in _INSTANCE_DEFAULT_ON:
-        if key in instance.model_fields_set:
-            yield key
-    if instance.log is not LogTo.FILE:
-        yield f'log "{instance.log.value}"'
 
 
 def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:

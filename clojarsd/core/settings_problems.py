@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,7 +14,11 @@ from pydantic import BaseModel, ValidationError
 Where = tuple[str | int, ...]
 """The way to a value: keys of tables, and numbers of array elements, from 0."""
 
+MASK: Final = "***"
+"""What stands for a value that may be secret."""
+
 _MOST_CHARACTERS: Final = 100
+_USERINFO: Final = re.compile(r"(?<=://)[^/]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,12 @@ def path_text(where: Where) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += ("." if text else "") + _key_text(part)
+            text += ("." if text else "") + key_text(part)
     return text
 
 
-def _key_text(key: str) -> str:
+def key_text(key: str) -> str:
+    """`key` as a key of TOML, quoted where it must be."""
     plain = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
     return key if plain else json.dumps(key, ensure_ascii=False)
 
@@ -57,6 +63,15 @@ def _key_text(key: str) -> str:
 def word_text(word: str) -> str:
     """`word` for a sentence: as it is, or quoted as in TOML where it is empty or would not show."""
     return word if word and word.isprintable() else json.dumps(word)
+
+
+def masked_value(where: Where, value: object) -> object:
+    """`value` as it may be shown: without the values of environment variables, and passwords in addresses."""
+    if where[:2] == ("app", "environment") or (where[:1] == ("instances",) and where[2:3] == ("environment",)):
+        return dict.fromkeys(value, MASK) if isinstance(value, Mapping) else MASK
+    if where == ("deploy", "repository") and isinstance(value, str):
+        return _USERINFO.sub(f"{MASK}@", value)
+    return value
 
 
 def value_text(value: object) -> str:
@@ -71,7 +86,7 @@ def _value_text(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_value_text(one) for one in value)}]"
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key_text(str(key))} = {_value_text(one)}" for key, one in value.items())
+        inside = ", ".join(f"{key_text(str(key))} = {_value_text(one)}" for key, one in value.items())
         return f"{{ {inside} }}" if inside else "{}"
     return str(value)
 
@@ -95,11 +110,12 @@ def _problem(kind: str, at: Where, details: Mapping[str, object], model: type[Ba
         return Problem(where + at, f"missing ({meaning})")
     if kind == "extra_forbidden":
         return unknown_key(where + at, _table(model, at).model_fields)
-    if at[-1] == "[key]":
-        at = at[:-1]
     context = details["ctx"]
     assert isinstance(context, dict), f"a type of pydantic's own came into the settings: {kind}"
-    return Problem(where + at, f"{value_text(details['input'])}: {context['error']}")
+    if at[-1] == "[key]":
+        return Problem((*where, *at[:-1]), f"{value_text(details['input'])}: {context['error']}")
+    shown = masked_value((*where, *at), details["input"])
+    return Problem((*where, *at), f"{value_text(shown)}: {context['error']}")
 
 
 def _table(model: type[BaseModel], at: Sequence[str | int]) -> type[BaseModel]:

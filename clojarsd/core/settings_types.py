@@ -126,17 +126,14 @@ def _matching(pattern: str, wrong: str) -> Callable[[object], str]:
     return check
 
 
-def _path(value: object) -> Path:
+def parse_path(value: object) -> Path:
+    """The absolute path that `value` is. Raises ValueError; the message is for people."""
     path = Path(_text(value))
     if not path.is_absolute():
         raise ValueError("is not an absolute path (it begins with /)")
     if ".." in path.parts:
         raise ValueError("holds .. (an absolute path without it)")
     return path
-
-
-def _restart_after(value: object) -> float | None:
-    return None if value == "never" else longer_than_zero(parse_duration(value))
 
 
 def _larger_than_zero(size: int) -> int:
@@ -263,10 +260,9 @@ Caller = Annotated[
 Variable = Annotated[
     str, Read(_matching(r"[A-Za-z_][A-Za-z0-9_]*", "is not a name of a variable (letters, digits and _)"))
 ]
-AbsolutePath = Annotated[Path, Read(_path)]
+AbsolutePath = Annotated[Path, Read(parse_path)]
 DurationOrZero = Annotated[float, Read(parse_duration)]
 Duration = Annotated[float, Read(parse_duration), AfterValidator(longer_than_zero)]
-RestartAfter = Annotated[float | None, Read(_restart_after)]
 Size = Annotated[int, Read(parse_size), AfterValidator(_larger_than_zero)]
 Port = Annotated[int, Read(_port)]
 Host = Annotated[str, Read(parse_host)]

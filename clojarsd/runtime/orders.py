@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -14,8 +14,18 @@ from clojarsd.core.api import Step, Verb
 from clojarsd.core.errors import ClojarsdError, Failed, Refused
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Incarnation, Role, Rotation
-from clojarsd.core.progress import already, gets_traffic, judge, narrate, what_serves, why_not_restart
-from clojarsd.core.unit_events import Drain, Order, Restart, Start, Stop, Undrain
+from clojarsd.core.progress import (
+    already,
+    as_sentence,
+    gets_traffic,
+    judge,
+    narrate,
+    what_serves,
+    why_not_reload,
+    why_not_restart,
+    why_not_with_environment,
+)
+from clojarsd.core.unit_events import Drain, Order, Reload, Restart, Start, Stop, Undrain
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_runner import UnitRunner
 
@@ -27,7 +37,11 @@ _ORDERS: Mapping[Verb, Order] = {
     Verb.RESTART: Restart(),
     Verb.DRAIN: Drain(),
     Verb.UNDRAIN: Undrain(),
+    Verb.RELOAD: Reload(),
 }
+NO_ENVIRONMENT: Mapping[str, str] = {}
+KEEP_TIMEOUT = 2.0
+"""Seconds that an order waits for the disk to remember it; a disk that is slower keeps nobody from being obeyed."""
 
 
 class Work:
@@ -94,14 +108,26 @@ class Orders:
 
     Args:
         failback: the longest time in seconds after which a frontend lets the primary serve again.
+        refresh: takes the configuration over as it is on the disk, for who is given; raises Refused.
+        kept: returns when what operators want is safe on the disk; raises Failed.
     """
 
-    def __init__(self, runners: Mapping[Role, UnitRunner], board: Board, failback: float) -> None:
+    def __init__(
+        self,
+        runners: Mapping[Role, UnitRunner],
+        board: Board,
+        failback: Callable[[], float],
+        refresh: Callable[[str], Awaitable[object]],
+        kept: Callable[[], Awaitable[None]],
+    ) -> None:
         self._runners = runners
         self._board = board
         self._failback = failback
+        self._refresh = refresh
+        self._kept = kept
         self._group: asyncio.TaskGroup
         self._refusal: str | None = None
+        self._under_way: dict[Work, str] = {}
 
     def refuse(self, why: str) -> None:
         """Take no order from now on; work under way goes on."""
@@ -113,8 +139,55 @@ class Orders:
             while True:
                 await asyncio.Event().wait()
 
+    @property
+    def under_way(self) -> str | None:
+        """The orders that have not come to their end, in words; None when all have."""
+        return " and ".join(self._under_way.values()) or None
+
+    async def begin(
+        self,
+        verb: Verb,
+        roles: tuple[Role, ...],
+        by: str,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
+    ) -> Work:
+        """Begin an order by the configuration as it is now, and return when it will not be forgotten; see `submit`.
+
+        Raises:
+            Refused: it does not fit what is, or the configuration cannot be used; nothing was done. By force a start
+                or restart goes on with the configuration that is in use.
+        """
+        if verb in (Verb.START, Verb.RESTART) and self._refusal is None:
+            try:
+                await self._refresh(by)
+            except Refused as refused:
+                if not force:
+                    names = " and ".join(role.value for role in roles)
+                    raise Refused(
+                        f"cannot {verb.value} {names} by the configuration as it is now: {refused};"
+                        f" --force {verb.value}s by the one in use"
+                    ) from refused
+                log.warning("configuration_not_refreshed", verb=verb.value, reason=str(refused))
+        work = self.submit(verb, roles, by, force=force, timeout=timeout, environment=environment)
+        try:
+            async with asyncio.timeout(KEEP_TIMEOUT):
+                await self._kept()
+        except (Failed, TimeoutError) as error:
+            log.warning("order_not_kept", verb=verb.value, reason=str(error) or f"not within {KEEP_TIMEOUT:g} s")
+        return work
+
     def submit(
-        self, verb: Verb, roles: tuple[Role, ...], by: str, *, force: bool = False, timeout: float | None = None
+        self,
+        verb: Verb,
+        roles: tuple[Role, ...],
+        by: str,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
     ) -> Work:
         """Begin an order; its first step is done when this returns, so that another order sees it.
 
@@ -122,6 +195,7 @@ class Orders:
             roles: in this order where it matters: a restart of both is one after the other.
             force: restart although the other instance could not take over.
             timeout: seconds after which the work counts as failed; what was begun goes on all the same.
+            environment: what the processes that this starts get besides their own, this once.
 
         Raises:
             Refused: it does not fit what is; nothing was done.
@@ -129,12 +203,18 @@ class Orders:
         if self._refusal is not None:
             raise Refused(f"cannot {verb.value} {' and '.join(role.value for role in roles)}: {self._refusal}")
         work = Work()
+        view = self._board.view()
+        for role in roles:
+            if verb is Verb.RELOAD and (why := why_not_reload(role, view)):
+                raise Refused(why)
+            if environment and (why := why_not_with_environment(verb, role, view)):
+                raise Refused(why)
         sentences = [already(verb, self._board.instance(role)) for role in roles]
         if all(sentences):
             work.finish("; ".join(sentence for sentence in sentences if sentence))
             return work
         if verb is Verb.RESTART:
-            if not force and (why := why_not_restart(roles[0], self._board.view())):
+            if not force and (why := why_not_restart(roles[0], view)):
                 raise Refused(f"{why}; nothing was done; {_FORCE}")
             if not force and len(roles) > 1 and self._runners[roles[0]].unit.rotation is Rotation.OUT:
                 first = roles[0].value
@@ -142,17 +222,20 @@ class Orders:
                     f"cannot restart {roles[1].value} after {first}: {first} is out of rotation and could not take"
                     f" over; nothing was done; {_FORCE}"
                 )
-            before = self._place(verb, roles[0], by)
-            self._group.create_task(self._restart_in_turn(work, roles, before, by, force, timeout))
+            before = self._place(verb, roles[0], by, environment)
+            acting = self._restart_in_turn(work, roles, before, by, force, timeout, environment)
         else:
-            places = [(role, self._place(verb, role, by)) for role in roles]
-            self._group.create_task(self._watch(work, verb, places, timeout))
+            acting = self._watch(
+                work, verb, [(role, self._place(verb, role, by, environment)) for role in roles], timeout
+            )
+        self._under_way[work] = f"{verb.value} {' and '.join(role.value for role in roles)} (by {by})"
+        self._group.create_task(acting).add_done_callback(lambda _: self._under_way.pop(work))
         return work
 
-    def _place(self, verb: Verb, role: Role, by: str) -> Incarnation:
+    def _place(self, verb: Verb, role: Role, by: str, environment: Mapping[str, str]) -> Incarnation:
         """Give the order to the runner; the incarnation that there was before."""
         before = self._runners[role].unit.incarnation
-        self._runners[role].order(_ORDERS[verb], by)
+        self._runners[role].order(_ORDERS[verb], by, environment=environment)
         log.info("order_taken", verb=verb.value, role=role.value, by=by)
         return before
 
@@ -169,7 +252,14 @@ class Orders:
             work.finish("; ".join(messages))
 
     async def _restart_in_turn(
-        self, work: Work, roles: Sequence[Role], before: Incarnation, by: str, force: bool, timeout: float | None
+        self,
+        work: Work,
+        roles: Sequence[Role],
+        before: Incarnation,
+        by: str,
+        force: bool,
+        timeout: float | None,
+        environment: Mapping[str, str],
     ) -> None:
         """Follow the restart that was placed for the first role, then place and follow the others."""
         messages: list[str] = []
@@ -177,20 +267,22 @@ class Orders:
             deadline = _deadline(timeout)
             for number, role in enumerate(roles):
                 if number > 0:
-                    before = self._place_next(role, roles[:number], by, force)
+                    before = self._place_next(role, roles[:number], by, force, environment)
                 async with self._in_time(Verb.RESTART, role, deadline, timeout):
                     messages.append(await self._finish(work, Verb.RESTART, role, before))
                     await self._await_traffic(work, role, deadline)
             work.finish("; ".join(messages))
 
-    def _place_next(self, role: Role, restarted: Sequence[Role], by: str, force: bool) -> Incarnation:
+    def _place_next(
+        self, role: Role, restarted: Sequence[Role], by: str, force: bool, environment: Mapping[str, str]
+    ) -> Incarnation:
         """Place the restart of a further role; what has changed since the order came may stand against it."""
         done = " and ".join(one.value for one in restarted)
         if self._refusal is not None:
             raise Failed(f"cannot restart {role.value}: {self._refusal}; {done} was restarted")
         if not force and (why := why_not_restart(role, self._board.view())):
             raise Failed(f"{why}; {done} was restarted, {role.value} was left as it is; {_FORCE}")
-        return self._place(Verb.RESTART, role, by)
+        return self._place(Verb.RESTART, role, by, environment)
 
     @asynccontextmanager
     async def _in_time(
@@ -212,7 +304,7 @@ class Orders:
             await self._board.change()
             now = self._board.view()
             if (text := narrate(role, seen, now)) is not None:
-                work.note(role, text if text.startswith("cannot") else f"{role.value} {text}")
+                work.note(role, as_sentence(role, text))
             seen = now
         if not verdict.done:
             raise Failed(f"cannot {verb.value} {role.value}: {verdict.message}; {what_serves(seen)}")
@@ -224,8 +316,8 @@ class Orders:
             return
         if self._board.instance(role).unit.rotation is Rotation.OUT:
             return
-        work.note(role, f"{role.value} gets its traffic back after {self._failback:g} s without a break (failback)")
-        if deadline is not None and asyncio.get_running_loop().time() + self._failback > deadline:
+        work.note(role, f"{role.value} gets its traffic back after {self._failback():g} s without a break (failback)")
+        if deadline is not None and asyncio.get_running_loop().time() + self._failback() > deadline:
             return
         seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)
         if not seen.instances[role].is_eligible:
@@ -265,4 +357,5 @@ _BEGUN: Mapping[Verb, str] = {
     Verb.RESTART: "is to be restarted",
     Verb.DRAIN: "is to be out of rotation",
     Verb.UNDRAIN: "is to be in rotation",
+    Verb.RELOAD: "is to reload",
 }

@@ -51,7 +51,7 @@ class UnitHooks:
         try:
             world = spec()
             world = replace(world, environment={**world.environment, **self._told(hook, how)})
-            self._running = self._run(plan.commands, world, plan.timeout, ended)
+            self._running = self._run(plan.commands(), world, plan.timeout, ended)
         except LaunchFailed as failed:
             self._loop.call_soon(ended, str(failed))
 

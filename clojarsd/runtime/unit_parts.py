@@ -124,9 +124,14 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HookPlan:
-    """The commands of one hook, and the seconds that each of them may take."""
+    """One hook.
 
-    commands: tuple[tuple[str, ...], ...]
+    Attributes:
+        commands: the argument lists with the release as it is now; raises LaunchFailed.
+        timeout: seconds that each command may take.
+    """
+
+    commands: Callable[[], tuple[tuple[str, ...], ...]]
     timeout: float
 
 

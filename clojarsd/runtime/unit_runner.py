@@ -141,9 +141,9 @@ class UnitRunner:
             self._prove()
             self._publish()
 
-    def notified_status(self, incarnation: Incarnation, text: str) -> None:
+    def notified_status(self, text: str) -> None:
         """The process has said how it is."""
-        if incarnation == self._unit.incarnation and self._unit.has_process:
+        if self._unit.has_process:
             self._memory.status_text = text or None
             self._publish()
 

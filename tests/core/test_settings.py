@@ -49,6 +49,8 @@ def test_least_configuration_has_every_default() -> None:
     assert primary.stop_signal == (StopStep(15, 30.0),)
     assert primary.success_codes == {0, 143}
     assert (primary.umask, primary.restart, primary.log) == (0o022, RestartWhen.ON_FAILURE, LogTo.FILE)
+    assert (primary.notify, primary.watchdog, primary.memory_max, primary.cpu_affinity) == (False, None, None, ())
+    assert (primary.chroot, primary.supplementary_groups, primary.cgroup) == (None, (), {})
     assert seen.instances[Role.BACKUP].name == "clojars-backup"
     assert (seen.stall.sample, seen.hang.restart_after, seen.warmup.requests) == (0.05, 30.0, ())
 
@@ -84,6 +86,44 @@ restart_limit = { count = 3 }
     assert backup.restart_limit == RestartLimit.model_construct(count=3, within=120.0)
     assert primary.pre_start == backup.pre_start == (("one",), ("two", "three"))
     assert backup.host == "127.0.0.2"
+
+
+def test_surroundings_of_a_process_are_read() -> None:
+    text = """
+[app]
+command = ["serve"]
+notify = true
+watchdog = "30s"
+memory_max = "1GiB"
+cpu_affinity = [1, 0]
+chroot = "/srv/clojars"
+supplementary_groups = ["adm", "1000"]
+cgroup = { "memory.max" = "2GiB", "pids.max" = 4096, "cpu.max" = "50000 100000", "memory.high" = "max" }
+[instances.primary]
+ports = { http = 8001 }
+[instances.backup]
+ports = { http = 8002 }
+watchdog = "never"
+memory_max = "unlimited"
+cpu_affinity = []
+chroot = "/"
+supplementary_groups = []
+cgroup = { "memory.max" = "max", "hugetlb.2MB.max" = "4MiB" }
+"""
+    seen = parse_settings(text, "test.toml").instances
+    primary, backup = seen[Role.PRIMARY], seen[Role.BACKUP]
+    assert (primary.notify, primary.watchdog, primary.memory_max) == (True, 30.0, 1024**3)
+    assert (primary.cpu_affinity, primary.chroot) == ((1, 0), Path("/srv/clojars"))
+    assert primary.supplementary_groups == ("adm", "1000")
+    whole = {"memory.max": str(2 * 1024**3), "pids.max": "4096", "cpu.max": "50000 100000", "memory.high": "max"}
+    assert primary.cgroup == whole
+    assert (backup.notify, backup.watchdog, backup.memory_max) == (True, None, None)
+    assert (backup.cpu_affinity, backup.chroot, backup.supplementary_groups) == ((), None, ())
+    assert backup.cgroup == whole | {"memory.max": "max", "hugetlb.2MB.max": str(4 * 1024**2)}
+
+
+def test_byte_order_mark_is_not_minded() -> None:
+    assert parse_settings("\ufeff" + LEAST, "test.toml") == settings()
 
 
 def test_instances_may_each_bring_their_own_command() -> None:

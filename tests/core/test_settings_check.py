@@ -151,6 +151,18 @@ def test_restart_delays_that_shrink() -> None:
     )
 
 
+def test_watchdog_that_nobody_could_feed() -> None:
+    text = "needs notify = true, by which the instance is told where to send WATCHDOG=1"
+    assert one(app={"watchdog": '"30s"'}) == f'app.watchdog: "30s": {text}'
+    assert one(app={"watchdog": '"30s"', "notify": "true"}, instances__backup={"notify": "false"}) == (
+        f'app.watchdog: "30s": {text}'
+    )
+    assert one(instances__backup={"watchdog": '"30s"'}) == f'instances.backup.watchdog: "30s": {text}'
+    assert one(app={"watchdog": '"30s"', "notify": "1"}).startswith("app.notify: 1: ")
+    assert problems(document(app={"watchdog": '"30s"', "notify": "true"})) == []
+    assert problems(document(app={"watchdog": '"never"'})) == []
+
+
 def test_checks_that_no_start_could_pass() -> None:
     assert one(checks={**TCP, "timeout": '"5m"'}) == ('checks[0].timeout: "5m": is longer than app.start_timeout, 2m')
     assert one(checks={**TCP, "rise": "121"}) == (
@@ -204,9 +216,9 @@ def test_unknown_placeholders() -> None:
     assert one(app={"command": '["x", "{relase}", "{relase}"]'}) == (
         f'app.command: ["x", "{{relase}}", "{{relase}}"]: unknown placeholder {{relase}} {known}'
     )
-    assert one(app={"environment": '{ A = "{x}" }'}) == f'app.environment.A: "{{x}}": unknown placeholder {{x}} {known}'
+    assert one(app={"environment": '{ A = "{x}" }'}) == f'app.environment.A: "***": unknown placeholder {{x}} {known}'
     assert one(instances__backup={"environment": '{ A = "{port.x}" }'}) == (
-        f'instances.backup.environment.A: "{{port.x}}": unknown placeholder {{port.x}} {known}'
+        f'instances.backup.environment.A: "***": unknown placeholder {{port.x}} {known}'
     )
     assert one(app={"pre_stop": '[["a"], ["b", "{c}"]]'}) == (
         f'app.pre_stop[1]: ["b", "{{c}}"]: unknown placeholder {{c}} {known}'

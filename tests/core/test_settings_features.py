@@ -22,7 +22,9 @@ def keys(**tables: dict[str, str]) -> list[str]:
     [
         {},
         {"app": {"pre_start": "[]", "log": '"file"', "limits": "{ nofile = 1 }", "nice": "1", "oom_score_adjust": "1"}},
-        {"app": {"stop_signal": '["SIGQUIT", "1s", "SIGTERM"]'}},
+        {"app": {"stop_signal": '["SIGQUIT", "1s", "SIGTERM"]', "reload_signal": '"SIGHUP"'}},
+        *({"app": {key: '[["x"]]'}} for key in ("pre_start", "post_start", "pre_stop", "post_stop")),
+        *({"app": {"log": log, "log_max_size": '"1MiB"', "log_keep": "5"}} for log in ('"journal"', '"inherit"')),
         {"stall": {"enabled": "false"}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
         {"warmup": {"requests": "[]", "rounds": "3"}},
         {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "0", "proxy_protocol": "false"}},
@@ -36,11 +38,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
 @pytest.mark.parametrize(
     ("tables", "named"),
     [
-        *(({"app": {key: '[["x"]]'}}, [f"app.{key}"]) for key in ("pre_start", "post_start", "pre_stop", "post_stop")),
-        ({"instances__backup": {"pre_stop": '[["x"]]'}}, ["instances.backup.pre_stop"]),
-        ({"app": {"reload_signal": '"SIGHUP"', "log_keep": "5"}}, ["app.reload_signal", "app.log_keep"]),
-        ({"instances__primary": {"log_max_size": '"1MiB"'}}, ["instances.primary.log_max_size"]),
-        ({"app": {"log": '"journal"'}}, ['app.log "journal"']),
         ({"checks": {"kind": '"nailgun"', "port": '"http"'}}, ['checks[0].kind "nailgun"']),
         ({"checks": {"kind": '"exec"', "command": '["x"]'}}, ['checks[0].kind "exec"']),
         ({"stall": {}}, ["stall"]),

@@ -47,6 +47,7 @@ STEPS = 'a signal, or signals with the time to wait after each, ["SIGQUIT", "10s
 LIMIT_NAMES = (
     "as, core, cpu, data, fsize, memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, sigpending, stack"
 )
+CGROUP_FILE = "CONTROLLER.FILE, such as memory.max, cpu.max, cpu.weight, pids.max, io.weight"
 HOST_HINT = "an IPv4 or IPv6 address without brackets, or a host name"
 
 APP_VALUES = [
@@ -56,7 +57,6 @@ APP_VALUES = [
     ("directory", '"/home/../etc"', "holds .. (an absolute path without it)"),
     ("directory", "1", "is not text (text stands in quotes)"),
     ("environment_file", '"env"', "is not an absolute path (it begins with /)"),
-    ("environment", "1", 'is not a table (such as { LANG = "C.UTF-8" })'),
     ("pre_start", "1", 'is not a list of commands (each a list, such as [["touch", "/tmp/here"]])'),
     ("start_timeout", "120", f"a duration needs a unit ({DURATION_HINT})"),
     ("start_timeout", '"0s"', "must be longer than zero"),
@@ -86,6 +86,18 @@ APP_VALUES = [
     ("nice", "true", "is not a whole number (-20 to 19)"),
     ("oom_score_adjust", "-1001", "is out of range (-1000 to 1000)"),
     ("limits", "1", "is not a table (such as { nofile = 65536 })"),
+    ("notify", "1", "is not a truth value (true or false, without quotes)"),
+    ("watchdog", "30", f"a duration needs a unit ({DURATION_HINT})"),
+    ("watchdog", '"0s"', "must be longer than zero"),
+    ("memory_max", "1", f"a size needs a unit ({SIZE_HINT})"),
+    ("memory_max", '"1MiB"', 'is too little for any instance (at least 16MiB, or "unlimited")'),
+    ("cpu_affinity", "0", "is not a list of CPU numbers (such as [0, 1])"),
+    ("cpu_affinity", "[0, 1, 0]", "names 0 twice (each once)"),
+    ("chroot", '"srv"', "is not an absolute path (it begins with /)"),
+    ("chroot", '"/srv/../etc"', "holds .. (an absolute path without it)"),
+    ("supplementary_groups", '"adm"', 'is not a list of groups (such as ["ssl-cert", "adm"])'),
+    ("supplementary_groups", '["adm", "adm"]', "names adm twice (each once)"),
+    ("cgroup", "1", 'is not a table (such as { "memory.max" = "2GiB", "pids.max" = 4096 })'),
     ("log", '"syslog"', "is not one of the choices (file, journal, inherit)"),
     ("log_max_size", "67108864", f"a size needs a unit ({SIZE_HINT})"),
     ("log_max_size", '"0B"', "must be larger than zero"),
@@ -99,7 +111,15 @@ PLACED = [
         document(app={"command": r'["a\u0000b"]'}),
         r'app.command[0]: "a\u0000b": holds a NUL character, which no program can be given',
     ),
-    (document(app={"environment": "{ A = 1 }"}), "app.environment.A: 1: is not text (text stands in quotes)"),
+    (document(app={"environment": "{ A = 1 }"}), 'app.environment.A: "***": is not text (text stands in quotes)'),
+    (
+        document(instances__backup={"environment": '"TOKEN=secret"'}),
+        'instances.backup.environment: "***": is not a table (such as { LANG = "C.UTF-8" })',
+    ),
+    (
+        document(app={"environment": r'{ A = "secret\u0000" }'}),
+        'app.environment.A: "***": holds a NUL character, which no program can be given',
+    ),
     (
         document(app={"environment": '{ "a b" = "1" }'}),
         'app.environment."a b": "a b": is not a name of a variable (letters, digits and _)',
@@ -113,6 +133,38 @@ PLACED = [
     (
         document(app={"restart_limit": "{ cuont = 1 }"}),
         "app.restart_limit.cuont: unknown key, did you mean count? (allowed: count, within)",
+    ),
+    (document(app={"cpu_affinity": "[0, -1]"}), "app.cpu_affinity[1]: -1: is out of range (0 to 8191)"),
+    (document(app={"cpu_affinity": '["0"]'}), 'app.cpu_affinity[0]: "0": is not a whole number (0 to 8191)'),
+    (
+        document(app={"supplementary_groups": '["@adm"]'}),
+        'app.supplementary_groups[0]: "@adm": is not the name of a user or group',
+    ),
+    *(
+        (
+            document(app={"cgroup": f"{{ {key} = 1 }}"}),
+            f'app.cgroup.{key}: "{key.strip(chr(34))}": {wrong} ({CGROUP_FILE})',
+        )
+        for key, wrong in [
+            ('"cgroup.procs"', "is a file by which groups themselves are run, which clojarsd does"),
+            ("memory", "is not a file of a control group"),
+            ('"../memory.max"', "is not a file of a control group"),
+            ('"memory.max/x"', "is not a file of a control group"),
+            ('"memory."', "is not a file of a control group"),
+        ]
+    ),
+    *(
+        (
+            document(app={"cgroup": f'{{ "pids.max" = {value} }}'}),
+            f'app.cgroup."pids.max": {value}: is not a value for a control group '
+            '(a whole number from 0, or text, such as "2GiB" or "max")',
+        )
+        for value in ("-1", "true", '""', "[1]")
+    ),
+    (
+        document(app={"cgroup": r'{ "io.max" = "8:0 rbps=1\n8:1 rbps=1" }'}),
+        r'app.cgroup."io.max": "8:0 rbps=1\n8:1 rbps=1": "8:0 rbps=1\n8:1 rbps=1" is more than a line of plain text '
+        "(one line)",
     ),
     (document(app={"success_codes": "[0, 256]"}), "app.success_codes[1]: 256: is out of range (0 to 255)"),
     (
@@ -300,7 +352,7 @@ def test_wrong_addresses(value: str, wrong: str) -> None:
 
 @pytest.mark.parametrize(("line", "problem"), SHAPES)
 def test_wrong_shapes(line: str, problem: str) -> None:
-    text = line + "\n" + ("" if line.startswith("instances = ") else document())
+    text = line + "\n" + ('[app]\ncommand = ["serve"]' if line.startswith("instances = ") else document())
     assert problems(text) == [problem]
 
 
@@ -356,11 +408,24 @@ hold = 30
 
 def test_empty_file_names_what_is_missing() -> None:
     missing = "missing (a table with the ports of this instance)"
-    assert problems("") == [f"instances.primary: {missing}", f"instances.backup: {missing}"]
+    instances = [f"instances.primary: {missing}", f"instances.backup: {missing}"]
+    command = 'app.command: missing (the argument list that starts an instance, such as ["java"])'
+    assert problems("") == [*instances, command]
+    assert problems("[app]\ncommand = []") == [*instances, command]
+    assert problems("instances = 1") == ["instances: 1: is not a table (of primary and backup)", command]
     assert problems("[instances.primary]\n[instances.backup]\nports = { http = 1 }") == [
         "instances.primary.ports: missing (the ports of this instance, such as { http = 8001, nailgun = 8101 })",
-        'app.command: missing (the argument list that starts an instance, such as ["java"])',
+        command,
     ]
+
+
+def test_command_that_an_unreadable_instance_gives_is_not_missing() -> None:
+    text = '[instances.primary]\ncommand = ["x"]\nports = 1\n[instances.backup]\ncommand = ["x"]\nports = 2'
+    assert [problem.split(": ")[0] for problem in problems(text)] == [
+        "instances.primary.ports",
+        "instances.backup.ports",
+    ]
+    assert problems("app = 1\n" + text.replace('command = ["x"]\n', ""))[0] == "app: 1: is not a table"
 
 
 def test_long_values_are_cut() -> None:

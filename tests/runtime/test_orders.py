@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,24 @@ from tests.support.waiting import PATIENCE, until
 
 P, B = Role.PRIMARY, Role.BACKUP
 BOTH = (B, P)
+
+
+async def no_refresh(by: str) -> None:
+    """The configuration is what it was."""
+
+
+async def kept() -> None:
+    """The disk is fast."""
+
+
+@asynccontextmanager
+async def taking(orders: Orders) -> AsyncIterator[None]:
+    """Orders that can be given within the block."""
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        await until(lambda: hasattr(orders, "_group"))
+        yield
+        running.cancel()
 
 
 class Desk:
@@ -49,7 +68,7 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     units = Units()
     units.is_lively = units.traffic.calls_back_at_once = True
-    orders = Orders(units.runners, units.board, failback=5.0)
+    orders = Orders(units.runners, units.board, lambda: 5.0, no_refresh, kept)
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
         for role in Role:
@@ -261,7 +280,7 @@ async def test_a_restart_of_one_that_does_not_run_starts_it(how: str) -> None:
     policy = replace(POLICY, restart=replace(POLICY.restart, limit_count=1 if how != "failed" else 0))
     units = Units(policy)
     units.traffic.calls_back_at_once = True
-    orders = Orders(units.runners, units.board, failback=5.0)
+    orders = Orders(units.runners, units.board, lambda: 5.0, no_refresh, kept)
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
         await asyncio.sleep(0)
@@ -350,7 +369,7 @@ async def test_a_failback_that_outlasts_the_order_is_not_waited_for(desk: Desk) 
 
 async def test_a_failback_that_is_late_is_a_sentence(desk: Desk) -> None:
     """The traffic should have come within the time, and has not."""
-    orders = Orders(desk.units.runners, desk.units.board, failback=0.001)
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, kept)
     desk.units.traffic.failing_back = True
     async with asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
@@ -413,7 +432,7 @@ async def test_nothing_is_taken_while_the_daemon_stops(desk: Desk) -> None:
 
 
 async def test_work_of_a_daemon_that_ends_has_an_end(desk: Desk) -> None:
-    orders = Orders(desk.units.runners, desk.units.board, failback=5.0)
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 5.0, no_refresh, kept)
     desk.units.is_lively = False
     async with asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
@@ -423,3 +442,102 @@ async def test_work_of_a_daemon_that_ends_has_an_end(desk: Desk) -> None:
         running.cancel()
     assert await failure(work) == "cannot say how the order ends: clojarsd is ending"
     desk.units.check(B, GOOD)
+
+
+# The configuration as it is now, and what is remembered.
+
+
+async def test_a_restart_reads_the_configuration_first_and_a_drain_does_not(desk: Desk) -> None:
+    read: list[str] = []
+
+    async def refresh(by: str) -> None:
+        read.append(by)
+        assert desk.incarnations() == {P: 1, B: 1}, "before the order is placed"
+
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, refresh, kept)
+    async with taking(orders):
+        await (await orders.begin(Verb.DRAIN, (B,), "ann")).result()
+        assert read == []
+        await (await orders.begin(Verb.UNDRAIN, (B,), "ann")).result()
+        await (await orders.begin(Verb.RESTART, (B,), "ann")).result()
+        assert read == ["ann"]
+
+
+async def test_a_configuration_that_cannot_be_used_refuses_a_restart_unless_forced(desk: Desk) -> None:
+    async def refresh(by: str) -> None:
+        raise Refused("cannot reload: x.toml: app.command: is missing; nothing was changed")
+
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, refresh, kept)
+    async with taking(orders):
+        with pytest.raises(Refused) as refused:
+            await orders.begin(Verb.RESTART, (B,), "ann")
+        assert str(refused.value) == (
+            "cannot restart backup by the configuration as it is now: cannot reload: x.toml: app.command: is missing;"
+            " nothing was changed; --force restarts by the one in use"
+        )
+        assert desk.incarnations() == {P: 1, B: 1}
+        await (await orders.begin(Verb.RESTART, (B,), "ann", force=True)).result()
+        assert desk.incarnations() == {P: 1, B: 2}
+
+
+async def test_an_order_is_not_answered_before_it_is_remembered(desk: Desk) -> None:
+    safe = asyncio.Event()
+    placed: list[UnitState] = []
+
+    async def slowly() -> None:
+        placed.append(desk.units.seen(B).unit.state)
+        await safe.wait()
+
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, slowly)
+    async with taking(orders):
+        answering = asyncio.ensure_future(orders.begin(Verb.STOP, (B,), "ann"))
+        await until(lambda: placed)
+        assert not answering.done()
+        assert placed != [UnitState.READY], "the order is carried out meanwhile"
+        safe.set()
+        await (await answering).result()
+
+
+async def test_an_order_is_obeyed_when_the_disk_cannot_remember_it(desk: Desk) -> None:
+    async def full() -> None:
+        raise Failed("no space left on device")
+
+    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, full)
+    async with taking(orders):
+        assert await (await orders.begin(Verb.STOP, (B,), "ann")).result() == "backup is stopped"
+
+
+async def test_what_is_under_way_is_known_until_it_has_ended(desk: Desk) -> None:
+    desk.units.traffic.calls_back_at_once = False
+    assert desk.orders.under_way is None
+    work = desk.submit(Verb.RESTART, B)
+    assert desk.orders.under_way == "restart backup (by root)"
+    desk.units.traffic.when_drained[B]()
+    await work.result()
+    await until(lambda: desk.orders.under_way is None)
+
+
+# Reload, and the environment of one start.
+
+
+async def test_reload_tells_every_instance_at_once(desk: Desk) -> None:
+    work = desk.orders.submit(Verb.RELOAD, BOTH, "root")
+    assert await work.result() == "backup was told to reload (SIGHUP); primary was told to reload (SIGHUP)"
+    assert [deed for deed in desk.units.deeds if "main process" in deed] == [
+        "backup signal 1 to the main process",
+        "primary signal 1 to the main process",
+    ]
+
+
+async def test_nobody_is_told_to_reload_when_one_cannot_be(desk: Desk) -> None:
+    await desk.stopped(P)
+    with pytest.raises(Refused, match=r"^cannot reload primary: it is stopped"):
+        desk.orders.submit(Verb.RELOAD, BOTH, "root")
+    assert not any("main process" in deed for deed in desk.units.deeds)
+
+
+async def test_a_start_with_an_environment_of_its_own_needs_a_new_process(desk: Desk) -> None:
+    with pytest.raises(Refused, match="it runs already, as process 101; nothing was done"):
+        desk.orders.submit(Verb.START, (B,), "root", environment={"A": "1"})
+    await desk.orders.submit(Verb.RESTART, (B,), "root", environment={"A": "1"}).result()
+    assert desk.units.environments[-1] == {"A": "1"}

@@ -1,0 +1,37 @@
+"""What a frontend is made of: decided by the supervisor, carried out by the relay process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clojarsd.core.names import Address, Role
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendPlan:
+    """What a frontend is made of.
+
+    Attributes:
+        backends: where each instance answers.
+        movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
+        mode_reason: why it relays, or None when the settings ask for it.
+        connect_timeout, hold, drain, drain_idle, failback: seconds, as the settings say.
+    """
+
+    name: str
+    listen: tuple[Address, ...]
+    backends: Mapping[Role, Address]
+    movable: bool
+    mode_reason: str | None
+    quickack: bool
+    connect_timeout: float
+    hold: float
+    hold_connections: int
+    drain: float
+    drain_idle: float
+    failback: float
+
+    def is_beside_ipv4(self, address: Address) -> bool:
+        """Whether an IPv4 address of this frontend has the same port, which an IPv6 socket must then leave alone."""
+        return any(":" not in other.host for other in self.listen if other.port == address.port)

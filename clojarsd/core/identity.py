@@ -1,0 +1,59 @@
+"""Which process is meant: a process known for ever, and the mark that a launch leaves on everything it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+from clojarsd.core.names import Incarnation, Role
+
+MARK: Final = "CLOJARSD_INSTANCE"
+"""The environment variable of every instance; what it starts inherits it."""
+
+MAIN: Final = "CLOJARSD_MAIN_PID"
+"""The environment variable that tells an instance's main process from what it has started: its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """Which process it is, for ever: a number alone is given to others later.
+
+    Attributes:
+        started_ticks: when it started, in clock ticks since the boot.
+        boot_id: of which boot.
+        executable: device and inode of what it runs; None where that could not be seen, or while it is being launched.
+    """
+
+    pid: int
+    started_ticks: int
+    boot_id: str
+    executable: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMark:
+    """Which launch a process comes from: the value of `CLOJARSD_INSTANCE`."""
+
+    state_dir: str
+    role: Role
+    incarnation: Incarnation
+
+    def __str__(self) -> str:
+        return f"{self.state_dir}:{self.role.value}:{self.incarnation}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The mark with that text; None when it is none."""
+        state_dir, _, rest = text.rpartition(":")
+        state_dir, _, role = state_dir.rpartition(":")
+        if not state_dir or not rest.isascii() or not rest.isdecimal():
+            return None
+        try:
+            return cls(state_dir, Role(role), Incarnation(int(rest)))
+        except ValueError:
+            return None
+
+    def covers(self, other: InstanceMark) -> bool:
+        """Whether what has the other mark comes from this launch, or from an earlier one of the same instance."""
+        same = (self.state_dir, self.role) == (other.state_dir, other.role)
+        return same and other.incarnation <= self.incarnation

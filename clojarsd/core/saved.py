@@ -1,0 +1,152 @@
+"""What outlives the daemon: the pair as a value, and its JSON of format 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from clojarsd.core.codec import Unfit, decode, encode
+from clojarsd.core.errors import Failed
+from clojarsd.core.health import CheckRecord
+from clojarsd.core.identity import InstanceMark, ProcessIdentity
+from clojarsd.core.names import Goal, Role
+from clojarsd.core.settings_types import LogTo
+from clojarsd.core.unit_facts import Unit
+from clojarsd.core.view import LastExit
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The settings that a running process was launched with and keeps until its end, whatever the file says now.
+
+    Attributes:
+        notify: whether it tells by NOTIFY_SOCKET that it is ready.
+        watchdog: seconds within which it was told to say that it is alive, or None.
+        cgroup: whether it has a group of its own.
+    """
+
+    host: str
+    ports: Mapping[str, int]
+    notify: bool = False
+    watchdog: float | None = None
+    log: LogTo = LogTo.FILE
+    cgroup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SavedInstance:
+    """One instance.
+
+    Attributes:
+        process: None when none was running.
+        release: the file name of the release it was launched with, or None.
+        restarts: launches that followed an unasked end.
+        since: when the present state began (UTC).
+        started_at: when its process was launched (UTC), or None.
+        wanted: the goal as an operator has set it; that of the unit is another while the daemon itself ends the pair.
+        goal_by: who ordered the goal, or None; and when that was (UTC).
+        records: of each check, in the order of the settings; checked_at: when each was last made (UTC), or None.
+        in_force: what its process was launched with, or None without one.
+        mark: what its process and all that comes from it have in their environment, or None without one.
+    """
+
+    unit: Unit
+    since: str
+    process: ProcessIdentity | None = None
+    release: str | None = None
+    restarts: int = 0
+    started_at: str | None = None
+    last_exit: LastExit | None = None
+    wanted: Goal = Goal.UP
+    goal_by: str | None = None
+    goal_at: str | None = None
+    records: tuple[CheckRecord, ...] = ()
+    checked_at: tuple[str | None, ...] = ()
+    in_force: InForce | None = None
+    mark: InstanceMark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPair:
+    """Everything that the next daemon must know.
+
+    Attributes:
+        boot_id: of the boot in which all monotonic instants here hold.
+        generation: how many daemons have taken over running instances in a row, by upgrade or adoption.
+        saved_at: when this was true (UTC).
+    """
+
+    service: str
+    boot_id: str
+    generation: int
+    instances: Mapping[Role, SavedInstance]
+    saved_at: str
+    format: int = field(default=FORMAT, kw_only=True)
+
+
+def as_json(pair: SavedPair) -> dict[str, Any]:
+    """The document that `from_json` reads; the format stands first, for people and other versions."""
+    document: dict[str, Any] = encode(pair)
+    return {"format": document.pop("format"), **document}
+
+
+def from_json(document: object) -> SavedPair:
+    """The pair that a document holds.
+
+    Raises:
+        Failed: it is of a format that this version does not know, or holds something else.
+    """
+    if not isinstance(document, dict) or "format" not in document:
+        raise Failed("it holds no state of a pair")
+    if document["format"] != FORMAT:
+        raise Failed(f"it has format {document['format']!r}, and this version knows {FORMAT}")
+    try:
+        pair = decode(SavedPair, document)
+    except Unfit as wrong:
+        raise Failed(str(wrong)) from wrong
+    for role in Role:
+        if role not in pair.instances:
+            raise Failed(f"instances: {role.value} is missing")
+    return pair
+
+
+def in_this_boot(pair: SavedPair, boot_id: str) -> SavedPair:
+    """What of it still holds in that boot.
+
+    After another boot that is what operators want, and what is counted: the goal, who ordered it and when, the
+    rotation, the number of the last incarnation, the restarts and the last exit. No process is left, and no monotonic
+    instant means anything, so that failures are forgotten too.
+    """
+    if pair.boot_id == boot_id:
+        return pair
+    instances = {role: _after_reboot(instance, pair.saved_at) for role, instance in pair.instances.items()}
+    return replace(pair, boot_id=boot_id, instances=instances)
+
+
+def essence(pair: SavedPair) -> SavedPair:
+    """The pair without what changes all the time and is known again soon: when it was true, what checks saw last."""
+    instances = {
+        role: replace(
+            instance,
+            records=tuple(CheckRecord(record.health) for record in instance.records),
+            checked_at=(),
+        )
+        for role, instance in pair.instances.items()
+    }
+    return replace(pair, instances=instances, saved_at="")
+
+
+def _after_reboot(instance: SavedInstance, saved_at: str) -> SavedInstance:
+    unit = instance.unit
+    return SavedInstance(
+        unit=Unit(rotation=unit.rotation, incarnation=unit.incarnation),
+        since=saved_at,
+        restarts=instance.restarts,
+        last_exit=instance.last_exit,
+        wanted=instance.wanted,
+        goal_by=instance.goal_by,
+        goal_at=instance.goal_at,
+    )

@@ -1,0 +1,179 @@
+"""The configuration that the daemon acts by, and how another one reaches every part of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import structlog
+
+from clojarsd.core.errors import BadSettings, Failed, Refused
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.history import EventName
+from clojarsd.core.launch import World
+from clojarsd.core.names import Role
+from clojarsd.core.reload import compare, taken_until_a_start
+from clojarsd.core.saved import InForce
+from clojarsd.core.settings import Settings
+from clojarsd.core.settings_json import settings_json, settings_toml
+from clojarsd.runtime.health_watch import PlannedCheck
+from clojarsd.runtime.plans import Plans
+from clojarsd.runtime.unit_parts import History, Plan
+
+log = structlog.get_logger()
+
+
+class Unit(Protocol):
+    """A unit whose plan can change; see `runtime.unit_runner.UnitRunner`."""
+
+    @property
+    def in_force(self) -> InForce:
+        """What of the settings its process is bound to."""
+
+    @property
+    def pid(self) -> int | None:
+        """The number of its process, or None without one."""
+
+    def replan(self, plan: Plan) -> None:
+        """Live by another plan from now on."""
+
+
+class Watch(Protocol):
+    """The checks of a unit; see `runtime.health_watch.HealthWatch`."""
+
+    def replan(self, checks: Sequence[PlannedCheck]) -> None:
+        """Make these checks from the next beginning on."""
+
+
+class Frontends(Protocol):
+    """All frontends; see `runtime.relay_link.RelayLink`."""
+
+    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
+        """Have these frontends and no others; raises Failed when one cannot listen, and changes nothing then."""
+
+
+class Configuration:
+    """The settings in use, as long as the daemon lives; `run` belongs to its task group, and nothing is to be closed.
+
+    Args:
+        path: the file, which is read again for every reload.
+        read: gives its settings, and blocks; raises BadSettings.
+        look: gives the world of launches as that user; raises Failed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plans: Plans,
+        history: History,
+        read: Callable[[Path], Settings],
+        look: Callable[[str], World],
+    ) -> None:
+        self._path = path
+        self._plans = plans
+        self._history = history
+        self._read = read
+        self._look = look
+        self._units: Mapping[Role, Unit]
+        self._watches: Mapping[Role, Watch]
+        self._frontends: Frontends
+        self._applied: Callable[[Settings], None]
+        self._changing = asyncio.Lock()
+        self._moved = asyncio.Event()
+
+    def attach(
+        self,
+        units: Mapping[Role, Unit],
+        watches: Mapping[Role, Watch],
+        frontends: Frontends,
+        applied: Callable[[Settings], None],
+    ) -> None:
+        """Take the parts that live by the configuration; `applied` is called with each new one for all others."""
+        self._units, self._watches, self._frontends, self._applied = units, watches, frontends, applied
+
+    @property
+    def plans(self) -> Plans:
+        """The plans by the settings in use."""
+        return self._plans
+
+    async def run(self) -> NoReturn:
+        """Let the frontends follow instances to other ports, until cancelled."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            async with self._changing:
+                try:
+                    await self._frontends.configure(self._frontend_plans(self._plans))
+                except Failed as failed:
+                    log.error("frontends_not_moved", reason=str(failed))
+
+    def launched(self, role: Role) -> None:
+        """A process was launched or adopted: what it is bound to is where it is checked and connected to."""
+        self._watches[role].replan(self._plans.checks(role, self._units[role].in_force))
+        self._moved.set()
+
+    async def reload(self, by: str) -> Sequence[str]:
+        """Act by the file as it is now; a sentence for each change.
+
+        Raises:
+            Refused: the file cannot be used, or not by a running daemon; nothing was changed.
+        """
+        async with self._changing:
+            return await self._reload(by)
+
+    async def refresh(self, by: str) -> None:
+        """The same, for an order that is to be carried out by the configuration as it is now."""
+        sentences = await self.reload(by)
+        log.debug("configuration_refreshed", changes=list(sentences))
+
+    def show(self) -> dict[str, Any]:
+        """All of it with its defaults, as JSON; secrets are masked."""
+        return settings_json(self._plans.settings)
+
+    def show_toml(self) -> str:
+        """The same, as the text of such a file."""
+        return settings_toml(self._plans.settings)
+
+    async def _reload(self, by: str) -> Sequence[str]:
+        old = self._plans.settings
+        try:
+            new = await asyncio.to_thread(self._read, self._path)
+        except BadSettings as bad:
+            raise Refused(f"cannot reload: {'; '.join(bad.problems)}; nothing was changed") from bad
+        changes = compare(old, new)
+        running = {role: unit.in_force for role, unit in self._units.items() if unit.pid is not None}
+        if not changes.every:
+            return changes.sentences()
+        if why := changes.refusal or taken_until_a_start(new, running):
+            raise Refused(why)
+        plans = await self._prepare(new)
+        self._plans = plans
+        for role in Role:
+            self._watches[role].replan(plans.checks(role, self._units[role].in_force))
+            self._units[role].replan(plans.unit(role))
+        self._applied(new)
+        sentences = changes.sentences(tuple(running))
+        self._history.record(
+            EventName.CONFIG_RELOADED, "the configuration has changed", None, by, changes=list(sentences)
+        )
+        log.info("configuration_reloaded", by=by, changes=list(sentences))
+        return sentences
+
+    async def _prepare(self, new: Settings) -> Plans:
+        """Do what can fail: after this everything else is only told."""
+        try:
+            world = self._plans.world
+            if new.service.user != self._plans.settings.service.user:
+                seen = await asyncio.to_thread(self._look, new.service.user)
+                world = replace(seen, soft_nofile=world.soft_nofile)
+            plans = replace(self._plans, settings=new, world=world)
+            await self._frontends.configure(self._frontend_plans(plans))
+        except Failed as failed:
+            raise Refused(f"cannot reload: {failed}; nothing was changed") from failed
+        return plans
+
+    def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
+        return plans.frontends({role: unit.in_force for role, unit in self._units.items()}).values()

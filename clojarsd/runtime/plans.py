@@ -1,0 +1,229 @@
+"""What the settings make of the parts of the daemon: plans of units, checks and frontends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.launch import World, make_spec
+from clojarsd.core.names import Address, HookName, Incarnation, Role
+from clojarsd.core.placeholders import placeholders_in
+from clojarsd.core.reload import checks_in_force, settings_in_force
+from clojarsd.core.restart import RestartPolicy
+from clojarsd.core.saved import InForce
+from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
+from clojarsd.core.settings_types import CheckKind, Mode
+from clojarsd.core.unit import UnitPolicy
+from clojarsd.runtime.health_watch import PlannedCheck
+from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch
+from clojarsd.system.probe import Prober
+from clojarsd.system.sockets import resolve
+from clojarsd.system.world import resolve_release
+
+HOOK_SLACK = 5.0
+"""Seconds that a hook's commands have beyond their own times before the unit goes on without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Plans by one version of the settings.
+
+    Attributes:
+        prober: makes checks.
+    """
+
+    settings: Settings
+    world: World
+    prober: Prober
+
+    def unit(self, role: Role) -> Plan:
+        """What the settings make of the unit."""
+        instance = self.settings.instances[role]
+        checks = self._checked(role, _bound(instance))
+        return Plan(
+            name=instance.name,
+            in_force=_bound(instance),
+            policy=self._policy(instance),
+            checks=tuple(_identity(check) for check in checks),
+            kinds=tuple(check.kind.value for check in checks),
+            launch=partial(self._launch, role),
+            hooks={
+                hook: HookPlan(partial(self._commands, role, hook), seconds)
+                for hook, seconds in _hooks(instance).items()
+            },
+        )
+
+    def checks(self, role: Role, in_force: InForce) -> tuple[PlannedCheck, ...]:
+        """The checks of a process that was launched so."""
+        instance = settings_in_force(self.settings.instances[role], in_force)
+        planned = []
+        for check in self._checked(role, in_force):
+            assert check.port is not None
+            address = instance.address(check.port)
+            ask = self.prober.http if check.kind is CheckKind.HTTP else self.prober.tcp
+            asking = partial(ask, check, address)
+            planned.append(PlannedCheck(check.kind.value, asking, check.interval, check.rise, check.fall))
+        return tuple(planned)
+
+    def frontends(self, in_force: Mapping[Role, InForce]) -> dict[str, FrontendPlan]:
+        """The frontends, before instances that were launched so."""
+        return {name: self._frontend(name, frontend, in_force) for name, frontend in self.settings.frontends.items()}
+
+    @property
+    def longest_drain(self) -> float:
+        """Seconds that open connections may last when an instance is taken away."""
+        return max((frontend.drain for frontend in self.settings.frontends.values()), default=0.0)
+
+    @property
+    def longest_failback(self) -> float:
+        """Seconds until the primary serves again in every frontend."""
+        return max((frontend.failback for frontend in self.settings.frontends.values()), default=0.0)
+
+    @property
+    def longest_stop(self) -> float:
+        """Seconds that an ordinary stop of both instances can take, one after the other."""
+        total = 0.0
+        for instance in self.settings.instances.values():
+            around = (_hook_time(instance, hook) for hook in (HookName.PRE_STOP, HookName.POST_STOP))
+            total += self.longest_drain + sum(step.wait for step in instance.stop_signal) + sum(around)
+        return total
+
+    def current_release(self) -> str | None:
+        """The file name of what the link names now; None where no release is deployed, or the link leads nowhere."""
+        if self.settings.deploy is None:
+            return None
+        try:
+            return resolve_release(self.settings.deploy.releases / self.settings.deploy.current).name
+        except ClojarsdError:
+            return None
+
+    def notify_socket(self, role: Role) -> Path:
+        """Where the instance says how it is."""
+        return self.settings.service.runtime_dir / f"notify-{role.value}.sock"
+
+    def _checked(self, role: Role, in_force: InForce) -> tuple[CheckSettings, ...]:
+        """The checks that this version carries out; when there is none, a connection to each port that clients use."""
+        able = tuple(check for check in self.settings.checks if check.kind in (CheckKind.TCP, CheckKind.HTTP))
+        if not able:
+            ports = dict.fromkeys(frontend.port for frontend in self.settings.frontends.values())
+            able = tuple(CheckSettings.model_validate({"kind": "tcp", "port": port}) for port in ports)
+        return checks_in_force(able, settings_in_force(self.settings.instances[role], in_force))
+
+    def _policy(self, instance: InstanceSettings) -> UnitPolicy:
+        return UnitPolicy(
+            start_timeout=instance.start_timeout,
+            drain_timeout=self.longest_drain,
+            stop_steps=tuple((step.signal, step.wait) for step in instance.stop_signal),
+            success_codes=instance.success_codes,
+            restart=RestartPolicy(
+                when=instance.restart,
+                first_delay=instance.restart_delay,
+                max_delay=instance.restart_max_delay,
+                reset_after=instance.restart_reset,
+                limit_count=instance.restart_limit.count,
+                limit_within=instance.restart_limit.within,
+            ),
+            reload_signal=instance.reload_signal,
+            hooks={hook: _hook_time(instance, hook) for hook in _hooks(instance)},
+        )
+
+    def _launch(self, role: Role, incarnation: Incarnation, environment: Mapping[str, str]) -> PlannedLaunch:
+        instance = self.settings.instances[role]
+        extra = dict(environment)
+        if instance.watchdog is not None:
+            extra["WATCHDOG_USEC"] = str(round(instance.watchdog * 1_000_000))
+        releases = self._releases([*instance.command, *instance.environment.values()])
+        spec = make_spec(
+            role,
+            instance,
+            self.settings.service,
+            self.world,
+            releases,
+            incarnation=incarnation,
+            notify_socket=str(self.notify_socket(role)) if instance.notify else None,
+            extra=extra,
+        )
+        release = Path(releases["release"]).name if "release" in releases else None
+        return PlannedLaunch(spec, release, _bound(instance))
+
+    def _commands(self, role: Role, hook: HookName) -> tuple[tuple[str, ...], ...]:
+        """The commands of a hook with every placeholder replaced; raises LaunchFailed."""
+        instance = self.settings.instances[role]
+        commands = []
+        for command in getattr(instance, hook.value):
+            hooked = instance.model_copy(update={"command": command, "environment": {}})
+            spec = make_spec(role, hooked, self.settings.service, self.world, self._releases(command))
+            commands.append(spec.command)
+        return tuple(commands)
+
+    def _releases(self, words: Sequence[str]) -> dict[str, str]:
+        """The placeholders about releases that the words need, as they are now; raises LaunchFailed."""
+        if self.settings.deploy is None:
+            return {}
+        current = self.settings.deploy.releases / self.settings.deploy.current
+        releases = {"current": str(current)}
+        if any("release" in placeholders_in(word) for word in words):
+            releases["release"] = str(resolve_release(current))
+        return releases
+
+    def _frontend(self, name: str, frontend: FrontendSettings, in_force: Mapping[Role, InForce]) -> FrontendPlan:
+        reason = None if frontend.mode is Mode.RELAY else "steering in the kernel is not in this version"
+        checks = self.settings.checks
+        return FrontendPlan(
+            name=name,
+            listen=frontend.listen,
+            backends={role: resolve(self._backend(frontend.port, role, in_force[role])) for role in Role},
+            movable=any(check.kind is CheckKind.HTTP and check.port == frontend.port for check in checks),
+            mode_reason=reason,
+            quickack=frontend.quickack,
+            connect_timeout=frontend.connect_timeout,
+            hold=frontend.hold,
+            hold_connections=frontend.hold_connections,
+            drain=frontend.drain,
+            drain_idle=frontend.drain_idle,
+            failback=frontend.failback,
+        )
+
+    def _backend(self, port: str, role: Role, in_force: InForce) -> Address:
+        """Where a process that was launched so answers, or where the next one will if this one has no such port."""
+        instance = self.settings.instances[role]
+        running = settings_in_force(instance, in_force)
+        return running.address(port) if port in running.ports else instance.address(port)
+
+
+def _bound(instance: InstanceSettings) -> InForce:
+    """What a process launched by these settings keeps until its end."""
+    return InForce(
+        host=instance.host,
+        ports=dict(instance.ports),
+        notify=instance.notify,
+        watchdog=instance.watchdog,
+        log=instance.log,
+        cgroup=bool(instance.cgroup),
+    )
+
+
+def _hooks(instance: InstanceSettings) -> dict[HookName, float]:
+    """The hooks that have commands, and the seconds that each command may take."""
+    times = {
+        HookName.PRE_START: instance.start_timeout,
+        HookName.POST_START: instance.start_timeout,
+        HookName.PRE_STOP: instance.stop_timeout,
+        HookName.POST_STOP: instance.stop_timeout,
+    }
+    return {hook: seconds for hook, seconds in times.items() if getattr(instance, hook.value)}
+
+
+def _hook_time(instance: InstanceSettings, hook: HookName) -> float:
+    """Seconds that all commands of a hook may take together; 0 when there are none."""
+    seconds = _hooks(instance).get(hook)
+    return 0.0 if seconds is None else len(getattr(instance, hook.value)) * seconds + HOOK_SLACK
+
+
+def _identity(check: CheckSettings) -> str:
+    """What makes a check the same one after a reload: what is asked, not how often."""
+    return repr((check.kind, check.port, check.path, check.status, check.command))
