@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import click
 
-from clojarsd.core.errors import BadSettings, ClojarsdError
+from clojarsd.core.errors import BadSettings, ClojarsdError, Failed
 from clojarsd.core.settings import Settings
 from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
+from clojarsd.system.state_file import StateFile
+from clojarsd.system.succession import CAN_TAKE_OVER, Inherited, execute
 
 DEFAULT_CONFIG = Path("/etc/clojarsd.toml")
 
@@ -35,14 +38,35 @@ def cli(context: click.Context, config: Path) -> None:
 
 @cli.command()
 @click.option("-c", "--config", type=click.Path(path_type=Path), default=None)
+@click.option(
+    "--take-over",
+    "state",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="STATE",
+    help="Check as well whether this version could take over from the daemon with this state file; touch nothing.",
+)
 @click.pass_obj
-def check(outer: Path, config: Path | None) -> None:
+def check(outer: Path, config: Path | None, state: Path | None) -> None:
     """Check the configuration and start nothing: exit 0 when it can be used, 1 when not."""
     path = config or outer
     settings = _read(path)
     for sentence in features_not_acted_on(settings):
         click.echo(f"{path}: {sentence}", err=True)
+    if state is not None:
+        _exit_on_error(lambda: _check_state(state))
     click.echo(f"{path}: good")
+    if state is not None:
+        click.echo(f"{CAN_TAKE_OVER}{version('clojarsd')}")
+
+
+def _check_state(state: Path) -> None:
+    """Load all that a daemon is made of, and read the state; raises Failed."""
+    import clojarsd.daemon
+    import clojarsd.relay_process
+
+    assert clojarsd.daemon is not clojarsd.relay_process
+    StateFile(state).read()
 
 
 @cli.command()
@@ -54,14 +78,38 @@ def demo(directory: Path | None) -> None:
     _exit_on_error(lambda: run_demo(directory, run))
 
 
-def run(settings: Settings, config: Path, when_up: Callable[[], None] = lambda: None) -> None:
-    """Run the daemon until it is told to end; `when_up` is called once orders and clients can come."""
+def run(
+    settings: Settings,
+    config: Path,
+    when_up: Callable[[], None] = lambda: None,
+    directory: Path | None = None,
+) -> None:
+    """Run the daemon until it is told to end, or until other code takes its place.
+
+    Args:
+        when_up: called once orders and clients can come.
+        directory: a temporary directory that is removed at the end.
+    """
+    _exit_on_error(lambda: _run(settings, config, when_up, directory))
+
+
+def _run(settings: Settings, config: Path, when_up: Callable[[], None], directory: Path | None) -> None:
     import uvloop
 
     from clojarsd.daemon import serve
 
+    inherited = Inherited.take()
+    temporary = str(directory) if directory is not None else inherited.directory if inherited is not None else None
     set_up_logs()
-    _exit_on_error(lambda: uvloop.run(serve(settings, config, when_up)))
+    successor = uvloop.run(serve(settings, config, when_up, inherited, temporary))
+    if successor is not None:
+        flush_logs(1.0)
+        try:
+            execute(config, successor.inherited, successor.environment)
+        except OSError as error:
+            raise Failed(f"cannot execute the new code: {error}; the pair runs on, start clojarsd again") from error
+    if temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exit_on_error(act: Callable[[], None]) -> None:

@@ -5,278 +5,491 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from clojarsd.core.adoption import Adoption, Expectation, adopt
 from clojarsd.core.api import Access
-from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import EventName, stamp
-from clojarsd.core.launch import LaunchSpec, World, log_path, make_spec
-from clojarsd.core.names import Role, UnitState
-from clojarsd.core.placeholders import placeholders_in
-from clojarsd.core.restart import RestartPolicy
-from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
+from clojarsd.core.identity import InstanceMark
+from clojarsd.core.launch import World, log_path
+from clojarsd.core.names import Goal, Role, UnitState
+from clojarsd.core.saved import SavedPair, in_this_boot
+from clojarsd.core.settings import Settings
 from clojarsd.core.settings_features import features_not_acted_on
-from clojarsd.core.settings_types import CheckKind, Mode
-from clojarsd.core.unit import UnitPolicy
+from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import Start, Stop
 from clojarsd.core.view import DaemonView
-from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.companions import BY_DAEMON, Companions
+from clojarsd.runtime.configuration import Configuration
 from clojarsd.runtime.control import ControlServer
-from clojarsd.runtime.frontend import Frontend, FrontendPlan
-from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
+from clojarsd.runtime.health_watch import HealthWatch
 from clojarsd.runtime.history import History
+from clojarsd.runtime.hooks_run import HookRun
+from clojarsd.runtime.instance_notify import InstanceNotify
+from clojarsd.runtime.life import End, Life
+from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
+from clojarsd.runtime.memory_watch import MemoryWatch
 from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.plans import Plans
+from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
-from clojarsd.runtime.traffic import Traffic
-from clojarsd.runtime.unit_runner import Plan, Surroundings, UnitRunner
+from clojarsd.runtime.unit_parts import Surroundings
+from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.runtime.watchdog import WatchdogTimer, keeping_alive
+from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
 from clojarsd.system.event_store import EventStore
+from clojarsd.system.family import find_marked, still_taken
+from clojarsd.system.identity import boot_id, mark_of
+from clojarsd.system.loop_guard import LoopGuard
 from clojarsd.system.notify import Notifier
+from clojarsd.system.notify_socket import NotifySocket
 from clojarsd.system.probe import Prober
 from clojarsd.system.process import Processes
-from clojarsd.system.relay import RelayResources
-from clojarsd.system.sockets import resolve
-from clojarsd.system.world import look_at_world, make_directories, resolve_release
+from clojarsd.system.settings_file import read_settings
+from clojarsd.system.state_file import StateFile
+from clojarsd.system.succession import Inherited, let_signals_in, rehearse
+from clojarsd.system.world import look_at_world, make_directories
 
 log = structlog.get_logger()
 
-RESET_FLUSH = 5.0
-"""Seconds without progress after which bytes for one side of a reset connection are given up."""
-MOST_PIPES = 64
-"""How many directions of connections may be spliced at the same time; the others are copied."""
-KEPT_DESCRIPTORS = 64
-"""For the control socket, checks, launches, files: what clients never get."""
-BY_DAEMON = "clojarsd"
-"""Who orders what the daemon does by itself."""
+BY_SIGNAL = "a signal"
 
 
-async def serve(settings: Settings, config: Path, when_up: Callable[[], None] = lambda: None) -> None:
-    """Run the pair until SIGTERM or SIGINT, then stop it and return.
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """What the code that takes this one's place is handed, and the variables of the service manager."""
+
+    inherited: Inherited
+    environment: Mapping[str, str]
+
+
+async def serve(
+    settings: Settings,
+    config: Path,
+    when_up: Callable[[], None] = lambda: None,
+    inherited: Inherited | None = None,
+    directory: str | None = None,
+) -> Successor | None:
+    """Run the pair until it is told to end, stop it, and return; or return and leave everything running to other code.
 
     Args:
-        config: where the settings came from, for `status`.
+        config: where the settings came from.
         when_up: called once, when orders and clients can come.
+        inherited: what this code was handed when it took another's place.
+        directory: a temporary directory that goes with the daemon's end, for who comes after.
 
     Raises:
-        Failed: it could not begin; nothing was started.
+        Failed: it could not begin; nothing was started, and what runs already was left alone.
     """
     world = look_at_world(settings.service.user)
     make_directories((settings.service.runtime_dir, settings.service.state_dir, settings.service.log_dir))
     async with AsyncExitStack() as stack:
-        notifier = stack.enter_context(Notifier())
-        control_socket = stack.enter_context(ControlSocket.bind(settings.control.socket))
-        frontends = _open_frontends(settings, stack)
-        history = await stack.enter_async_context(History(EventStore(settings.service.state_dir / "events.sqlite")))
+        daemon = Daemon(settings, config, world, inherited)
+        await daemon.open(stack)
+        end = await daemon.live(when_up)
+        if end is End.STOP:
+            log.info("daemon_stopped")
+            return None
+        control, lock = daemon.control_socket.hand_over()
+        seen = daemon.board.daemon
+        handed = Inherited(control, lock, seen.generation + 1, seen.version, daemon.life.by, directory)
+    log.info("daemon_replaced", generation=handed.generation)
+    return Successor(handed, daemon.notifier.environment)
+
+
+class Daemon:
+    """Every long-lived part, and how they are connected. Made and left by `serve`."""
+
+    def __init__(self, settings: Settings, config: Path, world: World, inherited: Inherited | None) -> None:
+        self.settings = settings
+        self.config = config
+        self.world = world
+        self.inherited = inherited
+        self.loop = asyncio.get_running_loop()
+        self.boot = boot_id()
+        self.runners: dict[Role, UnitRunner] = {}
+        self.watches: dict[Role, HealthWatch] = {}
+        self.bug: asyncio.Future[None] = self.loop.create_future()
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Open everything, take up what runs already, and start nothing yet.
+
+        Raises:
+            Failed: something cannot be had.
+        """
+        service, path = self.settings.service, self.settings.control.socket
+        self.notifier = stack.enter_context(Notifier())
+        if self.inherited is None:
+            self.control_socket = stack.enter_context(ControlSocket.bind(path))
+        else:
+            self.control_socket = stack.enter_context(
+                ControlSocket.inherit(path, self.inherited.control, self.inherited.lock)
+            )
+        self.history = await stack.enter_async_context(History(EventStore(service.state_dir / "events.sqlite")))
+        self.state_file = StateFile(service.state_dir / "state.json")
+        saved, problem = await self._load()
+        self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
         prober = await stack.enter_async_context(Prober())
-        for frontend in frontends.values():
-            frontend.attach(history)
-        daemon = DaemonView(version("clojarsd"), os.getpid(), stamp(datetime.now(UTC)), str(config))
-        board = Board(settings.service.name, daemon, partial(_current_release, settings), frontends)
-        traffic = Traffic(tuple(frontends.values()))
-        processes = Processes()
-        stack.enter_context(processes.adopting_orphans())
-        bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        around = Surroundings(processes.launch, traffic, history, board, partial(_fail_once, bug))
-        runners, watches = {}, {}
-        for role in Role:
-            runners[role] = UnitRunner(role, _plan(role, settings, world), around)
-            watches[role] = HealthWatch(role, _checks(settings, role, prober), runners[role])
-            runners[role].attach(watches[role])
-            stack.callback(runners[role].abandon)
-        for frontend in frontends.values():
-            frontend.doubt = lambda role: watches[role].hurry()
-            frontend.changed = board.wake
-        longest_failback = max((frontend.failback for frontend in settings.frontends.values()), default=0.0)
-        orders = Orders(runners, board, longest_failback)
-        access = Access(settings.control.operators, settings.control.viewers, os.geteuid())
-        logs = {role: Path(log_path(settings.service, role)) for role in Role}
-        control = ControlServer(control_socket, orders, board, history, access, logs)
-        async with asyncio.TaskGroup() as group:
-            ended = _ended_by_signal(traffic)
-            tasks = [
-                group.create_task(long_lived)
-                for long_lived in (
-                    history.run(),
-                    orders.run(),
-                    control.serve(),
-                    _raise_from(bug),
-                    *(watch.run() for watch in watches.values()),
-                )
-            ]
-            history.record(EventName.DAEMON_STARTED, f"clojarsd {daemon.version} started", pid=daemon.pid)
-            for sentence in features_not_acted_on(settings):
-                log.warning("setting_without_effect", setting=sentence)
-            for role in Role:
-                runners[role].order(Start(), BY_DAEMON)
-            for frontend in frontends.values():
-                frontend.begin()
-            gc.collect()
-            gc.freeze()  # what lives as long as the daemon is not looked at by every collection
-            notifier.ready(f"serving {settings.service.name}")
-            when_up()
-            await ended.wait()
-            notifier.stopping(within=_longest_stop(settings))
-            orders.refuse("clojarsd is stopping")
-            await _stop(runners, frontends, board)
-            for task in tasks:
-                task.cancel()
-    log.info("daemon_stopped")
-
-
-async def _stop(runners: Mapping[Role, UnitRunner], frontends: Mapping[str, Frontend], board: Board) -> None:
-    """End the pair: the primary while the backup serves, if it can, then the listeners, then the backup."""
-    log.info("daemon_stopping")
-    for role in Role:
-        if role is Role.BACKUP or not board.instance(role.other).is_eligible:
-            for frontend in frontends.values():
-                frontend.stop_accepting()
-        runners[role].order(Stop(), BY_DAEMON)
-        await board.until(lambda view, role=role: view.instances[role].unit.state is UnitState.STOPPED)  # type: ignore[misc]
-
-
-def _longest_stop(settings: Settings) -> float:
-    """Seconds that an ordinary stop of both instances can take, one after the other."""
-    drain = max((frontend.drain for frontend in settings.frontends.values()), default=0.0)
-    return sum(drain + sum(step.wait for step in one.stop_signal) for one in settings.instances.values())
-
-
-def _fail_once(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-async def _raise_from(bug: asyncio.Future[None]) -> None:
-    """Let a bug in a callback end the daemon, as one in a task does; instances run on."""
-    await bug
-
-
-def _ended_by_signal(traffic: Traffic) -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; a further one cuts the connections that are being waited for."""
-    ended = asyncio.Event()
-
-    def signalled() -> None:
-        if ended.is_set():
-            for role in Role:
-                traffic.cut(role)
-        ended.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.warning("reload_ignored", reason="not in this version"))
-    return ended
-
-
-def _open_frontends(settings: Settings, stack: AsyncExitStack) -> dict[str, Frontend]:
-    """Every frontend, listening; closed with the stack."""
-    longest_idle = max((frontend.drain_idle for frontend in settings.frontends.values()), default=0.0)
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    pipes = min(MOST_PIPES, descriptors // 32)
-    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=longest_idle, max_pipes=pipes)
-    stack.callback(resources.close)
-    budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
-    frontends = {}
-    for name, frontend in settings.frontends.items():
-        frontends[name] = Frontend(_frontend_plan(name, frontend, settings), resources, budget)
-        stack.callback(frontends[name].close)
-        frontends[name].open()
-    return frontends
-
-
-def _frontend_plan(name: str, frontend: FrontendSettings, settings: Settings) -> FrontendPlan:
-    reason = None if frontend.mode is Mode.RELAY else "steering in the kernel is not in this version"
-    return FrontendPlan(
-        name=name,
-        listen=frontend.listen,
-        backends={role: resolve(settings.instances[role].address(frontend.port)) for role in Role},
-        movable=any(check.kind is CheckKind.HTTP and check.port == frontend.port for check in settings.checks),
-        mode_reason=reason,
-        quickack=frontend.quickack,
-        connect_timeout=frontend.connect_timeout,
-        hold=frontend.hold,
-        hold_connections=frontend.hold_connections,
-        drain=frontend.drain,
-        drain_idle=frontend.drain_idle,
-        failback=frontend.failback,
-    )
-
-
-def _plan(role: Role, settings: Settings, world: World) -> Plan:
-    instance = settings.instances[role]
-    return Plan(
-        name=instance.name,
-        ports=dict(instance.ports),
-        policy=_policy(instance, settings),
-        checks=tuple(check.kind.value for check in _acted_on(settings)),
-        spec=partial(_spec, role, settings, world),
-    )
-
-
-def _policy(instance: InstanceSettings, settings: Settings) -> UnitPolicy:
-    return UnitPolicy(
-        start_timeout=instance.start_timeout,
-        drain_timeout=max((frontend.drain for frontend in settings.frontends.values()), default=0.0),
-        stop_steps=tuple((step.signal, step.wait) for step in instance.stop_signal),
-        success_codes=instance.success_codes,
-        restart=RestartPolicy(
-            when=instance.restart,
-            first_delay=instance.restart_delay,
-            max_delay=instance.restart_max_delay,
-            reset_after=instance.restart_reset,
-            limit_count=instance.restart_limit.count,
-            limit_within=instance.restart_limit.within,
-        ),
-    )
-
-
-def _spec(role: Role, settings: Settings, world: World) -> tuple[LaunchSpec, str | None]:
-    """The launch of the role's instance with the release as it is now, and the release's name."""
-    instance, releases, name = settings.instances[role], {}, None
-    words = [*instance.command, *instance.environment.values()]
-    wanted = {placeholder for word in words for placeholder in placeholders_in(word)}
-    if settings.deploy is not None:
-        current = settings.deploy.releases / settings.deploy.current
-        releases["current"] = str(current)
-        if "release" in wanted:
-            release = resolve_release(current)
-            releases["release"], name = str(release), release.name
-    return make_spec(role, instance, settings.service, world, releases), name
-
-
-def _current_release(settings: Settings) -> str | None:
-    if settings.deploy is None:
-        return None
-    try:
-        return resolve_release(settings.deploy.releases / settings.deploy.current).name
-    except ClojarsdError:
-        return None
-
-
-def _acted_on(settings: Settings) -> list[CheckSettings]:
-    """The checks that this version carries out; when there is none, a connection to each port that clients use."""
-    able = [check for check in settings.checks if check.kind in (CheckKind.TCP, CheckKind.HTTP)]
-    if able:
-        return able
-    ports = dict.fromkeys(frontend.port for frontend in settings.frontends.values())
-    return [CheckSettings.model_validate({"kind": "tcp", "port": port}) for port in ports]
-
-
-def _checks(settings: Settings, role: Role, prober: Prober) -> list[PlannedCheck]:
-    planned = []
-    for check in _acted_on(settings):
-        assert check.port is not None
-        address = settings.instances[role].address(check.port)
-        ask = prober.http if check.kind is CheckKind.HTTP else prober.tcp
-        planned.append(
-            PlannedCheck(check.kind.value, partial(ask, check, address), check.interval, check.rise, check.fall)
+        self.configuration = Configuration(
+            self.config, Plans(self.settings, self.world, prober), self.history, read_settings, look_at_world
         )
-    return planned
+        self._open_processes(stack, saved)
+        await self._open_relay(stack, saved)
+        self._make_parts(stack)
+        running = await asyncio.to_thread(find_marked, service.state_dir)
+        self._take_up(self._adoption(saved, problem, running))
+
+    async def _load(self) -> tuple[SavedPair | None, str | None]:
+        """The state as it holds in this boot, and what is wrong with the file."""
+        loaded = await asyncio.to_thread(self.state_file.load)
+        if loaded.problem is not None:
+            log.error("state_not_usable", reason=loaded.problem)
+        return (in_this_boot(loaded.pair, self.boot) if loaded.pair is not None else None), loaded.problem
+
+    def _open_processes(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
+        groups, base = None, find_delegated()
+        if base is not None:
+            try:
+                groups = Groups(base, self._on_memory)
+            except OSError as error:
+                log.warning("no_control_groups", reason=(error.strerror or str(error)).lower())
+            else:
+                stack.callback(groups.close)
+                self.loop.add_reader(groups.fileno(), groups.read_events)
+                stack.callback(self.loop.remove_reader, groups.fileno())
+        self.groups = groups
+        self.processes = Processes(groups)
+        for instance in saved.instances.values() if saved is not None else ():
+            if instance.process is not None:
+                self.processes.claim(instance.process.pid)  # before anything is reaped
+        stack.enter_context(self.processes.adopting_orphans())
+
+    async def _open_relay(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
+        plans = self.configuration.plans
+        in_force = {role: plans.unit(role).in_force for role in Role}
+        if saved is not None:
+            in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
+        owner = Owner(self.processes.claim, self.processes.release)
+        frontends = plans.frontends(in_force).values()
+        self.relay = await stack.enter_async_context(
+            RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
+        )
+        self.relay.attach(self.history)
+        if self.groups is not None and self.relay.pid is not None:
+            try:
+                self.groups.join(self.groups.leaf("relay"), self.relay.pid)
+            except OSError as error:
+                log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+
+    def _make_parts(self, stack: AsyncExitStack) -> None:
+        plans, service = self.configuration.plans, self.settings.service
+        generation = self.inherited.generation if self.inherited is not None else 1
+        seen = DaemonView(version("clojarsd"), os.getpid(), stamp(_now()), str(self.config), generation)
+        limits = self.limits = {role: self.settings.instances[role].memory_max for role in Role}
+        self.memory = MemoryWatch(limits, lambda role, reason: self.companions.restart(role, reason))
+        stack.callback(self.memory.close)
+        self.board = Board(
+            service.name,
+            seen,
+            lambda: self.configuration.plans.current_release(),
+            self.relay.views,
+            relay_pid=lambda: self.relay.pid,
+            usage=self.memory.latest,
+        )
+        self.companions = Companions(
+            self.runners,
+            self.history,
+            self.memory,
+            mark_of,
+            still_taken,
+            str(service.state_dir),
+            lambda role: self.configuration.plans.settings.instances[role].watchdog,
+        )
+        around = self._surroundings()
+        for role in Role:
+            self.runners[role] = UnitRunner(role, plans.unit(role), around)
+            self.watches[role] = HealthWatch(role, (), self.runners[role])
+            stack.callback(self.runners[role].abandon)
+        self.relay.doubt = lambda role: self.watches[role].hurry()
+        self.relay.changed = self.board.wake
+        self.orders = Orders(
+            self.runners,
+            self.board,
+            lambda: self.configuration.plans.longest_failback,
+            self.configuration.refresh,
+            self.keeper.flushed,
+        )
+        state = service.state_dir / "state.json"
+        rehearsal = partial(rehearse, self.config, state, self.processes.claim, self.processes.release)
+        self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed)
+        self.notified = self._open_notify(stack)
+        self.companions.attach(self.notified, self.leashes, self.orders)
+        self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
+        self.logs = LogKeeper({role: self._log_plan(role) for role in Role}, lambda role: self.runners[role].pid)
+        self.access = self._access()
+        self.control = ControlServer(
+            self.control_socket,
+            self.orders,
+            self.board,
+            self.history,
+            self.access,
+            self.logs.logs,
+            config=self.configuration,
+            life=self.life,
+        )
+
+    def _surroundings(self) -> Surroundings:
+        def launched(role: Role) -> None:
+            self.configuration.launched(role)
+            self.companions.launched(role)
+            self.logs.configure(role, self._log_plan(role))
+
+        return Surroundings(
+            self.processes.launch,
+            self.processes.adopt,
+            partial(HookRun, self.processes.launch),
+            self.relay,
+            self.history,
+            self.board,
+            self._fail,
+            changed=self._save,
+            launched=launched,
+            proved=self.companions.proved,
+            gone=self.companions.gone,
+            rested=self.companions.rested,
+        )
+
+    def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:
+        """The sockets on which instances say how they are."""
+        self.leashes = {role: WatchdogTimer(role, self.companions.watchdog_expired) for role in Role}
+        notified = {}
+        for role in Role:
+            try:
+                listener = NotifySocket(self.configuration.plans.notify_socket(role), self.world.uid)
+            except Failed as failed:
+                if self.settings.instances[role].notify:
+                    raise
+                log.debug("no_notify_socket", role=role.value, reason=str(failed))
+                continue
+            stack.callback(self._leave_notify, listener)
+            notified[role] = InstanceNotify(role, listener, self.runners[role], self.leashes[role])
+        return notified
+
+    def _leave_notify(self, listener: NotifySocket) -> None:
+        """An instance that runs on finds the next daemon at the same path."""
+        if self.life.end is End.STOP:
+            listener.close()
+        else:
+            listener.detach()
+
+    # Beginning.
+
+    def _adoption(self, saved: SavedPair | None, problem: str | None, running: object) -> Adoption:
+        plans = self.configuration.plans
+        expected = {}
+        for role in Role:
+            unit, instance = plans.unit(role), self.settings.instances[role]
+            serves = role in self.relay.eligible
+            expected[role] = Expectation(unit.in_force, len(unit.checks), instance.start_timeout, serves)
+        found = adopt(saved, running, expected, self.loop.time(), stamp(_now()))  # type: ignore[arg-type]
+        for note in found.notes:
+            log.warning("adopted_by_mark", reason=note, state=problem or "there is no state of it")
+        return found
+
+    def _take_up(self, adoption: Adoption) -> None:
+        for role in Role:
+            self.runners[role].attach(self.watches[role], adoption.instances.get(role))
+        for role, instance in adoption.instances.items():
+            if instance.process is not None and self.runners[role].pid is None:
+                self.processes.release(instance.process.pid)
+        self.leftovers = [
+            InstanceMark(str(self.settings.service.state_dir), role, incarnation)
+            for role, incarnation in adoption.leftovers
+        ]
+
+    def _start_wanted(self) -> None:
+        """Start what is to be up and is not on its way there, nor was given up or ended by itself in this boot."""
+        for runner in self.runners.values():
+            unit = runner.unit
+            never = unit.state is UnitState.STOPPED and unit.goal is Goal.DOWN
+            if runner.wanted is Goal.UP and (never or unit.cause is EndCause.STOP):
+                runner.order(Start(), BY_DAEMON, remember=False)
+
+    async def live(self, when_up: Callable[[], None]) -> End:
+        """Be the daemon until it is to end."""
+        async with LoopGuard(), asyncio.TaskGroup() as group:
+            with keeping_alive(self.notifier):
+                self._set_signals(group)
+                tasks = [group.create_task(long_lived) for long_lived in self._long_lived()]
+                self._say_begun()
+                self._start_wanted()
+                self.relay.begin()
+                gc.collect()
+                gc.freeze()  # what lives as long as the daemon is not looked at by every collection
+                self.notifier.ready(f"serving {self.settings.service.name}")
+                when_up()
+                end = await self.life.ended()
+                if end is End.STOP:
+                    self.notifier.stopping(within=self.configuration.plans.longest_stop)
+                    await self._stop()
+                    self.life.stopped()
+                    await self.relay.close()
+                self.control.why_ending = "clojarsd is ending" if end is End.STOP else "clojarsd is being upgraded"
+                for task in tasks:
+                    task.cancel()
+        return end
+
+    def _long_lived(self) -> list[Coroutine[Any, Any, object]]:
+        return [
+            self.history.run(),
+            self.keeper.run(),
+            self.orders.run(),
+            self.life.run(),
+            self.configuration.run(),
+            self.relay.run(),
+            self.memory.run(),
+            self.logs.run(),
+            self.control.serve(),
+            self._raise_bug(),
+            self._renew_relay(),
+            self._end_leftovers(),
+            *(watch.run() for watch in self.watches.values()),
+            *(notified.run() for notified in self.notified.values()),
+        ]
+
+    def _say_begun(self) -> None:
+        seen = self.board.daemon
+        if self.inherited is None:
+            self.history.record(EventName.DAEMON_STARTED, f"clojarsd {seen.version} started", pid=seen.pid)
+        else:
+            text = f"clojarsd {seen.version} took over from {self.inherited.version}"
+            self.history.record(
+                EventName.DAEMON_UPGRADED,
+                text,
+                None,
+                self.inherited.by,
+                pid=seen.pid,
+                before=self.inherited.version,
+                generation=seen.generation,
+            )
+        for sentence in features_not_acted_on(self.settings):
+            log.warning("setting_without_effect", setting=sentence)
+
+    async def _renew_relay(self) -> None:
+        """Let a relay process of other code hand its connections over to one of ours."""
+        if self.relay.is_outdated and hasattr(self.relay, "replace"):
+            try:
+                await self.relay.replace()
+            except Failed as failed:
+                log.error("relay_not_renewed", reason=str(failed))
+
+    async def _end_leftovers(self) -> None:
+        for mark in self.leftovers:
+            log.warning("leftover_ended", role=mark.role.value, incarnation=mark.incarnation)
+            if left := await self.processes.end_remains(mark):
+                log.error("leftover_not_ended", role=mark.role.value, left=", ".join(left))
+
+    # Living.
+
+    def _save(self) -> None:
+        """Have everything that the next daemon must know written soon."""
+        self.keeper.save(
+            SavedPair(
+                service=self.settings.service.name,
+                boot_id=self.boot,
+                generation=self.board.daemon.generation,
+                instances={role: runner.saved() for role, runner in self.runners.items()},
+                saved_at=stamp(_now()),
+            )
+        )
+
+    def _apply(self, settings: Settings) -> None:
+        """Tell a new configuration to those who only look at values."""
+        self.settings = settings
+        for role in Role:
+            self.limits[role] = settings.instances[role].memory_max
+            self.logs.configure(role, self._log_plan(role))
+            if self.runners[role].unit.ready_at is not None:
+                self.companions.proved(role)
+        self.control.access = self._access()
+
+    def _log_plan(self, role: Role) -> LogPlan:
+        instance = self.settings.instances[role]
+        kept = self.runners[role].in_force.log
+        path = Path(log_path(self.settings.service, role))
+        return LogPlan(instance.name, path, kept, instance.log_max_size, instance.log_keep)
+
+    def _access(self) -> Access:
+        return Access(self.settings.control.operators, self.settings.control.viewers, os.geteuid())
+
+    def _on_memory(self, mark: InstanceMark, event: str, times: int) -> None:
+        if event == "oom_kill":
+            text = f"the kernel killed a process of {mark.role.value}: its control group had no memory left"
+            self.history.record(EventName.OOM, text, mark.role, incarnation=mark.incarnation, times=times)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.bug.done():
+            self.bug.set_exception(error)
+
+    async def _raise_bug(self) -> None:
+        """Let a bug in a callback end the daemon, as one in a task does; instances run on."""
+        await self.bug
+
+    # Ending.
+
+    def _set_signals(self, group: asyncio.TaskGroup) -> None:
+        """SIGTERM and SIGINT end the pair, the next one cuts what is waited for; SIGHUP reloads, SIGUSR2 upgrades."""
+
+        def end() -> None:
+            if self.life.end is End.STOP:
+                for role in Role:
+                    self.relay.cut(role)
+            try:
+                self.life.stop(BY_SIGNAL)
+            except Refused as refused:
+                log.warning("signal_refused", reason=str(refused))
+
+        def upgrade() -> None:
+            try:
+                self.life.upgrade(BY_SIGNAL)
+            except Refused as refused:
+                log.warning("signal_refused", reason=str(refused))
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, end)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(self._reload()))
+        self.loop.add_signal_handler(signal.SIGUSR2, upgrade)
+        let_signals_in()
+
+    async def _reload(self) -> None:
+        try:
+            await self.configuration.reload(BY_SIGNAL)
+        except Refused as refused:
+            log.error("configuration_not_reloaded", reason=str(refused))
+
+    async def _stop(self) -> None:
+        """End the pair: the primary while the backup serves, if it can, then the listeners, then the backup."""
+        log.info("daemon_stopping")
+        for role in Role:
+            if role is Role.BACKUP or not self.board.instance(role.other).is_eligible:
+                self.relay.stop_accepting()
+            self.runners[role].order(Stop(), BY_DAEMON, remember=False)
+            await self.board.until(lambda view, role=role: view.instances[role].unit.state is UnitState.STOPPED)  # type: ignore[misc]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

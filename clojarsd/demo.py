@@ -78,7 +78,7 @@ In a second terminal:
 """
 
 
-def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[], None]], None]) -> None:
+def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[], None], Path | None], None]) -> None:
     """Prepare the demo in `directory`, or in a temporary one that is removed at the end, and run it.
 
     Raises:
@@ -100,7 +100,7 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
             ctl=_clojarsctl(),
             http=ports["http"][0],
         )
-        run(read_settings(config), config, lambda: print(told, flush=True))
+        run(read_settings(config), config, lambda: print(told, flush=True), home if directory is None else None)
 
 
 @contextlib.contextmanager

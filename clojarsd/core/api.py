@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clojarsd.core.errors import Denied, Failed, Refused
-from clojarsd.core.names import Role
+from clojarsd.core.names import Role, UnitState
 
 if TYPE_CHECKING:  # clojarsctl imports this module and must start fast
-    from clojarsd.core.view import PairView
+    from clojarsd.core.view import InstanceView, PairView
 
 MOST_LINES = 10_000
 """The most lines of a log that are given at once."""
@@ -35,6 +36,7 @@ class Verb(enum.Enum):
     RESTART = "restart"
     DRAIN = "drain"
     UNDRAIN = "undrain"
+    RELOAD = "reload"
 
 
 class ErrorKind(enum.Enum):
@@ -51,6 +53,9 @@ class ErrorKind(enum.Enum):
         return _STATUS[self]
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_VARIABLES = frozenset({"CLOJARSD_INSTANCE", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _STATUS = {ErrorKind.USAGE: 400, ErrorKind.DENIED: 403, ErrorKind.REFUSED: 409, ErrorKind.FAILED: 500}
 
 
@@ -77,11 +82,14 @@ class OrderOptions:
         force: do it although nobody can serve meanwhile.
         timeout: seconds after which the caller is told that it goes on; None watches to the end.
         wait: whether the caller watches at all.
+        environment: variables of the process that this order starts, and of no later one. Their values may be secrets:
+            what is logged or kept are the names.
     """
 
     force: bool = False
     timeout: float | None = None
     wait: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_verb(text: str) -> Verb:
@@ -97,8 +105,8 @@ def parse_verb(text: str) -> Verb:
         raise ValueError(f"{text} is not an order ({allowed})") from None
 
 
-def parse_options(body: bytes) -> OrderOptions:
-    """The options in the body of an order; an empty body asks for the usual ones.
+def parse_options(body: bytes, verb: Verb = Verb.START) -> OrderOptions:
+    """The options in the body of such an order; an empty body asks for the usual ones.
 
     Raises:
         ValueError: it is no such body; the message is for people.
@@ -112,10 +120,12 @@ def parse_options(body: bytes) -> OrderOptions:
     if not isinstance(options, dict):
         raise ValueError('the body is not a JSON object such as {"force": true}')
     for key, value in options.items():
-        if key not in ("force", "timeout", "wait"):
-            raise ValueError(f"{key} is not an option of an order (force, timeout, wait)")
+        if key not in ("force", "timeout", "wait", "environment"):
+            raise ValueError(f"{key} is not an option of an order (force, timeout, wait, environment)")
         if key == "timeout":
             _check_timeout(value)
+        elif key == "environment":
+            _check_environment(value, verb)
         elif not isinstance(value, bool):
             raise ValueError(f"{key} is {json.dumps(value)}, not true or false")
     return OrderOptions(**options)
@@ -126,6 +136,85 @@ def _check_timeout(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_TIMEOUT:
         raise ValueError(f"timeout is {json.dumps(value)}, not a number of seconds (more than 0, at most 86400)")
+
+
+def _check_environment(value: object, verb: Verb) -> None:
+    """No text here shows a value, which may be a secret."""
+    if verb not in (Verb.START, Verb.RESTART):
+        raise ValueError(f"environment is for a process that is started (start, restart), not for {verb.value}")
+    if not isinstance(value, dict):
+        raise ValueError('environment is not an object such as {"LANG": "C.UTF-8"}')
+    for name, text in value.items():
+        if why := why_no_variable(name):
+            raise ValueError(why)
+        if not isinstance(text, str):
+            raise ValueError(f"the value of {name} is not text")
+        if "\0" in text or not _is_encodable(text):
+            raise ValueError(f"the value of {name} cannot be given to a process (no NUL, and UTF-8)")
+
+
+def why_no_variable(name: str) -> str | None:
+    """Why an order cannot set an environment variable of that name; None when it can."""
+    if _VARIABLE.fullmatch(name) is None:
+        return f"{json.dumps(name)} is not a name of a variable (letters, digits and _)"
+    if name in _OWN_VARIABLES:
+        return f"{name} is set by clojarsd alone"
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Awaited(enum.Enum):
+    """What `wait` waits for."""
+
+    READY = "ready"
+    ELIGIBLE = "eligible"
+    STOPPED = "stopped"
+    DOWN = "down"
+
+    def holds(self, seen: InstanceView) -> bool:
+        """Whether the instance is so."""
+        match self:
+            case Awaited.READY:
+                return seen.unit.state is UnitState.READY
+            case Awaited.ELIGIBLE:
+                return seen.is_eligible
+            case Awaited.STOPPED:
+                return seen.unit.state is UnitState.STOPPED
+            case Awaited.DOWN:
+                return not seen.unit.has_process
+
+
+def parse_awaited(text: str | None) -> Awaited:
+    """The query parameter `for`.
+
+    Raises:
+        ValueError: no such thing can be waited for; the message is for people.
+    """
+    try:
+        return Awaited(text)
+    except ValueError:
+        allowed = ", ".join(one.value for one in Awaited)
+        raise ValueError(f"for is {text or 'missing'}, not one of {allowed}") from None
+
+
+def parse_patience(text: str | None) -> float | None:
+    """The query parameter `timeout`: seconds; None for no end.
+
+    Raises:
+        ValueError: it is no such number; the message is for people.
+    """
+    if text is None:
+        return None
+    if _SECONDS.fullmatch(text) is None or not 0 < float(text) <= LONGEST_TIMEOUT:
+        raise ValueError(f"timeout is {text}, not a number of seconds (more than 0, at most 86400)")
+    return float(text)
 
 
 def parse_count(text: str | None, default: int, most: int) -> int:
@@ -239,11 +328,11 @@ class Access:
             return Rights.OPERATE
         return Rights.LOOK if titles.intersection(self.viewers) else Rights.NONE
 
-    def why_denied(self, user: str, needed: Rights) -> str:
-        """Why that user may not, and who may."""
+    def why_denied(self, user: str, needed: Rights, wish: str = "give orders") -> str:
+        """Why that user may not, and who may; `wish` says what they wanted to operate."""
         operators = f"operators: {', '.join(self.operators) or 'root'}"
         if needed is Rights.OPERATE:
-            return f"{user} may not give orders ({operators})"
+            return f"{user} may not {wish} ({operators})"
         return f"{user} may not look ({operators}; viewers: {', '.join(self.viewers) or 'none'})"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from clojarsd.core.names import Address, Role
+from clojarsd.core.identity import MAIN, MARK, InstanceMark
+from clojarsd.core.names import Address, Incarnation, Role
 from clojarsd.core.placeholders import expand
 from clojarsd.core.settings import InstanceSettings, ServiceSettings
 
@@ -26,6 +27,13 @@ class LaunchSpec:
         group: name or number of the main group, or None for the user's own.
         limits: setrlimit values by lower-case name without `RLIMIT_`; -1 is unlimited.
         soft_nofile: the soft limit of descriptors where `limits` has none: the daemon's own is raised.
+        imposed: variables that win over all others: the mark, NOTIFY_SOCKET, those of this one start.
+        cpu_affinity: numbers of the CPUs it may run on; empty for those that the daemon has.
+        chroot: absolute path of its root directory, or None; `directory` and `command` are inside it, the log is not.
+        supplementary_groups: names or numbers of groups besides the user's own.
+        cgroup: what to write into the files of its own control group, by file.
+        cgroup_directory: absolute path of the group to join, or None; known when it is made, just before the launch.
+        mark: which launch this is, by which what it started is found; None for what is no instance.
     """
 
     command: tuple[str, ...]
@@ -41,13 +49,27 @@ class LaunchSpec:
     oom_score_adjust: int
     limits: Mapping[str, int]
     soft_nofile: int
+    imposed: Mapping[str, str] = field(default_factory=dict)
+    cpu_affinity: tuple[int, ...] = ()
+    chroot: str | None = None
+    supplementary_groups: tuple[str, ...] = ()
+    cgroup: Mapping[str, str] = field(default_factory=dict)
+    cgroup_directory: str | None = None
+    mark: InstanceMark | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The spec as the launcher reads it."""
+        imposed = {**self.imposed, **({MARK: str(self.mark)} if self.mark is not None else {})}
         return {
-            **asdict(self),
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DAEMONS_OWN},
+            "environment": dict(self.environment),
+            "imposed": imposed,
+            "main_variable": MAIN if self.mark is not None else None,
             "ports": {name: [address.host, address.port] for name, address in self.ports.items()},
         }
+
+
+_DAEMONS_OWN = {"cgroup", "mark"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +79,14 @@ class World:
     Attributes:
         environment: what every instance gets beneath its own variables: PATH, HOME and the like.
         becomes_user: whether the daemon is able to be somebody else, and so must.
+        uid: the number of the user that instances run as, or None where it is the daemon's own.
         soft_nofile: see `LaunchSpec`.
     """
 
     environment: Mapping[str, str]
     becomes_user: bool
     soft_nofile: int
+    uid: int | None = None
 
 
 def log_path(service: ServiceSettings, role: Role) -> str:
@@ -71,12 +95,23 @@ def log_path(service: ServiceSettings, role: Role) -> str:
 
 
 def make_spec(
-    role: Role, instance: InstanceSettings, service: ServiceSettings, world: World, releases: Mapping[str, str]
+    role: Role,
+    instance: InstanceSettings,
+    service: ServiceSettings,
+    world: World,
+    releases: Mapping[str, str],
+    *,
+    incarnation: Incarnation | None = None,
+    notify_socket: str | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> LaunchSpec:
     """The launch of an instance, with every placeholder replaced.
 
     Args:
         releases: the values of `release` and `current`; empty where no release is deployed.
+        incarnation: which launch this is; None for what is started beside the instance, such as a hook.
+        notify_socket: what NOTIFY_SOCKET is to be; None: the instance gets none.
+        extra: the environment of this one start; wins over the settings and the environment file.
     """
     values = {
         "role": role.value,
@@ -87,6 +122,7 @@ def make_spec(
         **releases,
     }
     own = {key: expand(value, values) for key, value in instance.environment.items()}
+    notify = {"NOTIFY_SOCKET": notify_socket} if notify_socket is not None else {}
     return LaunchSpec(
         command=tuple(expand(word, values) for word in instance.command),
         directory=str(instance.directory),
@@ -101,4 +137,10 @@ def make_spec(
         oom_score_adjust=instance.oom_score_adjust,
         limits=dict(instance.limits),
         soft_nofile=world.soft_nofile,
+        imposed={**(extra or {}), **notify},
+        cpu_affinity=instance.cpu_affinity,
+        chroot=str(instance.chroot) if instance.chroot is not None else None,
+        supplementary_groups=instance.supplementary_groups,
+        cgroup=dict(instance.cgroup),
+        mark=InstanceMark(str(service.state_dir), role, incarnation) if incarnation is not None else None,
     )

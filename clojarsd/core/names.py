@@ -74,14 +74,19 @@ class LaunchStage(enum.Enum):
 
     RELEASE = "resolving its release"
     PRE_START = "running pre_start"
-    ENVIRONMENT = "reading its environment file"
+    CGROUP = "joining its control group"
     SPAWN = "making its process"
     LOG = "opening its log"
+    ENVIRONMENT = "reading its environment file"
     PORTS = "finding its ports free"
-    PRIORITY = "setting its priority"
     LIMITS = "setting its limits"
+    PRIORITY = "setting its priority"
+    AFFINITY = "choosing its CPUs"
+    CHROOT = "changing its root directory"
+    GROUPS = "joining its groups"
     USER = "becoming its user"
     DIRECTORY = "entering its directory"
+    UMASK = "setting its umask"
     EXECUTE = "running its command"
 
 
@@ -98,10 +103,16 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: `code` when it exited, else `signal`, the number that killed it."""
+    """How a process ended: `code` when it exited, else `signal`, the number that killed it; neither: nobody knows."""
 
     code: int | None
     signal: int | None
 
     def __str__(self) -> str:
+        if self == UNKNOWN_END:
+            return "ended (how is not known: it is no child of this daemon)"
         return f"exited with {self.code}" if self.signal is None else f"was killed by signal {self.signal}"
+
+
+UNKNOWN_END = ExitStatus(None, None)
+"""The end of a process that was somebody else's child, of which the kernel did not tell more."""

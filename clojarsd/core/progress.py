@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clojarsd.core.api import Verb
+from clojarsd.core.api import Awaited, Verb
 from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.reasons import signal_name
 from clojarsd.core.unit import EndCause
 from clojarsd.core.view import InstanceView, PairView
 
@@ -36,6 +38,8 @@ def judge(verb: Verb, role: Role, view: PairView, before: Incarnation) -> Verdic
             return _judge_out(seen, connections(view, role))
         case Verb.UNDRAIN:
             return _judge_in(seen)
+        case Verb.RELOAD:  # what the instance makes of it shows in its checks
+            return Verdict(True, f"{seen.role.value} was told to reload ({signal_name(seen.reload_signal)})")
 
 
 def already(verb: Verb, seen: InstanceView) -> str | None:
@@ -62,6 +66,48 @@ def why_not_restart(role: Role, view: PairView) -> str | None:
         f"cannot restart {role.value}: {other.role.value} could not take over, it is {other.unit.state.value}"
         f" ({other.reason})"
     )
+
+
+def why_not_reload(role: Role, view: PairView) -> str | None:
+    """Why there is nobody who could be told to reload; None when there is."""
+    seen = view.instances[role]
+    if seen.pid is not None and seen.unit.state is not UnitState.STOPPING:
+        return None
+    return f"cannot reload {role.value}: it is {seen.unit.state.value} ({seen.reason}); nothing was done"
+
+
+def why_not_with_environment(verb: Verb, role: Role, view: PairView) -> str | None:
+    """Why a start cannot have an environment of its own; None when it can."""
+    seen = view.instances[role]
+    if verb is not Verb.START or not seen.unit.has_process:
+        return None
+    which = f", as process {seen.pid}" if seen.pid is not None else ""
+    return (
+        f"cannot start {role.value} with this environment: it runs already{which};"
+        f" nothing was done; `clojarsctl restart {role.value} --env ...` gives it to a new one"
+    )
+
+
+def as_sentence(role: Role, step: str) -> str:
+    """A step of an instance with its name before it, unless it is a sentence of its own."""
+    return step if step.startswith("cannot") else f"{role.value} {step}"
+
+
+def describe_reached(awaited: Awaited, roles: Sequence[Role]) -> str:
+    """`backup is eligible`, or for several `backup and primary are ready`."""
+    names = " and ".join(role.value for role in roles)
+    return f"{names} {'is' if len(roles) == 1 else 'are'} {awaited.value}"
+
+
+def why_still_waiting(awaited: Awaited, roles: Sequence[Role], view: PairView, patience: float) -> str:
+    """What there is instead, `patience` seconds after somebody began to wait."""
+    missing = [view.instances[role] for role in roles if not awaited.holds(view.instances[role])]
+    seen = "; ".join(
+        f"{one.role.value} is {one.unit.state.value}" + (f" ({one.reason})" if one.reason else "") for one in missing
+    )
+    verb = "was" if len(missing) == 1 else "were"
+    names = " and ".join(one.role.value for one in missing)
+    return f"{names} {verb} not {awaited.value} within {patience:g} s: {seen}"
 
 
 def connections(view: PairView, role: Role) -> int:

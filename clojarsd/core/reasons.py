@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from clojarsd.core.names import Goal, Health, Role, UnitState
+from clojarsd.core.names import Goal, Health, HookName, Role, UnitState
 from clojarsd.core.restart import RestartWhen
 from clojarsd.core.unit import SIGKILL, EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
@@ -20,16 +20,28 @@ def describe_end(role: Role, end: Exited | NotLaunched, ended_by: EndCause | Non
     how = f"exited with {status.code}" if status.signal is None else f"was killed by {signal_name(status.signal)}"
     if ended_by is EndCause.START_TIMEOUT:
         return f"was not ready in time and was ended ({how})"
+    if ended_by is EndCause.POST_START:
+        return f"was ended because its post_start failed ({how})"
     return how
 
 
 def why_not_eligible(
-    role: Role, unit: Unit, health: Health, checks: Sequence[CheckView], policy: UnitPolicy, next_try_at: str | None
+    role: Role,
+    unit: Unit,
+    health: Health,
+    checks: Sequence[CheckView],
+    policy: UnitPolicy,
+    next_try_at: str | None,
+    *,
+    stopped_by: str | None = None,
+    stopped_at: str | None = None,
 ) -> str | None:
     """Why the instance gets no connections; None when it may.
 
     Args:
         next_try_at: wall-clock time of the unit's deadline, for `BACKOFF`.
+        stopped_by: whose order it is that the instance is down, and
+        stopped_at: when they gave it (UTC); None when that is not known.
     """
     state = unit.state
     ended = describe_end(role, unit.last_end, unit.ended_by) if unit.last_end is not None else None
@@ -40,13 +52,16 @@ def why_not_eligible(
     if state is UnitState.DRAINING:
         return _why_draining(role, unit)
     if state is UnitState.STOPPING:
-        return _why_stopping(unit, policy)
+        return _why_stopping(unit, policy, ended)
     if state is UnitState.BACKOFF:
         return f"{ended}; next try at {next_try_at}"
     if state is UnitState.FAILED:
         return f"{ended}; given up {_limit(policy)}; `clojarsctl start {role.value}` tries again"
     if unit.goal is Goal.UP:
         return f"{ended}, which is no failure, so it is not started again; `clojarsctl start {role.value}` does"
+    if stopped_by is not None:
+        when = f" at {stopped_at}" if stopped_at is not None else ""
+        return f"stopped by {stopped_by}{when}; `clojarsctl start {role.value}` starts it"
     return "stopped by order" if unit.incarnation else "not started yet"
 
 
@@ -66,9 +81,13 @@ def _seen(checks: Sequence[CheckView]) -> str:
 
 
 def _why_starting(unit: Unit, checks: Sequence[CheckView], ended: str | None) -> str:
+    if unit.hook is HookName.POST_START:
+        return "its checks have passed, its post_start runs"
+    if unit.hook is HookName.PRE_START:
+        return "its pre_start runs"
     passed = any(check.health is Health.UP for check in checks)
     waiting = f"{'not every' if passed else 'no'} check has passed yet ({_seen(checks)})"
-    unasked = unit.ended_by in (None, EndCause.START_TIMEOUT)
+    unasked = unit.ended_by is None or not unit.ended_by.is_asked
     return f"{waiting}; the one before {ended}" if isinstance(unit.last_end, Exited) and unasked else waiting
 
 
@@ -80,13 +99,18 @@ def _why_draining(role: Role, unit: Unit) -> str:
     return f"out of rotation by order; `clojarsctl undrain {role.value}` brings it back"
 
 
-def _why_stopping(unit: Unit, policy: UnitPolicy) -> str:
+def _why_stopping(unit: Unit, policy: UnitPolicy, ended: str | None) -> str:
+    if unit.hook is HookName.POST_STOP:
+        return f"{ended}; its post_stop runs"
     assert unit.cause is not None
+    why = f"{unit.cause.value} ({unit.hook_failure})" if unit.cause is EndCause.POST_START else unit.cause.value
+    if unit.hook is HookName.PRE_STOP:
+        return f"{why}: its pre_stop runs"
     sent = policy.stop_steps[: unit.stop_step]
     names = [signal_name(number) for number, _ in sent]
     if unit.stop_step > len(policy.stop_steps):
         names.append(signal_name(SIGKILL))
-    return f"{unit.cause.value}: {', '.join(names)} sent"
+    return f"{why}: {', '.join(names)} sent"
 
 
 def _limit(policy: UnitPolicy) -> str:

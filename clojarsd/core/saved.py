@@ -75,7 +75,7 @@ class SavedPair:
 
     Attributes:
         boot_id: of the boot in which all monotonic instants here hold.
-        generation: how many daemons have taken over running instances in a row, by upgrade or adoption.
+        generation: how many times code was executed under the number of the daemon that saved this.
         saved_at: when this was true (UTC).
     """
 

@@ -30,6 +30,18 @@ class LastExit:
 
 
 @dataclass(frozen=True, slots=True)
+class Next:
+    """What happens by itself if nothing else does: a sentence that says `it` of whom it is about, and when (UTC)."""
+
+    what: str
+    at: str
+
+    def as_json(self) -> dict[str, Any]:
+        """It as `GET /v1/status` gives it."""
+        return {"what": self.what, "at": self.at}
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceView:
     """One instance.
 
@@ -39,6 +51,15 @@ class InstanceView:
         restarts: launches that followed an unasked end, since the daemon started.
         reason: why it gets no connections, in words; None when it may.
         release: the file name of the release it was launched with, or None.
+        goal_by: the user whose order made the goal what it is, or None when nobody's did.
+        goal_at: when they gave it (UTC), or None.
+        started_at: when its process began (UTC), or None.
+        adopted: whether its process was started by an earlier daemon.
+        memory_bytes: its share of memory (PSS), or None.
+        cpu_seconds: of its process so far, or None.
+        status_text: what it says of itself (STATUS= of sd_notify), or None.
+        next: what happens by itself, such as the next launch or the end of a deadline, or None.
+        reload_signal: the number of the signal that asks it to reload.
     """
 
     role: Role
@@ -53,6 +74,15 @@ class InstanceView:
     release: str | None
     ports: Mapping[str, int]
     checks: tuple[CheckView, ...]
+    goal_by: str | None = None
+    goal_at: str | None = None
+    started_at: str | None = None
+    adopted: bool = False
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    status_text: str | None = None
+    next: Next | None = None
+    reload_signal: int = 1
 
     @property
     def is_eligible(self) -> bool:
@@ -81,12 +111,24 @@ class InstanceView:
                 for check in self.checks
             ],
             "jvm": None,
+            "goal_by": self.goal_by,
+            "goal_at": self.goal_at,
+            "started_at": self.started_at,
+            "adopted": self.adopted,
+            "memory_bytes": self.memory_bytes,
+            "cpu_seconds": self.cpu_seconds,
+            "status_text": self.status_text,
+            "next": self.next and self.next.as_json(),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class FrontendView:
-    """One frontend. The mappings count by role, and by None what is or was held."""
+    """One frontend. The mappings count by role, and by None what is or was held.
+
+    Attributes:
+        next: what happens by itself, such as the failback, or None.
+    """
 
     listen: tuple[str, ...]
     mode: str
@@ -94,6 +136,7 @@ class FrontendView:
     active: Role | None
     connections: Mapping[Role | None, int]
     accepted_total: Mapping[Role | None, int]
+    next: Next | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The frontend as `GET /v1/status` gives it."""
@@ -104,17 +147,26 @@ class FrontendView:
             "active": self.active.value if self.active is not None else None,
             "connections": _by_role(self.connections),
             "accepted_total": _by_role(self.accepted_total),
+            "next": self.next and self.next.as_json(),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonView:
-    """The daemon itself. `config` is the path of its configuration file."""
+    """The daemon itself.
+
+    Attributes:
+        config: the path of its configuration file.
+        generation: how many times code was executed under this pid; each upgrade raises it.
+        relay_pid: of the process that relays connections, or None.
+    """
 
     version: str
     pid: int
     started_at: str
     config: str
+    generation: int = 1
+    relay_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +189,8 @@ class PairView:
                 "pid": self.daemon.pid,
                 "started_at": self.daemon.started_at,
                 "config": self.daemon.config,
+                "generation": self.daemon.generation,
+                "relay_pid": self.daemon.relay_pid,
             },
             "instances": {role.value: self.instances[role].as_json() for role in Role},
             "frontends": {name: frontend.as_json() for name, frontend in self.frontends.items()},

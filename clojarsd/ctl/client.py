@@ -16,6 +16,7 @@ from typing import Any, Self
 ANSWER_TIMEOUT = 10
 """Seconds until the daemon must have begun to answer."""
 _TIMEVAL = struct.Struct("ll")
+_CREDENTIALS = struct.Struct("3i")
 
 
 class Unreachable(Exception):
@@ -40,27 +41,43 @@ class Daemon:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def get(self, target: str) -> Any:
+    def get(self, target: str, patience: int | None = None) -> Any:
         """The JSON that the daemon has at `target`.
+
+        Args:
+            patience: seconds until it must have begun to answer, if not the usual ones.
 
         Raises:
             Unreachable: nobody has answered.
             Rejected: the daemon has answered with an error.
         """
-        with self.stream("GET", target) as answer:
+        with self.stream("GET", target, patience=patience) as answer:
             return answer.whole()
 
-    def stream(self, method: str, target: str, body: dict[str, Any] | None = None) -> Answer:
-        """The answer as it comes; to be used in a `with`. Raises as `get`."""
+    def post(self, target: str, patience: int) -> Any:
+        """The JSON that the daemon answers to an order without options. Args and errors as `get` has them."""
+        with self.stream("POST", target, patience=patience) as answer:
+            return answer.whole()
+
+    def text(self, target: str) -> str:
+        """The text that the daemon has at `target`. Raises as `get`."""
+        with self.stream("GET", target) as answer:
+            return answer.text()
+
+    def stream(
+        self, method: str, target: str, body: dict[str, Any] | None = None, patience: int | None = None
+    ) -> Answer:
+        """The answer as it comes; to be used in a `with`. Args and errors as `get` has them."""
+        seconds = ANSWER_TIMEOUT if patience is None else patience
         content = json.dumps(body).encode() if body is not None else b""
         head = f"{method} {target} HTTP/1.0\r\nHost: clojarsd\r\nContent-Length: {len(content)}\r\n\r\n"
         try:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            raise Unreachable(self._why(error)) from None
+            raise Unreachable(self._why(error, seconds)) from None
         try:
             # not settimeout: a connect that does not block fails at once when many are waiting
-            limit = _TIMEVAL.pack(ANSWER_TIMEOUT, 0)
+            limit = _TIMEVAL.pack(seconds, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             connection.connect(self.path)
@@ -68,12 +85,12 @@ class Daemon:
             return Answer(self.path, connection)
         except OSError as error:
             connection.close()
-            raise Unreachable(self._why(error)) from None
+            raise Unreachable(self._why(error, seconds)) from None
         except BaseException:
             connection.close()
             raise
 
-    def _why(self, error: OSError) -> str:
+    def _why(self, error: OSError, seconds: int) -> str:
         cannot = f"cannot reach clojarsd at {self.path}"
         if isinstance(error, FileNotFoundError):
             return f"{cannot}: no such socket; is clojarsd.service running?"
@@ -82,7 +99,7 @@ class Daemon:
         if isinstance(error, PermissionError):
             return f"{cannot}: permission denied; the socket or its directory is closed to this user"
         if isinstance(error, BlockingIOError):
-            return f"{cannot}: no answer within {ANSWER_TIMEOUT} s; `journalctl -u clojarsd` may tell why"
+            return f"{cannot}: no answer within {seconds} s; `journalctl -u clojarsd` may tell why"
         if isinstance(error, ConnectionResetError | BrokenPipeError):
             return f"{cannot}: it ended the connection without an answer; `journalctl -u clojarsd` may tell why"
         return f"{cannot}: {(error.strerror or str(error)).lower()}"
@@ -121,10 +138,23 @@ class Answer:
         self._stream.close()
         self._connection.close()
 
+    def daemon_pid(self) -> int:
+        """The process that listens at the socket; 0 when it is none that is seen from here."""
+        credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _, _ = _CREDENTIALS.unpack(credentials)
+        return int(pid)
+
     def whole(self) -> Any:
         """The body, which is one value."""
         try:
             return json.loads(self._stream.read())
+        except (OSError, ValueError):
+            raise Unreachable(f"clojarsd at {self._path} did not answer to the end") from None
+
+    def text(self) -> str:
+        """The body, which is text."""
+        try:
+            return self._stream.read().decode()
         except (OSError, ValueError):
             raise Unreachable(f"clojarsd at {self._path} did not answer to the end") from None
 

@@ -22,7 +22,7 @@ def show_status(session: Session) -> None:
     if session.as_json:
         print(json.dumps(seen, indent=2))
     else:
-        _show(status_lines(seen, now()))
+        show(status_lines(seen, now()))
 
 
 def watch_status(session: Session) -> None:
@@ -65,7 +65,7 @@ def show_events(session: Session, count: int | None, *, follow: bool) -> None:
             if session.as_json:
                 session.put(event)
             else:
-                _show([event_line(event)])
+                show([event_line(event)])
 
 
 def _target(path: str, count: int | None, *, follow: bool) -> str:
@@ -73,7 +73,7 @@ def _target(path: str, count: int | None, *, follow: bool) -> str:
     return f"{path}?{'&'.join(query)}" if query else path
 
 
-def _show(lines: list[Line]) -> None:
+def show(lines: list[Line]) -> None:
     """Print the lines, with colours when people look at them."""
     if sys.stdout.isatty():
         from clojarsd.ctl.screen import show
@@ -103,6 +103,6 @@ def _print_changes(session: Session) -> None:
             before = str(error)
         else:
             if substance(seen) != before:
-                session.put(seen) if session.as_json else _show([*status_lines(seen, now()), []])
+                session.put(seen) if session.as_json else show([*status_lines(seen, now()), []])
             before = substance(seen)
         time.sleep(LOOKED_EVERY)

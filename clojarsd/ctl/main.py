@@ -1,7 +1,7 @@
 """The commands `clojarsctl` and `deploy-clojars`.
 
-What monitoring and people in a hurry ask all the time, `status` and `check`, is understood here, because importing
-click takes longer than all of it; everything else is left to click, in `verbs`.
+What monitoring and people in a hurry ask all the time, `status`, `check` and `why`, is understood here, because
+importing click takes longer than all of it; everything else is left to click, in `verbs`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from clojarsd.ctl.session import (
     prepare_streams,
 )
 
-_FAST: dict[str, Callable[[Session], None]] = {"status": show_status, "check": check_pair}
+
+def _explain(session: Session, role: str | None = None) -> None:
+    from clojarsd.ctl.why import show_why
+
+    show_why(session, role)
+
+
+_FAST: dict[str, Callable[..., None]] = {"status": show_status, "check": check_pair, "why": _explain}
+_ARGUMENTS = {"why": 1}
+"""The most arguments that each takes, where it takes any."""
 
 
 def main() -> None:
@@ -48,10 +57,11 @@ def _run_fast(words: Sequence[str]) -> bool:
     socket, rest = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET, list(words)
     if rest[:1] == ["--socket"] and len(rest) > 2:
         socket, rest = rest[1], rest[2:]
-    verbs = [word for word in rest if word != "--json"]
-    if len(verbs) != 1 or verbs[0] not in _FAST or not socket:
+    verb, *arguments = [word for word in rest if word != "--json"] or [""]
+    is_plain = len(arguments) <= _ARGUMENTS.get(verb, 0) and not any(word[:1] in ("", "-") for word in arguments)
+    if verb not in _FAST or not is_plain or not socket:
         return False
-    _FAST[verbs[0]](Session(socket, "--json" in rest))
+    _FAST[verb](Session(socket, "--json" in rest), *arguments)
     return True
 
 

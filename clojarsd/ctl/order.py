@@ -1,12 +1,13 @@
-"""Gives one order, and tells what happens until it is carried out."""
+"""Gives one order, or waits for what others do, and tells what happens until it is so."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from clojarsd.ctl.client import Unreachable
+from clojarsd.ctl.client import Answer, Unreachable
 from clojarsd.ctl.render import clean, step_text
 from clojarsd.ctl.session import (
     EXIT_FAILED,
@@ -18,16 +19,52 @@ from clojarsd.ctl.session import (
     quoted,
 )
 
+ORDER_TIMEOUT = 60
+"""Seconds until an order is taken: the configuration is read first, and what is wanted is put on the disk."""
 SEE = "clojarsctl status | clojarsctl events -f"
 
 
-def give_order(session: Session, verb: str, role: str, *, wait: bool, force: bool, timeout: float | None) -> None:
+def give_order(
+    session: Session,
+    verb: str,
+    role: str,
+    *,
+    wait: bool,
+    force: bool,
+    timeout: float | None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Give the order and end the command with how it went, whether or not that can be written anywhere."""
     options: dict[str, Any] = {"wait": wait, "force": force}
     if timeout is not None:
         options["timeout"] = timeout
+    if environment:
+        options["environment"] = dict(environment)
     with session.outcome(interrupted=f"stopped; whether the order was taken is not known: {SEE}"):
-        answer = session.daemon.stream("POST", f"/v1/instances/{quoted(role)}/{verb}", options)
+        answer = session.daemon.stream("POST", f"/v1/instances/{quoted(role)}/{verb}", options, ORDER_TIMEOUT)
+    _watch(
+        session,
+        answer,
+        cut=f"how the order went is not known: {SEE}",
+        interrupted=f"stopped watching; the order goes on: {SEE}",
+    )
+
+
+def wait_until(session: Session, role: str, awaited: str, timeout: float | None) -> None:
+    """Wait until the instance is so, and end the command with whether it came to that."""
+    target = f"/v1/wait?for={awaited}" + (f"&timeout={timeout:f}" if timeout is not None else "")
+    with session.outcome():
+        answer = session.daemon.stream("GET", f"{target}&role={quoted(role)}")
+    _watch(session, answer, cut=f"whether it is {awaited} is not known: clojarsctl status", interrupted=None)
+
+
+def _watch(session: Session, answer: Answer, *, cut: str, interrupted: str | None) -> None:
+    """Tell what the stream says.
+
+    Args:
+        cut: what to say of a stream without an end.
+        interrupted: what to say after Ctrl-C, or None for nothing.
+    """
     try:
         with answer:
             for line in answer.lines():
@@ -35,9 +72,10 @@ def give_order(session: Session, verb: str, role: str, *, wait: bool, force: boo
                     offer(json.dumps(line))
                 _tell(line, aloud=not session.as_json)
     except Unreachable as error:
-        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; how the order went is not known: {SEE}")
+        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; {cut}")
     except KeyboardInterrupt:
-        narrate(f"stopped watching; the order goes on: {SEE}")
+        if interrupted is not None:
+            narrate(interrupted)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -18,8 +18,8 @@ Piece: TypeAlias = tuple[str, str]
 Line: TypeAlias = Sequence[Piece]
 Json: TypeAlias = Mapping[str, Any]
 
-_STATE_STYLES = {"ready": "good", "failed": "bad", "backoff": "bad", "stopped": "bad"}
-_HEALTH_STYLES = {"up": "good", "down": "bad", "stalled": "bad"}
+STATE_STYLES = {"ready": "good", "failed": "bad", "backoff": "bad", "stopped": "bad"}
+HEALTH_STYLES = {"up": "good", "down": "bad", "stalled": "bad"}
 
 
 def plain(lines: Iterable[Line]) -> str:
@@ -30,7 +30,7 @@ def plain(lines: Iterable[Line]) -> str:
 def status_lines(status: Json, now: datetime) -> list[Line]:
     """The picture of the pair, as `GET /v1/status` has it."""
     instances = status["instances"]
-    lines: list[Line] = [_headline(status), _daemon_line(status, now), []]
+    lines: list[Line] = [headline(status), _daemon_line(status, now), []]
     for role, seen in instances.items():
         lines += _instance_lines(role, seen, now)
     if status["frontends"]:
@@ -83,7 +83,7 @@ def clean(text: object) -> str:
 
 def substance(status: Json) -> dict[str, Any]:
     """The part of the picture whose change is worth a new one: no counters, no results of single checks."""
-    volatile = {"checks", "jvm", "connections", "accepted_total"}
+    volatile = {"checks", "jvm", "connections", "accepted_total", "memory_bytes", "cpu_seconds", "next"}
     seen = dict(status)
     for kind in ("instances", "frontends"):
         parts = status[kind].items()
@@ -91,7 +91,8 @@ def substance(status: Json) -> dict[str, Any]:
     return seen
 
 
-def _headline(status: Json) -> Line:
+def headline(status: Json) -> Line:
+    """Who can serve, and who serves what."""
     able = [role for role, seen in status["instances"].items() if seen["eligible"]]
     if len(able) == len(status["instances"]):
         verdict = ("primary and backup can serve", "good")
@@ -116,6 +117,8 @@ def _who_serves(frontends: Json) -> list[Piece]:
 def _daemon_line(status: Json, now: datetime) -> Line:
     daemon, release = status["daemon"], status["release"]["current"]
     text = f"clojarsd {daemon['version']}, process {daemon['pid']}, for {age(daemon['started_at'], now)}"
+    if daemon.get("relay_pid") is not None:
+        text += f", relay process {daemon['relay_pid']}"
     return [(text + (f", release {clean(release)}" if release else ""), "faint")]
 
 
@@ -125,39 +128,55 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
     lines: list[Line] = [
         [
             (f"{role:<{_INDENT}}", "strong"),
-            (f"{state:<9}", _STATE_STYLES.get(state, "warning")),
+            (f"{state:<9}", STATE_STYLES.get(state, "warning")),
             (f"for {age(seen['since'], now):<12}  ", ""),
             ("health ", ""),
-            (f"{health:<8}", _HEALTH_STYLES.get(health, "warning")),
+            (f"{health:<8}", HEALTH_STYLES.get(health, "warning")),
             (f" goal {seen['goal']:<6}{process}", ""),
         ]
     ]
     if seen["reason"]:
-        lines += _wrapped(clean(seen["reason"]), "warning")
-    lines += _wrapped(_past(seen, now), "")
+        lines += wrapped(clean(seen["reason"]), "warning")
+    if (coming := seen.get("next")) is not None and state != "backoff":  # whose reason says it
+        lines += wrapped(f"{clean(coming['what'])} at {short_time(coming['at'])}", "")
+    if seen.get("status_text"):
+        lines += wrapped(f"says: {clean(seen['status_text'])}", "")
+    lines += wrapped(_past(seen, now), "")
     for check in seen["checks"]:
         when = f" ({age(check['at'], now)} ago)" if check["at"] else ""
         text = f"{check['kind']}: {clean(check['last'] or 'no result yet')}{when}"
-        lines += _wrapped(text, "" if check["up"] else "warning")
+        lines += wrapped(text, "" if check["up"] else "warning")
     return lines
 
 
 def _past(seen: Json, now: datetime) -> str:
-    """Its name, its launches, the last exit, and the release it runs."""
+    """Its name, its launches, the last exit, what it uses, and the release it runs."""
     launches = f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched"
     parts = [clean(seen["name"]), launches, f"restarts {seen['restarts']}"]
     if (last := seen["last_exit"]) is not None:
         how = f"code {last['code']}" if last["signal"] is None else f"signal {last['signal']}"
         parts.append(f"last exit: {how}, {age(last['at'], now)} ago")
+    if seen.get("adopted"):
+        parts.append("adopted")
+    if seen.get("memory_bytes") is not None:
+        parts.append(f"memory {memory_text(seen['memory_bytes'])}")
+    if seen.get("cpu_seconds") is not None:
+        parts.append(f"CPU {seen['cpu_seconds']:.1f} s")
     if seen["release"]:
         parts.append(f"release {clean(seen['release'])}")
     return ", ".join(parts)
 
 
-def _wrapped(text: str, style: str) -> list[Line]:
-    room = WIDTH - _INDENT
-    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-    return [[(" " * _INDENT, ""), (line, style)] for line in lines]
+def wrapped(text: str, style: str, indent: int = _INDENT) -> list[Line]:
+    """The text as lines that begin so far to the right."""
+    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=False, break_on_hyphens=False)
+    return [[(" " * indent, ""), (line, style)] for line in lines]
+
+
+def memory_text(size: int) -> str:
+    """Bytes for people: `512 MiB`, `1.5 GiB`."""
+    mebibytes = size / 1024**2
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
 
 
 def _frontend_lines(frontends: Json) -> list[Line]:
@@ -183,7 +202,9 @@ def _frontend_lines(frontends: Json) -> list[Line]:
         lines.append([(text.rstrip(), style)])
     for name, seen in frontends.items():
         if seen["mode_reason"]:
-            lines += _wrapped(f"{clean(name)}: {clean(seen['mode_reason'])}", "faint")
+            lines += wrapped(f"{clean(name)}: {clean(seen['mode_reason'])}", "faint")
+        if (coming := seen.get("next")) is not None:
+            lines += wrapped(f"{clean(name)}: {clean(coming['what'])} at {short_time(coming['at'])}", "")
     return lines
 
 

@@ -1,85 +1,31 @@
-"""The verbs of clojarsctl and their options; what they do is in `look` and `order`."""
+"""The verbs of clojarsctl; what they do is in `look`, `order`, `top` and `why`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Mapping
 
 import click
 
-from clojarsd.core.api import MOST_EVENTS, MOST_LINES
-from clojarsd.core.quantities import parse_duration
+from clojarsd.core.api import MOST_EVENTS, MOST_LINES, Awaited
 from clojarsd.ctl.look import check_pair, show_events, show_logs, show_status, watch_status
-from clojarsd.ctl.order import give_order
+from clojarsd.ctl.options import (
+    JSON_HELP,
+    InOrder,
+    environment_option,
+    follow_option,
+    force_option,
+    json_option,
+    lines_option,
+    no_wait_option,
+    role_argument,
+    seconds,
+    symmetric_force_option,
+    timeout_option,
+)
+from clojarsd.ctl.order import give_order, wait_until
 from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIABLE, Session, discard
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class InOrder(click.Group):
-    """Lists its verbs in the order in which they stand in this file."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the verbs."""
-        return list(self.commands)
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    """A duration such as `5m`, as seconds, which are more than none."""
-    if text is None:
-        return None
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text} {error}", ctx, param) from None
-    if seconds == 0:
-        raise click.BadParameter(f"{text} is no time at all", ctx, param)
-    return seconds
-
-
-def _json_after_verb(ctx: click.Context, _: click.Parameter, chosen: bool) -> None:
-    session = ctx.find_object(Session)
-    if chosen and session is not None:
-        session.as_json = True
-
-
-JSON_HELP = "Print JSON, for programs."
-json_option = click.option("--json", is_flag=True, expose_value=False, callback=_json_after_verb, help=JSON_HELP)
-
-
-def lines_option(most: int) -> Callable[[Command], Command]:
-    """The option -n, of which the daemon gives at most so many."""
-    return click.option(
-        "-n", "--lines", "count", type=click.IntRange(0), metavar="N", help=f"How many of the latest, at most {most}."
-    )
-
-
-def role_argument(*roles: str, required: bool = True) -> Callable[[Command], Command]:
-    """The argument ROLE; shells complete it to these."""
-    shown = "|".join(roles)
-    return click.argument(
-        "role",
-        required=required,
-        metavar=shown if required else f"[{shown}]",
-        shell_complete=lambda ctx, param, text: [role for role in roles if role.startswith(text)],
-    )
-
-
-no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once; the order goes on.")
-force_option = click.option("--force", is_flag=True, help="Restart although the other one could not take over.")
-symmetric_force_option = click.option(
-    "--force",
-    is_flag=True,
-    help="Accepted for symmetry: only a restart is ever refused for the other one's sake.",
-)
-timeout_option = click.option(
-    "--timeout",
-    callback=_seconds,
-    metavar="TIME",
-    help='Wait at most this long, such as "90s" or "5m"; the order goes on.',
-)
-follow_option = click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
+from clojarsd.ctl.verbs_daemon import config, daemon
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,6 +68,36 @@ def status(session: Session, watch: bool) -> None:
 
 
 @cli.command()
+@click.option("--once", is_flag=True, help="Show it once; CPU is then that since each process began.")
+@json_option
+@click.pass_obj
+def top(session: Session, once: bool) -> None:
+    """Show what both instances do and use, again every second.
+
+    CPU is in percent of one processor, since the last look; memory is the share of each process (PSS). Without a
+    terminal each look is printed below the last one.
+    """
+    from clojarsd.ctl.top import show_top, watch_top
+
+    show_top(session) if once else watch_top(session)
+
+
+@cli.command()
+@role_argument("primary", "backup", required=False)
+@json_option
+@click.pass_obj
+def why(session: Session, role: str | None) -> None:
+    """Explain why things are as they are.
+
+    Who serves and because of what, how each instance is and what shows it, what led here, what comes next by itself,
+    and what an operator must do.
+    """
+    from clojarsd.ctl.why import show_why
+
+    show_why(session, role)
+
+
+@cli.command()
 @json_option
 @click.pass_obj
 def check(session: Session) -> None:
@@ -137,11 +113,18 @@ def check(session: Session) -> None:
 @no_wait_option
 @symmetric_force_option
 @timeout_option
+@environment_option
 @json_option
 @click.pass_obj
-def start(session: Session, role: str, no_wait: bool, force: bool, timeout: float | None) -> None:
-    """Start an instance, and return when it is ready."""
-    _order(session, "start", role, no_wait=no_wait, force=force, timeout=timeout)
+def start(
+    session: Session, role: str, no_wait: bool, force: bool, timeout: float | None, environment: dict[str, str]
+) -> None:
+    """Start an instance, and return when it is ready.
+
+    Variables that are given with --env are there for this one start: later ones, also those after a crash, do not have
+    them. Refused with --env when the instance runs already.
+    """
+    _order(session, "start", role, no_wait=no_wait, force=force, timeout=timeout, environment=environment)
 
 
 @cli.command()
@@ -164,15 +147,34 @@ def stop(session: Session, role: str, no_wait: bool, force: bool, timeout: float
 @no_wait_option
 @force_option
 @timeout_option
+@environment_option
 @json_option
 @click.pass_obj
-def restart(session: Session, role: str, no_wait: bool, force: bool, timeout: float | None) -> None:
+def restart(
+    session: Session, role: str, no_wait: bool, force: bool, timeout: float | None, environment: dict[str, str]
+) -> None:
     """Restart an instance while the other one serves.
 
     Its open connections may end first. Refused when the other one cannot take over, unless forced. `all` restarts the
-    backup, then the primary.
+    backup, then the primary. Variables that are given with --env are there for this one start.
     """
-    _order(session, "restart", role, no_wait=no_wait, force=force, timeout=timeout)
+    _order(session, "restart", role, no_wait=no_wait, force=force, timeout=timeout, environment=environment)
+
+
+@cli.command()
+@role_argument("primary", "backup", "all")
+@no_wait_option
+@symmetric_force_option
+@timeout_option
+@json_option
+@click.pass_obj
+def reload(session: Session, role: str, no_wait: bool, force: bool, timeout: float | None) -> None:
+    """Send an instance its reload signal.
+
+    Returns when it is sent: what the instance makes of it shows in its checks and in its log. A Java program that does
+    not expect SIGHUP ends by it; `reload_signal` in the configuration names another one.
+    """
+    _order(session, "reload", role, no_wait=no_wait, force=force, timeout=timeout)
 
 
 @cli.command()
@@ -198,6 +200,26 @@ def drain(session: Session, role: str, no_wait: bool, timeout: float | None) -> 
 def undrain(session: Session, role: str, no_wait: bool, timeout: float | None) -> None:
     """Bring an instance back into rotation."""
     _order(session, "undrain", role, no_wait=no_wait, force=False, timeout=timeout)
+
+
+@cli.command()
+@role_argument("primary", "backup", "all")
+@click.option(
+    "--for",
+    "awaited",
+    type=click.Choice([one.value for one in Awaited]),
+    required=True,
+    help="ready: proved able to serve; eligible: may get connections; stopped: at rest; down: without a process.",
+)
+@click.option("--timeout", callback=seconds, metavar="TIME", help='Wait at most this long, such as "90s" or "5m".')
+@json_option
+@click.pass_obj
+def wait(session: Session, role: str, awaited: str, timeout: float | None) -> None:
+    """Wait until an instance is as it should be.
+
+    Nothing is ordered. With `all`, both have to be so at once. Exit status 1 when the time is over.
+    """
+    wait_until(session, role, awaited, timeout)
 
 
 @cli.command()
@@ -227,8 +249,21 @@ def events(session: Session, count: int | None, follow: bool) -> None:
     show_events(session, count, follow=follow)
 
 
-def _order(session: Session, verb: str, role: str, *, no_wait: bool, force: bool, timeout: float | None) -> None:
-    give_order(session, verb, role, wait=not no_wait, force=force, timeout=timeout)
+cli.add_command(config)
+cli.add_command(daemon)
+
+
+def _order(
+    session: Session,
+    verb: str,
+    role: str,
+    *,
+    no_wait: bool,
+    force: bool,
+    timeout: float | None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    give_order(session, verb, role, wait=not no_wait, force=force, timeout=timeout, environment=environment)
 
 
 def run() -> None:

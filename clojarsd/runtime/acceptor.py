@@ -63,6 +63,11 @@ class Acceptor:
         self._listeners = listeners
         self._become(_State.OPEN)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it was begun and has not ended."""
+        return self._state is not _State.CLOSED
+
     def end(self) -> None:
         """Accept nobody any more; the listening sockets may be closed."""
         self._become(_State.CLOSED)

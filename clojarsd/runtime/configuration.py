@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -144,18 +145,17 @@ class Configuration:
         except BadSettings as bad:
             raise Refused(f"cannot reload: {'; '.join(bad.problems)}; nothing was changed") from bad
         changes = compare(old, new)
-        running = {role: unit.in_force for role, unit in self._units.items() if unit.pid is not None}
         if not changes.every:
             return changes.sentences()
-        if why := changes.refusal or taken_until_a_start(new, running):
+        if why := changes.refusal or taken_until_a_start(new, self._running()):
             raise Refused(why)
         plans = await self._prepare(new)
         self._plans = plans
         for role in Role:
-            self._watches[role].replan(plans.checks(role, self._units[role].in_force))
-            self._units[role].replan(plans.unit(role))
+            self._watches[role].replan(plans.checks(role, self._in_force(plans, role)))
+            self._units[role].replan(plans.unit(role, partial(self._bound, role)))
         self._applied(new)
-        sentences = changes.sentences(tuple(running))
+        sentences = changes.sentences(tuple(self._running()))
         self._history.record(
             EventName.CONFIG_RELOADED, "the configuration has changed", None, by, changes=list(sentences)
         )
@@ -176,4 +176,15 @@ class Configuration:
         return plans
 
     def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
-        return plans.frontends({role: unit.in_force for role, unit in self._units.items()}).values()
+        return plans.frontends({role: self._in_force(plans, role) for role in Role}).values()
+
+    def _running(self) -> dict[Role, InForce]:
+        """What each process is bound to; another one may have come or gone after every wait."""
+        return {role: unit.in_force for role, unit in self._units.items() if unit.pid is not None}
+
+    def _bound(self, role: Role) -> InForce:
+        return self._units[role].in_force
+
+    def _in_force(self, plans: Plans, role: Role) -> InForce:
+        """What its process is bound to, or what the next one will be by these plans."""
+        return self._running().get(role) or plans.in_force(role)

@@ -19,9 +19,12 @@ from aiohttp import web
 from clojarsd.core.api import Access, ErrorKind, Rights, error_body, kind_of
 from clojarsd.core.errors import Denied, Failed, Refused
 from clojarsd.core.names import Role
-from clojarsd.runtime.control_routes import CALLER, Caller, Desk, Orders
+from clojarsd.runtime.control_daemon import CONFIG_PATH, Config, DaemonDesk, Life
+from clojarsd.runtime.control_request import CALLER, Caller
+from clojarsd.runtime.control_routes import Desk, Orders
 from clojarsd.runtime.control_stream import BUG, Streams
 from clojarsd.runtime.history import History
+from clojarsd.runtime.log_keeper import InstanceLog
 from clojarsd.runtime.status import Board
 from clojarsd.system.inotify import EntryWatch
 from clojarsd.system.peer import Peer, group_names, peer_of, user_name
@@ -69,8 +72,13 @@ class ControlServer:
     Made by daemon.py, with a listener that is bound already and that daemon.py closes. A request may fail alone; a
     caller that goes away ends nothing but its watching.
 
+    Attributes:
+        access: who may do what; another one may take its place.
+
     Args:
-        logs: the file that each instance writes to.
+        logs: what each instance writes; a path is that of a log file which nobody rotates.
+        config: what the daemon acts by; without it, its paths are not there.
+        life: how the daemon is upgraded and ended; without it, its paths are not there.
     """
 
     def __init__(
@@ -80,20 +88,31 @@ class ControlServer:
         board: Board,
         history: History,
         access: Access,
-        logs: Mapping[Role, Path],
+        logs: Mapping[Role, Path | InstanceLog],
+        *,
+        config: Config | None = None,
+        life: Life | None = None,
     ) -> None:
         self._listener = listener
-        self._access = access
+        self.access = access
         self._streams = Streams()
         self._desk = Desk(orders, board, history, logs, self._streams)
+        self._daemon_desk = DaemonDesk(history, self._streams, config, life)
         self._group: asyncio.TaskGroup
         self._accepting: socket.socket | None = None
         self._is_closing = False
+        self.why_ending = "clojarsd is ending"
 
     async def serve(self) -> NoReturn:
-        """Answer until cancelled; what is being streamed then gets a last line that says so, within a few seconds."""
+        """Answer until cancelled; what is being streamed then gets a last line that says so, within a few seconds.
+
+        The line says `why_ending`, which whoever cancels may set before. The stream of an upgrade or a stop is not cut:
+        it gets the last line of its work, which has ended by then.
+        """
         app = web.Application(middlewares=[self._answer], client_max_size=LARGEST_BODY)
-        self._desk.add_routes(app.router)
+        self._group = asyncio.TaskGroup()
+        self._desk.add_routes(app.router, self._group)
+        self._daemon_desk.add_routes(app.router, self._group)
         runner = web.AppRunner(
             app,
             access_log=None,
@@ -105,13 +124,13 @@ class ControlServer:
         await runner.setup()
         assert runner.server is not None
         try:
-            async with asyncio.TaskGroup() as self._group:
+            async with self._group:
                 self._accept_from(self._listener.socket, runner.server)
                 await self._keep_listening(runner.server)
         finally:
             self._is_closing = True
             self._stop_accepting()
-            self._streams.close("clojarsd is ending")
+            self._streams.close(self.why_ending)
             await runner.cleanup()
 
     # Connections.
@@ -151,7 +170,7 @@ class ControlServer:
         connection.setblocking(False)
         try:
             peer = peer_of(connection.fileno())
-            if peer.uid not in (0, self._access.daemon_uid):
+            if peer.uid not in (0, self.access.daemon_uid):
                 already = sum(_peer(protocol.transport).uid == peer.uid for protocol in server.connections)
                 if already >= CONNECTIONS_PER_USER:
                     log.warning("control_connection_refused", uid=peer.uid, pid=peer.pid, open=already)
@@ -213,11 +232,13 @@ class ControlServer:
         """Who calls, if they may make such a request."""
         peer = _peer(request.transport)
         user, groups = await asyncio.to_thread(lambda: (user_name(peer.uid), group_names(peer.gids)))
-        rights = self._access.rights(peer.uid, user, groups)
-        needed = Rights.LOOK if request.method in ("GET", "HEAD") else Rights.OPERATE
+        rights = self.access.rights(peer.uid, user, groups)
+        shows_config = request.method in ("GET", "HEAD") and request.path == CONFIG_PATH
+        needed = Rights.LOOK if request.method in ("GET", "HEAD") and not shows_config else Rights.OPERATE
         if rights < needed:
             log.warning("control_request_denied", by=user, pid=peer.pid, method=request.method, path=request.path)
-            raise Denied(self._access.why_denied(user, needed))
+            wish = "see the configuration" if shows_config else "give orders"
+            raise Denied(self.access.why_denied(user, needed, wish))
         return Caller(user, peer.pid)
 
 

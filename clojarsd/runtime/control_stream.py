@@ -29,11 +29,18 @@ class Streams:
         self._why_closed: str | None = None
 
     async def answer(
-        self, request: web.Request, body: Callable[[Write], Awaitable[dict[str, Any]]]
+        self,
+        request: web.Request,
+        body: Callable[[Write], Awaitable[dict[str, Any]]],
+        *,
+        to_the_end: bool = False,
     ) -> web.StreamResponse:
         """Send what `body` writes, and then the line that it returns; or one that says why there is no more.
 
         When the caller goes away, `body` is cancelled.
+
+        Args:
+            to_the_end: `close` leaves this one alone, because it tells how the daemon itself comes to its end.
         """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -44,8 +51,9 @@ class Streams:
         last = failed_line(self._why_closed or "")
         try:
             async with asyncio.timeout(None) as scope:
-                self._open.add(scope)
-                if self._why_closed is None:
+                if not to_the_end:
+                    self._open.add(scope)
+                if self._why_closed is None or to_the_end:
                     last = await body(write)
         except TimeoutError:
             last = failed_line(self._why_closed or BUG)

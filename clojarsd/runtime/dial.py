@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clojarsd.core.frozen import FrozenClient
 from clojarsd.core.names import Address, Role
 
 
@@ -27,6 +28,17 @@ class Client:
     is_new: bool = True
     tried: tuple[Role, ...] = ()
     give_up_at: float | None = None
+
+    def freeze(self) -> FrozenClient:
+        """All of it but the socket."""
+        return FrozenClient(self.is_new, self.tried, self.give_up_at)
+
+    @classmethod
+    def thaw(cls, frozen: FrozenClient, descriptor: int) -> Client:
+        """The same client in this process."""
+        end = socket.socket(fileno=descriptor)
+        end.setblocking(False)
+        return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at)
 
 
 class Dial:

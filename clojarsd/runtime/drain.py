@@ -72,7 +72,45 @@ class Drain:
         if frontend.can_move:
             for session in list(frontend.open_sessions(role)):
                 session.move_at_next_request()
-        self._next_look = self._loop.call_soon(self._look_for_quiet)
+        self._next_look: asyncio.Handle = self._loop.call_soon(self._look_for_quiet)
+
+    # From one process to another.
+
+    def freeze(self) -> float | None:
+        """Do nothing until `unfreeze`; until when connections may last, or None: none is left."""
+        self._deadline.cancel()
+        self._next_look.cancel()
+        return self._deadline.when() if self._when_drained is not None else None
+
+    @classmethod
+    def thaw(cls, frontend: Drained, role: Role, when_drained: Callable[[], None], deadline: float | None) -> Drain:
+        """The same drain, in this process and still frozen, made before its connections are."""
+        drain = cls(frontend, role, when_drained)
+        drain.freeze()
+        if deadline is None:
+            drain._when_drained = None
+        else:
+            drain._deadline = drain._loop.call_at(deadline, drain._expire)
+            drain._deadline.cancel()
+        return drain
+
+    def unfreeze(self) -> None:
+        """Go on after `freeze` or `thaw`."""
+        if self._when_drained is not None:
+            self._deadline = self._loop.call_at(self._deadline.when(), self._expire)
+            self._next_look = self._loop.call_soon(self._look_for_quiet)
+            self.look()
+
+    def quiet_since(self, session: Session) -> float | None:
+        """Since when the session has been seen silent, or None."""
+        carried, since = self._quiet_since.get(session, (-1, 0.0))
+        return since if carried == session.bytes_up + session.bytes_down else None
+
+    def was_quiet_since(self, session: Session, since: float) -> None:
+        """Believe what another process has seen."""
+        self._quiet_since[session] = (session.bytes_up + session.bytes_down, since)
+
+    # The drain itself.
 
     def look(self) -> None:
         """Call back if no connection is left; the frontend says so whenever one has ended."""

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
+from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.routing import Route, choose
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.hold import Hold
-from clojarsd.runtime.unit_runner import History
+from clojarsd.runtime.router import Router
 from clojarsd.system.relay import EndReason, RelayResources, Session
-from clojarsd.system.sockets import close_with_reset, listen
+from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
 log = structlog.get_logger()
 
@@ -33,39 +32,24 @@ RETRY_PAUSE = 0.1
 """Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrontendPlan:
-    """What a frontend is made of.
+class History(Protocol):
+    """Keeps what happened."""
 
-    Attributes:
-        backends: where each instance answers.
-        movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
-        mode_reason: why it relays, or None when the settings ask for it.
-        connect_timeout, hold, drain, drain_idle, failback: seconds, as the settings say.
-    """
-
-    name: str
-    listen: tuple[Address, ...]
-    backends: Mapping[Role, Address]
-    movable: bool
-    mode_reason: str | None
-    quickack: bool
-    connect_timeout: float
-    hold: float
-    hold_connections: int
-    drain: float
-    drain_idle: float
-    failback: float
+    def record(
+        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
+    ) -> None:
+        """Add an event."""
 
 
 class Frontend:
-    """One frontend, from its listening sockets on; the daemon opens and closes it.
+    """One frontend, from its listening sockets on, which are given to it; the relay process makes and closes it.
 
     Nothing here has a task of its own: the loop calls back when sockets are ready and when times have come.
 
     Attributes:
         doubt: called with a role that could not be connected to; set by the owner.
-        changed: called when the route has changed, for which somebody may wait; set by the owner.
+        changed: called when the route has changed, or clients begin or cease to wait; set by the owner.
+        counted: called when a number in the view has changed; set by the owner.
     """
 
     def __init__(self, plan: FrontendPlan, resources: RelayResources, budget: Budget) -> None:
@@ -73,6 +57,7 @@ class Frontend:
         self._budget = budget
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
+        self.counted: Callable[[], None] = lambda: None
         self._resources = resources
         self._history: History
         self._loop = asyncio.get_running_loop()
@@ -80,10 +65,7 @@ class Frontend:
         self._listeners: list[socket.socket] = []
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         budget.when_room(self._acceptor.look)
-        self._route = Route()
-        self._last_active: Role | None = None
-        self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
-        self._recheck: asyncio.TimerHandle | None = None
+        self._router = Router(self._loop, self._log, plan.failback, self._route_changed)
         self._dials: set[Dial] = set()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
@@ -96,20 +78,43 @@ class Frontend:
         """Take the history in which failovers and holds are recorded."""
         self._history = history
 
-    def open(self) -> None:
-        """Listen on every address, or on none.
+    def listen(self, listeners: Sequence[socket.socket]) -> None:
+        """Take the non-blocking listening sockets, which are closed here, in place of those it has.
 
-        Raises:
-            Failed: an address cannot be listened on; says why.
+        Those accept who waits in their backlog, and refuse clients from here on. Accepting begins with `begin`.
         """
-        with ExitStack() as undo:
-            listeners = []
-            for address in self.plan.listen:
-                beside_ipv4 = any(":" not in other.host for other in self.plan.listen if other.port == address.port)
-                listener = undo.enter_context(listen(address, ipv6_only=beside_ipv4, what=f"frontend {self.plan.name}"))
-                listeners.append(listener)
-            undo.pop_all()
-        self._listeners = listeners
+        self.stop_accepting()
+        self._listeners = list(listeners)
+
+    def let_go(self, listeners: Sequence[socket.socket]) -> None:
+        """Close those of its own listening sockets that are the same as one of these, which go on elsewhere."""
+        kept = [own for own in self._listeners if not any(is_same_socket(own, other) for other in listeners)]
+        if len(kept) < len(self._listeners):
+            gone = set(self._listeners) - set(kept)
+            was_on = self._acceptor.is_on
+            self._acceptor.end()
+            for own in gone:
+                own.close()
+            self._listeners = kept
+            if was_on:
+                self._acceptor.begin(kept)
+
+    def change_plan(self, plan: FrontendPlan) -> None:
+        """Go by another plan of the same name; who waits already may do so as long as it was told."""
+        waiting = self._hold.take()
+        self.plan = plan
+        self._hold = Hold(self._loop, self._resources.poller, plan.hold, self._give_up)
+        for client in waiting:
+            self._hold.keep(client)
+        self._router.failback = plan.failback
+        self._router.look()
+        self._acceptor.look()
+
+    def resume(self, before: FrontendView) -> None:
+        """Count on from what another relay process had counted, and route as it did until told who is eligible."""
+        self._accepted.update(before.accepted_total)
+        has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0
+        self._router.resume(before.active, primary_has_served=has_served)
 
     def begin(self) -> None:
         """Accept clients from now on."""
@@ -117,16 +122,18 @@ class Frontend:
 
     def stop_accepting(self) -> None:
         """Take in who waits in the backlog and can be served, and close the listening sockets; what is open goes on."""
-        if self._route.active is not None:
+        if self._router.active is not None:
             self._acceptor.accept_waiting()
+        for listener in self._listeners:
+            refuse_from_now_on(listener)
         self._close_listeners()
 
     def close(self) -> None:
         """Close everything at once."""
         self._close_listeners()
-        for handle in (self._recheck, self._release):
-            if handle is not None:
-                handle.cancel()
+        self._router.close()
+        if self._release is not None:
+            self._release.cancel()
         for drain in self._drains.values():
             drain.close()
         for dial in self._dials:
@@ -143,6 +150,11 @@ class Frontend:
             listener.close()
         self._listeners = []
 
+    @property
+    def listeners(self) -> Sequence[socket.socket]:
+        """Its listening sockets; none once it has stopped accepting."""
+        return self._listeners
+
     def addresses(self) -> tuple[Address, ...]:
         """Where it listens, with the ports the kernel chose for port 0."""
         return tuple(Address(*listener.getsockname()[:2]) for listener in self._listeners)
@@ -155,7 +167,7 @@ class Frontend:
             listen=tuple(map(str, self.addresses() or self.plan.listen)),
             mode="relay",
             mode_reason=self.plan.mode_reason,
-            active=self._route.active,
+            active=self._router.active,
             connections={**counts, None: len(self._hold)},
             accepted_total=dict(self._accepted),
         )
@@ -164,38 +176,20 @@ class Frontend:
 
     def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
         """Take who may get connections, and since when, and act on it at once."""
-        self._eligible_since = dict(eligible_since)
-        self._choose()
+        self._router.set_eligible(eligible_since)
         for role in Role:
-            if self._eligible_since[role] is None:
+            if eligible_since[role] is None:
                 self._redirect(role)
 
-    def _choose(self) -> None:
-        if self._recheck is not None:
-            self._recheck.cancel()
-            self._recheck = None
-        before = self._route
-        self._route = choose(before, self._eligible_since, self.plan.failback, self._loop.time())
-        if self._route.recheck_at is not None:
-            self._recheck = self._loop.call_at(self._route.recheck_at, self._choose)
-        active = self._route.active
-        if active is before.active:
-            return
-        self._log.info("route_changed", before=before.active and before.active.value, now=active and active.value)
+    def _route_changed(self, moved_from: Role | None) -> None:
+        active = self._router.active
         if active is not None:
-            if before.primary_has_served:
-                self._note_side(active)
-            self._last_active = active
+            if moved_from is not None:
+                event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
+                text = f"new connections of frontend {self.plan.name} go to {active.value}"
+                self._history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
             self._release_held()
         self.changed()
-
-    def _note_side(self, active: Role) -> None:
-        """Record a failover or a failback, also one with a time between in which nobody served."""
-        last = self._last_active
-        if last is not None and last is not active:
-            event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
-            text = f"new connections of frontend {self.plan.name} go to {active.value}"
-            self._history.record(event, text, active, frontend=self.plan.name, before=last.value)
 
     # Connecting.
 
@@ -206,7 +200,7 @@ class Frontend:
         held, dialled = len(self._hold), len(self._dials)
         if held + dialled < self.plan.hold_connections:
             return True
-        return self._route.active is not None and not held and dialled < ACCEPTS_A_TURN
+        return self._router.active is not None and not held and dialled < ACCEPTS_A_TURN
 
     def _take_in(self, accepted: socket.socket) -> None:
         self._budget.take()
@@ -223,11 +217,11 @@ class Frontend:
         dial.start()
 
     def _next_role(self, client: Client) -> Role | None:
-        active = self._route.active
+        active = self._router.active
         if active is None:
             return None
         for role in (active, active.other):
-            if self._eligible_since[role] is not None and role not in self._drains and role not in client.tried:
+            if self._router.eligible_since[role] is not None and role not in self._drains and role not in client.tried:
                 return role
         return None
 
@@ -265,6 +259,7 @@ class Frontend:
         )
         self._sessions[role].add(session)
         session.start()
+        self.counted()
         if client.give_up_at is not None:
             self._look_whether_hold_is_over()
         self._acceptor.look()
@@ -283,22 +278,25 @@ class Frontend:
             self._admit(Client(session.client, is_new=False))
         else:
             self._budget.give_back()
+        self.counted()
         if role in self._drains:
             self._drains[role].look()
 
     # Holding.
 
     def _keep(self, client: Client) -> None:
-        active = self._route.active
+        active = self._router.active
         if self._held_since is None and self.plan.hold > 0:  # else nobody waits, and each client is turned away
             self._held_since = self._loop.time()
             why = "no instance is eligible" if active is None else "no instance can be connected to"
             text = f"connections of frontend {self.plan.name} wait: {why}"
             self._history.record(EventName.HOLD_STARTED, text, frontend=self.plan.name)
+            self.changed()
         if client.give_up_at is None:
             self._accepted[None] += 1
         client.tried = ()
         self._hold.keep(client)
+        self.counted()
         if active is not None and self._release is None:
             self._release = self._loop.call_later(RETRY_PAUSE, self._release_held)
 
@@ -307,7 +305,7 @@ class Frontend:
         if self._release is not None:
             self._release.cancel()
             self._release = None
-        if self._route.active is None:
+        if self._router.active is None:
             return
         for client in self._hold.take(RELEASES_A_TURN):
             self._admit(client)
@@ -321,6 +319,7 @@ class Frontend:
         self._budget.give_back()
         if waited is not None:
             self._log.debug("held_connection_closed", waited_s=round(waited, 3))
+        self.counted()
         self._look_whether_hold_is_over()
         self._acceptor.look()
 
@@ -331,6 +330,7 @@ class Frontend:
             lasted, self._held_since = self._loop.time() - self._held_since, None
             text = f"no connection of frontend {self.plan.name} waits any more, after {lasted:.3g} s"
             self._history.record(EventName.HOLD_ENDED, text, frontend=self.plan.name, seconds=round(lasted, 3))
+            self.changed()
 
     # Draining.
 

@@ -74,6 +74,30 @@ class Hold:
         self._release(client)
         self._on_give_up(client, None)
 
+    # From one process to another.
+
+    def freeze(self) -> list[Client]:
+        """Watch nobody and give nobody up until `unfreeze`; those who wait, in their order."""
+        for place in self._places.values():
+            place.timer.cancel()
+            self._poller.watch(place, FORGET)
+        return list(self._places)
+
+    def thaw(self, client: Client) -> None:
+        """Let one who waits in another process wait here, after those who are here, not yet watched."""
+        assert client.give_up_at is not None
+        timer = self._loop.call_at(client.give_up_at, self._expire, client)
+        timer.cancel()
+        self._places[client] = _Place(self, client, timer)
+
+    def unfreeze(self) -> None:
+        """Go on after `freeze` or `thaw`."""
+        self._poller.attach(self._loop)
+        for client, place in self._places.items():
+            assert client.give_up_at is not None
+            place.timer = self._loop.call_at(client.give_up_at, self._expire, client)
+            self._poller.watch(place, READ)
+
     def _expire(self, client: Client) -> None:
         self._release(client)
         assert client.give_up_at is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from clojarsd.core.errors import ClojarsdError
 from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.health import Result
 from clojarsd.core.launch import World, make_spec
 from clojarsd.core.names import Address, HookName, Incarnation, Role
 from clojarsd.core.placeholders import placeholders_in
@@ -40,32 +41,46 @@ class Plans:
     world: World
     prober: Prober
 
-    def unit(self, role: Role) -> Plan:
-        """What the settings make of the unit."""
+    def unit(self, role: Role, running: Callable[[], InForce] | None = None) -> Plan:
+        """What the settings make of the unit.
+
+        Args:
+            running: gives what its process is bound to, so that hooks get the ports that it has; None: those of the
+                next one.
+        """
         instance = self.settings.instances[role]
-        checks = self._checked(role, _bound(instance))
+        checks = self._checked(role)
         return Plan(
             name=instance.name,
-            in_force=_bound(instance),
+            in_force=self.in_force(role),
             policy=self._policy(instance),
             checks=tuple(_identity(check) for check in checks),
             kinds=tuple(check.kind.value for check in checks),
             launch=partial(self._launch, role),
             hooks={
-                hook: HookPlan(partial(self._commands, role, hook), seconds)
+                hook: HookPlan(partial(self._commands, role, hook, running), seconds)
                 for hook, seconds in _hooks(instance).items()
             },
         )
 
+    def in_force(self, role: Role) -> InForce:
+        """What its next process will be bound to."""
+        return _bound(self.settings.instances[role])
+
     def checks(self, role: Role, in_force: InForce) -> tuple[PlannedCheck, ...]:
-        """The checks of a process that was launched so."""
+        """The checks of a process that was launched so: as many as the plan of the unit has, in the same order.
+
+        One that this process cannot be asked, since it was launched without the port, waits for the next and passes;
+        where that is so of all, a connection to each of its ports stands in, so that nothing counts as up unseen.
+        """
         instance = settings_in_force(self.settings.instances[role], in_force)
+        wanted = self._checked(role)
+        fitting = checks_in_force(wanted, instance)
+        stand_ins = () if any(check in fitting for check in wanted) else fitting
         planned = []
-        for check in self._checked(role, in_force):
-            assert check.port is not None
-            address = instance.address(check.port)
-            ask = self.prober.http if check.kind is CheckKind.HTTP else self.prober.tcp
-            asking = partial(ask, check, address)
+        for check in wanted:
+            asked = (check,) if check in fitting else stand_ins
+            asking = partial(self._ask, tuple((one, instance.address(one.port or "")) for one in asked))
             planned.append(PlannedCheck(check.kind.value, asking, check.interval, check.rise, check.fall))
         return tuple(planned)
 
@@ -105,13 +120,23 @@ class Plans:
         """Where the instance says how it is."""
         return self.settings.service.runtime_dir / f"notify-{role.value}.sock"
 
-    def _checked(self, role: Role, in_force: InForce) -> tuple[CheckSettings, ...]:
+    async def _ask(self, checks: Sequence[tuple[CheckSettings, Address]]) -> Result:
+        """What the last of the checks has seen, or the first that has not passed; they are asked one by one."""
+        result = Result(True, "asked from the next start on", 0.0)
+        for check, address in checks:
+            ask = self.prober.http if check.kind is CheckKind.HTTP else self.prober.tcp
+            result = await ask(check, address)
+            if not result.passed:
+                break
+        return result
+
+    def _checked(self, role: Role) -> tuple[CheckSettings, ...]:
         """The checks that this version carries out; when there is none, a connection to each port that clients use."""
         able = tuple(check for check in self.settings.checks if check.kind in (CheckKind.TCP, CheckKind.HTTP))
         if not able:
             ports = dict.fromkeys(frontend.port for frontend in self.settings.frontends.values())
             able = tuple(CheckSettings.model_validate({"kind": "tcp", "port": port}) for port in ports)
-        return checks_in_force(able, settings_in_force(self.settings.instances[role], in_force))
+        return checks_in_force(able, self.settings.instances[role])
 
     def _policy(self, instance: InstanceSettings) -> UnitPolicy:
         return UnitPolicy(
@@ -150,9 +175,13 @@ class Plans:
         release = Path(releases["release"]).name if "release" in releases else None
         return PlannedLaunch(spec, release, _bound(instance))
 
-    def _commands(self, role: Role, hook: HookName) -> tuple[tuple[str, ...], ...]:
+    def _commands(
+        self, role: Role, hook: HookName, running: Callable[[], InForce] | None
+    ) -> tuple[tuple[str, ...], ...]:
         """The commands of a hook with every placeholder replaced; raises LaunchFailed."""
         instance = self.settings.instances[role]
+        if running is not None and hook is not HookName.PRE_START:
+            instance = instance.model_copy(update={"ports": {**instance.ports, **running().ports}})
         commands = []
         for command in getattr(instance, hook.value):
             hooked = instance.model_copy(update={"command": command, "environment": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from clojarsd.core.names import Role
@@ -18,14 +18,36 @@ class Viewed(Protocol):
         """The frontend now: counters that change with every connection are read when somebody looks."""
 
 
+class Used(Protocol):
+    """What an instance uses."""
+
+    @property
+    def pss_bytes(self) -> int | None:
+        """Its share of memory; None when that was not measured."""
+
+    @property
+    def rss_bytes(self) -> int:
+        """Its memory with all that it shares."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of processor time so far."""
+
+
 @dataclass
 class Board:
-    """Holds what the parts of the daemon publish about themselves. Lives as long as the daemon; nothing to close."""
+    """Holds what the parts of the daemon publish about themselves. Lives as long as the daemon; nothing to close.
+
+    Attributes:
+        relay_pid, usage: read when somebody looks, as the frontends are.
+    """
 
     service: str
     daemon: DaemonView
     current_release: Callable[[], str | None]
     frontends: Mapping[str, Viewed] = field(default_factory=dict)
+    relay_pid: Callable[[], int | None] = lambda: None
+    usage: Callable[[Role], Used | None] = lambda role: None
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
     _changed: set[asyncio.Future[None]] = field(default_factory=set)
 
@@ -48,7 +70,16 @@ class Board:
     def view(self) -> PairView:
         """Everything at this moment."""
         frontends = {name: frontend.view() for name, frontend in self.frontends.items()}
-        return PairView(self.service, self.daemon, dict(self._instances), frontends, self.current_release())
+        daemon = replace(self.daemon, relay_pid=self.relay_pid())
+        instances = {role: self._with_usage(instance) for role, instance in self._instances.items()}
+        return PairView(self.service, daemon, instances, frontends, self.current_release())
+
+    def _with_usage(self, instance: InstanceView) -> InstanceView:
+        used = self.usage(instance.role)
+        if used is None:
+            return instance
+        memory = used.rss_bytes if used.pss_bytes is None else used.pss_bytes
+        return replace(instance, memory_bytes=memory, cpu_seconds=used.cpu_seconds)
 
     async def until(self, predicate: Callable[[PairView], bool]) -> PairView:
         """The first picture for which the predicate holds, beginning with the present one; waits without end."""

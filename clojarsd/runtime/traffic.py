@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from clojarsd.core.names import Role
@@ -11,41 +11,105 @@ from clojarsd.runtime.frontend import Frontend
 
 
 class Traffic:
-    """The connections that clients have to the pair; for as long as the daemon lives."""
+    """The connections that clients have to the pair; for as long as the relay process lives."""
 
-    def __init__(self, frontends: Sequence[Frontend]) -> None:
-        self._frontends = tuple(frontends)
+    def __init__(self) -> None:
+        self._frontends: dict[str, Frontend] = {}
+        self._retiring: dict[Frontend, set[Role]] = {}
+        """Frontends that are no longer wanted, and at which instances they still have connections."""
+        self._drains: dict[Role, _WholeDrain] = {}
         self._loop = asyncio.get_running_loop()
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
 
-    def set_eligible(self, role: Role, eligible: bool) -> None:
-        """Whether the instance may get new connections; acted on before this returns."""
+    @property
+    def frontends(self) -> Mapping[str, Frontend]:
+        """Those that are wanted, by name."""
+        return self._frontends
+
+    @property
+    def eligible_since(self) -> Mapping[Role, float | None]:
+        """Loop time since when each instance may get connections, or None."""
+        return self._eligible_since
+
+    def add(self, frontend: Frontend) -> None:
+        """Take one in; it is closed here."""
+        self._frontends[frontend.plan.name] = frontend
+        frontend.set_eligible(self._eligible_since)
+
+    def retire(self, name: str) -> None:
+        """Stop accepting in one, let its connections end within its drain's time, then close it."""
+        frontend = self._frontends.pop(name)
+        self._retiring[frontend] = set(Role)
+        frontend.stop_accepting()
+        for role in Role:
+            frontend.begin_drain(role, partial(self._retired, frontend, role))
+
+    def close(self) -> None:
+        """Close all at once."""
+        for frontend in (*self._frontends.values(), *self._retiring):
+            frontend.close()
+        self._frontends.clear()
+        self._retiring.clear()
+
+    def set_eligible(self, role: Role, eligible: bool, seconds: float = 0.0) -> None:
+        """Whether the instance may get new connections; acted on before this returns.
+
+        Args:
+            seconds: for how long it has been eligible; told by who knew before.
+        """
         if eligible == (self._eligible_since[role] is not None):
             return
-        self._eligible_since[role] = self._loop.time() if eligible else None
-        for frontend in self._frontends:
+        self._eligible_since[role] = self._loop.time() - seconds if eligible else None
+        for frontend in self._frontends.values():
             frontend.set_eligible(self._eligible_since)
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
         """Let open connections end, each within its frontend's time; call back when none is left in any."""
-        left = {frontend.plan.name for frontend in self._frontends}
-
-        def drained(name: str) -> None:
-            left.discard(name)
-            if not left:
-                when_drained()
-
-        for frontend in self._frontends:
-            frontend.begin_drain(role, partial(drained, frontend.plan.name))
-        if not self._frontends:
-            when_drained()
+        drain = self._drains[role] = _WholeDrain(when_drained)
+        drain.left.update(self._frontends.values())
+        drain.left.update(frontend for frontend, roles in self._retiring.items() if role in roles)
+        for frontend in list(self._frontends.values()):
+            frontend.begin_drain(role, partial(drain.over, frontend))
+        drain.look()
 
     def end_drain(self, role: Role) -> None:
         """Leave open connections alone again."""
-        for frontend in self._frontends:
+        self._drains.pop(role, None)
+        for frontend in self._frontends.values():
             frontend.end_drain(role)
 
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""
-        for frontend in self._frontends:
+        for frontend in (*self._frontends.values(), *self._retiring):
             frontend.cut(role)
+
+    def _retired(self, frontend: Frontend, role: Role) -> None:
+        """No connection of the role is left in a frontend that is not wanted any more."""
+        roles = self._retiring[frontend]
+        roles.discard(role)
+        if role in self._drains:
+            self._drains[role].over(frontend)
+        if not roles:
+            del self._retiring[frontend]
+            frontend.close()
+            for drain in self._drains.values():
+                drain.over(frontend)
+
+
+class _WholeDrain:
+    """The drain of one instance over all frontends; `left` are those in which it is not over."""
+
+    def __init__(self, when_drained: Callable[[], None]) -> None:
+        self.left: set[Frontend] = set()
+        self._when_drained: Callable[[], None] | None = when_drained
+
+    def over(self, frontend: Frontend) -> None:
+        """It is over in this one."""
+        self.left.discard(frontend)
+        self.look()
+
+    def look(self) -> None:
+        """Call back, once, when it is over in all."""
+        if not self.left and self._when_drained is not None:
+            when_drained, self._when_drained = self._when_drained, None
+            when_drained()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, HookName, Role
+from clojarsd.core.names import UNKNOWN_END, ExitStatus, HookName, Role
 from clojarsd.runtime.unit_parts import HookPlan, HookRunner, RunningHook
 
 
@@ -46,14 +46,14 @@ class UnitHooks:
             on_end(failure)
 
         if plan is None:
-            self._loop.call_soon(ended, None)
+            self._running = self._loop.call_soon(ended, None)
             return
         try:
             world = spec()
             world = replace(world, environment={**world.environment, **self._told(hook, how)})
             self._running = self._run(plan.commands(), world, plan.timeout, ended)
         except LaunchFailed as failed:
-            self._loop.call_soon(ended, str(failed))
+            self._running = self._loop.call_soon(ended, str(failed))
 
     def cancel(self) -> None:
         """Kill what runs; its end is not told."""
@@ -62,13 +62,12 @@ class UnitHooks:
             self._running = None
 
     def _told(self, hook: HookName, how: ExitStatus | None) -> dict[str, str]:
-        """What a hook finds in its environment besides the instance's own.
+        """What a hook finds in its environment besides the instance's own; nothing of an end that nobody saw.
 
-        Source: EXIT_CODE and EXIT_STATUS as systemd.exec(5) has them.
+        Source: the idea of EXIT_CODE and EXIT_STATUS in systemd.exec(5); here the signal is told by its number.
         """
         told = {"CLOJARSD_ROLE": self._role.value, "CLOJARSD_HOOK": hook.value}
-        if hook is HookName.POST_STOP and how is not None:
-            number = how.code if how.signal is None else how.signal
+        if hook is HookName.POST_STOP and how is not None and how != UNKNOWN_END:
             told["EXIT_CODE"] = "exited" if how.signal is None else "killed"
-            told["EXIT_STATUS"] = "" if number is None else str(number)
+            told["EXIT_STATUS"] = str(how.code if how.signal is None else how.signal)
         return told

@@ -139,10 +139,11 @@ def saved(unit: Unit, memory: UnitMemory, process: ProcessIdentity | None) -> Sa
 
 def remembered(before: SavedInstance) -> UnitMemory:
     """What an earlier daemon knew."""
+    are_dated = len(before.checked_at) == len(before.records)
     return UnitMemory(
         since=datetime.fromisoformat(before.since),
         records=before.records,
-        checked_at=list(before.checked_at),
+        checked_at=list(before.checked_at) if are_dated else [None] * len(before.records),
         started_at=before.started_at,
         last_exit=before.last_exit,
         release=before.release,

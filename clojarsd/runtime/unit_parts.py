@@ -172,7 +172,10 @@ class Surroundings:
     Attributes:
         on_bug: called with an error that must end the daemon.
         changed: called when something is different that the next daemon must know.
-        launched: called when an incarnation begins, whose ports may not be those of the one before.
+        launched: called when a process was launched or adopted, whose ports may not be those of the one before.
+        proved: called when it has become ready.
+        gone: called when it has ended, before anything follows from that.
+        rested: called when it has ended and no other is to come.
     """
 
     launch: Launcher
@@ -184,3 +187,6 @@ class Surroundings:
     on_bug: Callable[[Exception], None]
     changed: Callable[[], None] = lambda: None
     launched: Callable[[Role], None] = lambda role: None
+    proved: Callable[[Role], None] = lambda role: None
+    gone: Callable[[Role], None] = lambda role: None
+    rested: Callable[[Role], None] = lambda role: None

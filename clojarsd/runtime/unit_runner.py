@@ -26,6 +26,7 @@ from clojarsd.runtime.unit_parts import Checker, Plan, Running, Surroundings
 
 log = structlog.get_logger()
 
+_AT_REST = frozenset({UnitState.STOPPED, UnitState.FAILED})
 UNKNOWN_END = ExitStatus(None, None)
 """The end of a process that ended while no daemon was there to see it."""
 
@@ -141,9 +142,9 @@ class UnitRunner:
             self._prove()
             self._publish()
 
-    def notified_status(self, text: str) -> None:
+    def notified_status(self, incarnation: Incarnation, text: str) -> None:
         """The process has said how it is."""
-        if self._unit.has_process:
+        if incarnation == self._unit.incarnation and self._unit.has_process:
             self._memory.status_text = text or None
             self._publish()
 
@@ -194,6 +195,8 @@ class UnitRunner:
             return
         self._memory.adopted = True
         self._around.launched(self.role)
+        if before.unit.ready_at is not None:
+            self._around.proved(self.role)
         if before.unit.hook is not None:
             self._run_hook(before.unit.hook)
         if self._checks_now():
@@ -249,6 +252,10 @@ class UnitRunner:
             self._perform(effect)
         self._publish()
         self._around.changed()
+        if before.ready_at is None and self._unit.ready_at is not None:
+            self._around.proved(self.role)
+        if self._unit.state is not before.state and self._unit.state in _AT_REST:
+            self._around.rested(self.role)
         if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
             self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self.pid)
 
@@ -330,6 +337,7 @@ class UnitRunner:
     def _ended(self, incarnation: Incarnation, how: ExitStatus | LaunchFailed) -> None:
         self._process = None
         self._memory.forget_process()
+        self._around.gone(self.role)
         if isinstance(how, LaunchFailed):
             self.report(events.NotLaunched(incarnation, how.stage, how.reason))
         else:

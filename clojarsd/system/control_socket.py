@@ -36,6 +36,7 @@ class ControlSocket:
         self._lock = lock
         self.socket = listening
         self._inode = _inode(path)
+        self._is_handed_over = False
 
     @classmethod
     def bind(cls, path: Path) -> Self:
@@ -63,11 +64,32 @@ class ControlSocket:
             os.close(lock)
             raise
 
+    @classmethod
+    def inherit(cls, path: Path, listening: int, lock: int) -> Self:
+        """The socket of the code that this process was before, with the callers that wait on it.
+
+        Raises:
+            Failed: the descriptors are not what they should be.
+        """
+        try:
+            inherited = socket.socket(fileno=listening)
+            inherited.setblocking(False)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Failed(f"cannot take over the control socket {path}: {_reason(error)}") from error
+        return cls(path, lock, inherited)
+
+    def hand_over(self) -> tuple[int, int]:
+        """The descriptors of the socket and of its lock, for `inherit`; they are no longer ours to close."""
+        handed, self._is_handed_over = (self.socket.detach(), self._lock), True
+        return handed
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        if not self._is_handed_over:
+            self.close()
 
     def close(self) -> None:
         """Take the socket away, unless another one has taken its place, and let the next daemon have the path."""

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from clojarsd.core.frozen import FrozenFlow
 from clojarsd.system.pipes import Pipe, PipePool
 from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
 
@@ -72,6 +73,7 @@ class Flow:
     Attributes:
         twin: the other way.
         delivered: bytes that the sink's socket has taken.
+        quickack: whether what is read is acknowledged at once.
     """
 
     __slots__ = (
@@ -82,13 +84,13 @@ class Flow:
         "_pending",
         "_pipe",
         "_piped",
-        "_quickack",
         "_recv_into",
         "_send",
         "_session",
         "_shared",
         "delivered",
         "fd",
+        "quickack",
         "sink",
         "source",
         "stage",
@@ -117,7 +119,7 @@ class Flow:
         self._session = session
         self._shared = shared
         self._from_client = from_client
-        self._quickack = quickack
+        self.quickack = quickack
         self._buffer = shared.buffer
         self._recv_into = source.recv_into
         self._send = sink.send
@@ -175,6 +177,31 @@ class Flow:
         self._shared.poller.watch(self, FORGET)
         del self.twin, self._session
 
+    def freeze(self) -> FrozenFlow:
+        """Watch nothing until the next `watch`, and the flow as a document. `full_pipe` goes with it."""
+        self._shared.poller.watch(self, FORGET)
+        return FrozenFlow(self.stage.name, self.delivered, self._looks, self._pending, self._piped)
+
+    @property
+    def full_pipe(self) -> tuple[int, ...]:
+        """The descriptors of the pipe if there are bytes in it, the read end first; else nothing."""
+        return (self._pipe.read_fd, self._pipe.write_fd) if self._pipe is not None and self._piped else ()
+
+    def thaw(self, frozen: FrozenFlow, pipe: Pipe | None) -> None:
+        """Become what another one was, without watching yet; the pipe, which holds `frozen.piped` bytes, is its own."""
+        self.stage = Stage[frozen.stage]
+        self.delivered = frozen.delivered
+        self._pending = frozen.pending
+        self._looks = frozen.looks
+        if self.stage is Stage.DROPPING:
+            self._detour = self._read_dropping
+        elif pipe is not None:
+            self._shared.pipes.adopt(pipe)
+            self._pipe, self._piped = pipe, frozen.piped
+            self._detour = self._read_splicing
+        elif self._looks:
+            self._detour = self._read_looking
+
     def readable(self) -> None:
         """Carry what the source has, at most a buffer or a turn's worth of it."""
         if self._detour is not None:
@@ -191,7 +218,7 @@ class Flow:
         if not count:
             self._session.source_ended(self, reset=False)
             return
-        if self._quickack:
+        if self.quickack:
             self._acknowledge()
         self._session.owed = self._from_client
         try:
@@ -280,7 +307,7 @@ class Flow:
                 self._give_pipe_back()
                 self._session.source_ended(self, reset=False)
                 return
-            if self._quickack:
+            if self.quickack:
                 self._acknowledge()
             self._session.owed = self._from_client
             left -= count

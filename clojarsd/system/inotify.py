@@ -27,23 +27,34 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x1000000
 
-_ENTRIES = IN_MODIFY | IN_ATTRIB | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
+IN_DONT_FOLLOW = 0x2000000
+
+_ENTRIES = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
 _SELF = IN_DELETE_SELF | IN_MOVE_SELF
+_FILE = IN_MODIFY | IN_ATTRIB | _SELF
+_COMES = IN_CREATE | IN_MOVED_TO
 _HEAD = struct.Struct("iIII")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class EntryWatch:
-    """Watches one name in one directory, which need not exist in it. Whoever makes it closes it; use it in one task."""
+    """Watches one name in one directory, which need not exist in it. Whoever makes it closes it; use it in one task.
 
-    def __init__(self, path: Path) -> None:
+    Writes are heard of from the files that have or had the name alone: busy neighbours wake nobody.
+    """
+
+    def __init__(self, path: Path, also: str | None = None) -> None:
         """Begin to watch.
+
+        Args:
+            also: the path of a file that has lost the name.
 
         Raises:
             Failed: the directory cannot be watched.
         """
         self._name = os.fsencode(path.name)
+        self._path = os.fsencode(path)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -54,6 +65,10 @@ class EntryWatch:
             reason = os.strerror(ctypes.get_errno())
             os.close(self._descriptor)
             raise Failed(f"cannot watch {path.parent}: {reason}")
+        self._directory = added
+        self._watch_file()
+        if also is not None:
+            _libc.inotify_add_watch(self._descriptor, os.fsencode(also), _FILE)
         self._loop.add_reader(self._descriptor, self._read)
 
     def __enter__(self) -> Self:
@@ -73,15 +88,22 @@ class EntryWatch:
             news = os.read(self._descriptor, 65536)
         except BlockingIOError:
             return
-        if any(mask & (_SELF | IN_IGNORED | IN_Q_OVERFLOW) or name == self._name for mask, name in _events(news)):
-            self._changed.set()
+        for watch, mask, name in _events(news):
+            if watch != self._directory or name == self._name or mask & (_SELF | IN_IGNORED | IN_Q_OVERFLOW):
+                self._changed.set()
+            if mask & IN_Q_OVERFLOW or (name == self._name and mask & _COMES):
+                self._watch_file()
+
+    def _watch_file(self) -> None:
+        """Hear of writes to the file that has the name now; if there is none, the directory tells when it comes."""
+        _libc.inotify_add_watch(self._descriptor, self._path, _FILE | IN_DONT_FOLLOW)
 
 
-def _events(news: bytes) -> Iterator[tuple[int, bytes]]:
-    """The mask and the entry's name of each event."""
+def _events(news: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Of each event the watch, the mask and the entry's name."""
     at = 0
     while at < len(news):
-        _, mask, _, length = _HEAD.unpack_from(news, at)
+        watch, mask, _, length = _HEAD.unpack_from(news, at)
         at += _HEAD.size
-        yield mask, news[at : at + length].rstrip(b"\0")
+        yield watch, mask, news[at : at + length].rstrip(b"\0")
         at += length

@@ -3,44 +3,91 @@
 Run by path with the bare interpreter (`python -I -S launcher.py`), so it imports nothing but the standard library. It
 is a program of its own because code between fork and exec in a daemon with threads and an event loop is a trap.
 
-Descriptors: 3 holds the launch as JSON; 4 takes a failure as JSON, `{"stage": NAME, "reason": TEXT, "taken": PORT}`,
-where NAME is a member of `LaunchStage` and PORT is what somebody else listens on, or null. When exec succeeds, 4 is
-closed by the kernel with nothing written.
+Descriptors: 3 is a socket, on which it waits as long as the daemon likes, under the name `WAITING`: one message brings
+the descriptor of a file with the launch, marshalled; the end of the stream means that none will come. 4 takes a failure as
+JSON, `{"stage": NAME, "reason": TEXT, "taken": PORT}`, where NAME is a member of `LaunchStage` and PORT is what
+somebody else listens on, or null. When exec succeeds, 4 is closed by the kernel with nothing written.
 """
 
 from __future__ import annotations
 
 import errno
 import grp
-import json
+import marshal
 import os
 import pwd
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
 
-SPEC_FD = 3
+TYPE_CHECKING = False  # as type checkers know it; importing typing and json would double the time to start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+SOCKET_FD = 3
 FAILURE_FD = 4
+JOURNAL = "/run/systemd/journal/stdout"
+WAITING = "clojarsd-launch"
+"""The name of the process, as ps(1) has it, once it is ready for its launch."""
 LONGEST_REASON = 2000
 """Characters: the pipe takes them at once."""
 
 
 def open_log(spec: dict[str, Any]) -> None:
-    """Make stdout and stderr append to the instance's log."""
-    log = os.open(spec["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY, 0o640)
+    """Make stdout and stderr append to the instance's log, or go to the journal; or leave them the daemon's own."""
+    to = spec.get("log_to", "file")
+    if to == "inherit":
+        return
+    log = open_journal(spec["log_name"]) if to == "journal" else open_log_file(spec["log"])
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
 
 
+def open_log_file(path: str) -> int:
+    """The file, opened so that rotation can take its head away; its directory is made again if somebody removed it."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o640)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        return os.open(path, flags, 0o640)
+
+
+def open_journal(identifier: str) -> int:
+    """A stream to systemd's journal: each line is an entry with this identifier.
+
+    Source: the head that sd_journal_stream_fd(3) sends: identifier, unit, priority, level prefix, three forwards.
+    """
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        stream.connect(JOURNAL)
+        stream.shutdown(socket.SHUT_RD)
+        stream.sendall(f"{identifier}\n\n6\n0\n0\n0\n0\n".encode())
+    except OSError as error:
+        stream.close()
+        why = os.strerror(error.errno or 0).lower()
+        raise OSError(f"no journal takes it at {JOURNAL}: {why}") from error
+    return stream.detach()
+
+
+def join_cgroup(spec: dict[str, Any]) -> None:
+    """Move into the control group, before anything is done that it is to count."""
+    if spec["cgroup_directory"] is not None:
+        with open(f"{spec['cgroup_directory']}/cgroup.procs", "wb", buffering=0) as file:
+            file.write(b"0")
+
+
 def read_environment(spec: dict[str, Any]) -> None:
-    """Add the environment file's lines to the environment, which is all that the command gets."""
+    """Add the environment file's lines and what is imposed to the environment, which is all that the command gets."""
     if spec["environment_file"] is not None:
         with open(spec["environment_file"], encoding="utf-8") as file:
             spec["environment"].update(parse_environment(file.read()))
+    spec["environment"].update(spec["imposed"])
+    if spec["main_variable"] is not None:
+        spec["environment"][spec["main_variable"]] = str(os.getpid())
 
 
 def parse_environment(text: str) -> dict[str, str]:
@@ -101,7 +148,9 @@ def set_limits(spec: dict[str, Any]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (spec["soft_nofile"], hard))
     for name, value in spec["limits"].items():
-        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        if number is None:
+            raise OSError(f"{name} {value}: there is no such limit here")
         try:
             resource.setrlimit(number, (value, value))
         except (OSError, ValueError) as error:
@@ -109,24 +158,78 @@ def set_limits(spec: dict[str, Any]) -> None:
             raise OSError(f"{name} {value}: above the hard limit {hard}") from error
 
 
-def become_user(spec: dict[str, Any]) -> None:
-    """Take on the user, the group and the user's supplementary groups."""
+def choose_cpus(spec: dict[str, Any]) -> None:
+    """Run on the wished CPUs alone."""
+    wished = set(spec["cpu_affinity"])
+    if not wished:
+        return
+    may = os.sched_getaffinity(0)
+    usable = f"clojarsd itself runs on {_numbers(may)}"
+    try:
+        os.sched_setaffinity(0, wished)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise OSError(f"none of the CPUs {_numbers(wished)} can be used: {usable}") from error
+    if lacking := wished - os.sched_getaffinity(0):  # the kernel leaves out silently what it does not have
+        raise OSError(f"CPU {_numbers(lacking)} cannot be used: {usable}")
+
+
+def find_user(spec: dict[str, Any]) -> None:
+    """Look the user up: the account's number, name and main group; None for whoever it is already."""
     user, group = spec["user"], spec["group"]
-    if user is None:
-        return
-    account = _account(user)
-    gid = _group_id(group) if group is not None else account.pw_gid
-    if (account.pw_uid, gid) == (os.getuid(), os.getgid()):
-        return
-    os.setgroups(os.getgrouplist(account.pw_name, gid))
-    os.setgid(gid)
-    os.setuid(account.pw_uid)
+    spec["account"] = None
+    if user is not None:
+        account = _account(user)
+        gid = _group_id(group) if group is not None else account.pw_gid
+        if (account.pw_uid, gid) != (os.getuid(), os.getgid()):
+            spec["account"] = account.pw_uid, account.pw_name, gid
+
+
+def find_groups(spec: dict[str, Any]) -> None:
+    """Look the groups up by their names: inside the root directory that comes next there may be none."""
+    more = [_group_id(group) for group in spec["supplementary_groups"]]
+    if spec["account"] is not None:
+        _, name, gid = spec["account"]
+        spec["groups"] = sorted({*os.getgrouplist(name, gid), *more})
+    elif more:
+        spec["groups"] = sorted({*os.getgroups(), *more})
+    else:
+        spec["groups"] = None
+
+
+def change_root(spec: dict[str, Any]) -> None:
+    """Shut the process up in its root directory."""
+    if spec["chroot"] is not None:
+        os.chroot(spec["chroot"])
+        os.chdir("/")
+
+
+def join_groups(spec: dict[str, Any]) -> None:
+    """Take on the user's supplementary groups and those of the settings."""
+    if spec["groups"] is not None and set(spec["groups"]) != set(os.getgroups()):
+        try:
+            os.setgroups(spec["groups"])
+        except PermissionError as error:
+            raise OSError("a plain user cannot join groups; clojarsd must run as root for this") from error
+
+
+def become_user(spec: dict[str, Any]) -> None:
+    """Take on the user and the main group."""
+    if spec["account"] is not None:
+        uid, _, gid = spec["account"]
+        os.setgid(gid)
+        os.setuid(uid)
 
 
 def enter_directory(spec: dict[str, Any]) -> None:
-    """Set the working directory and the umask."""
-    os.umask(spec["umask"])
+    """Set the working directory."""
     os.chdir(spec["directory"])
+
+
+def set_umask(spec: dict[str, Any]) -> None:
+    """Set which permissions new files do not get."""
+    os.umask(spec["umask"])
 
 
 def execute(spec: dict[str, Any]) -> NoReturn:
@@ -158,13 +261,20 @@ def _group_id(group: str) -> int:
 
 
 STAGES: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
+    ("CGROUP", join_cgroup),
     ("LOG", open_log),
     ("ENVIRONMENT", read_environment),
     ("PORTS", find_ports_free),
-    ("PRIORITY", set_priority),
     ("LIMITS", set_limits),
+    ("PRIORITY", set_priority),
+    ("AFFINITY", choose_cpus),
+    ("USER", find_user),
+    ("GROUPS", find_groups),
+    ("CHROOT", change_root),
+    ("GROUPS", join_groups),
     ("USER", become_user),
     ("DIRECTORY", enter_directory),
+    ("UMASK", set_umask),
     ("EXECUTE", execute),
 )
 
@@ -178,16 +288,34 @@ def reason_of(error: Exception) -> str:
     return str(error.strerror)
 
 
+def _numbers(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def wait_for_launch() -> dict[str, Any]:
+    """The launch that the daemon sends; ends the process when none will come."""
+    with open("/proc/self/comm", "wb", buffering=0) as name:
+        name.write(WAITING.encode())
+    with socket.socket(fileno=SOCKET_FD) as line:
+        _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+    if not descriptors:
+        os._exit(0)
+    with open(descriptors[0], "rb") as file:
+        spec: dict[str, Any] = marshal.load(file)
+    return spec
+
+
 def main() -> NoReturn:
-    """Read the launch, carry its stages out, and say where it stopped."""
+    """Wait for the launch, carry its stages out, and say where it stopped."""
     os.set_inheritable(FAILURE_FD, False)
     os.closerange(FAILURE_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the daemon was started with is not the command's
-    with open(SPEC_FD, encoding="utf-8") as file:
-        spec = json.load(file)
+    spec = wait_for_launch()
     for name, act in STAGES:
         try:
             act(spec)
         except Exception as error:  # the boundary of the launch: whatever it is, the daemon must be told
+            import json
+
             failure = {"stage": name, "reason": reason_of(error)[:LONGEST_REASON], "taken": spec.get("taken")}
             os.write(FAILURE_FD, json.dumps(failure).encode())
             sys.exit(127)

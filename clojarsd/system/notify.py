@@ -36,6 +36,7 @@ class Notifier:
         self.watchdog_interval = _watchdog_interval(self.environment, os.getpid())
         self._address = _socket_address(self.environment.get("NOTIFY_SOCKET", ""))
         self._unsent: dict[str, str] = {}
+        self._reached = True
         self._socket: socket.socket | None = None
         if self._address is not None:
             # kept open: a daemon that is out of descriptors must still be able to say that it lives
@@ -86,8 +87,13 @@ class Notifier:
         try:
             self._socket.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
-            log.warning("service_manager_unreachable", unsent=sorted(self._unsent), error=str(error))
+            if self._reached:
+                log.warning("service_manager_unreachable", unsent=sorted(self._unsent), error=str(error))
+            self._reached = False
         else:
+            if not self._reached:
+                log.info("service_manager_reached_again", sent=sorted(self._unsent))
+            self._reached = True
             self._unsent.clear()
 
 

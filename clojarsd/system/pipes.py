@@ -64,10 +64,17 @@ class PipePool:
             self._lent += 1
         return pipe
 
+    def adopt(self, pipe: Pipe) -> None:
+        """Count a pipe of another process as lent, also beyond the limit: it has bytes in it and cannot be refused."""
+        self._lent += 1
+
     def take_back(self, pipe: Pipe, *, left: int) -> None:
-        """End a loan. A pipe with `left` bytes still in it is closed: the next borrower must not send them."""
+        """End a loan. A pipe with `left` bytes still in it is closed: the next borrower must not send them.
+
+        So is one beyond the limit, which was adopted.
+        """
         self._lent -= 1
-        if left or self._closed:
+        if left or self._closed or self._lent + len(self._free) >= self.limit:
             pipe.close()
         else:
             self._free.append(pipe)

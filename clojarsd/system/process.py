@@ -1,187 +1,80 @@
-"""One launched process: in a session of its own, seen through a pidfd, ended with its whole group."""
+"""Makes and adopts the processes of instances, and is the parent of what they leave behind."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
-from typing import Protocol
-
-import structlog
+from dataclasses import replace
 
 from clojarsd.core.errors import LaunchFailed
+from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, LaunchStage
-from clojarsd.system.sockets import holder_of
+from clojarsd.core.names import LaunchStage
+from clojarsd.system.cgroup import Groups, end_group, no_groups
+from clojarsd.system.family import CHILDREN, Family, children_of, end_family
+from clojarsd.system.identity import identify, is_same, mark_of, stat_of
+from clojarsd.system.running import END_WITHIN, Process, ProcessEvents, Shared
+from clojarsd.system.spawning import Spawned
 
-log = structlog.get_logger()
+__all__ = ["Process", "ProcessEvents", "Processes"]
 
-CHILDREN = Path("/proc/thread-self/children")
 _PR_SET_CHILD_SUBREAPER = 36
-LAUNCHER = Path(__file__).with_name("launcher.py")
-_ABOVE_LAUNCHER_FDS = 10
-"""Duplicates are made from here up, so that moving one to 3 or 4 in the child cannot close the other."""
-_GROUP_LOOK_EVERY = 0.005
-_GROUP_LOOKS = 200
-_CATCHABLE = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
-
-
-class ProcessEvents(Protocol):
-    """Who is told about a process. Each is called once, in the loop's thread; `ended` is the last."""
-
-    def executed(self) -> None:
-        """The command runs."""
-
-    def ended(self, how: ExitStatus | LaunchFailed) -> None:
-        """The process is reaped and nothing of its group is left running; or the command never ran, and why."""
-
-
-class Process:
-    """A launched process, from its launch until it is reaped. Made by `Processes.launch`; closes itself at the end.
-
-    Attributes:
-        pid: its number, valid until `ended` was called; also the number of its session and its process group.
-    """
-
-    def __init__(self, pid: int, pidfd: int, failure: int, events: ProcessEvents, ours: set[int]) -> None:
-        self.pid = pid
-        self._ours = ours
-        self._pidfd = pidfd
-        self._failure = failure
-        self._failed: LaunchFailed | None = None
-        self._taken: int | None = None
-        self._abandoned = False
-        self._events = events
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(pidfd, self._end)
-        self._loop.add_reader(failure, self._read_failure)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the whole process group; nothing happens when the process has ended already.
-
-        The process is not reaped before `ended`, so that its number cannot belong to anybody else here.
-        """
-        if self._pidfd >= 0:
-            try:
-                os.killpg(self.pid, number)
-            except ProcessLookupError:
-                pass
-            except PermissionError:
-                log.warning("signal_not_allowed", pid=self.pid, signal=number)
-
-    def abandon(self) -> None:
-        """Watch it no more; it runs on. `ended` will not be called."""
-        self._abandoned = True
-        self._close()
-
-    def _read_failure(self) -> None:
-        """The launcher said where it stopped, or exec closed its end."""
-        told = os.read(self._failure, 65536)
-        self._close_failure()
-        if told:
-            failure = json.loads(told)
-            self._failed = LaunchFailed(LaunchStage[failure["stage"]], failure["reason"])
-            self._taken = failure["taken"]
-        elif os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            self._events.executed()
-
-    def _end(self) -> None:
-        """The process has ended. It stays a zombie until its group is ended too, so that the number remains ours."""
-        self._loop.remove_reader(self._pidfd)  # whatever goes wrong below must not be tried for ever
-        if self._failure >= 0:
-            self._read_failure()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        assert seen is not None
-        self._close()
-        status = ExitStatus(seen.si_status, None) if seen.si_code == os.CLD_EXITED else ExitStatus(None, seen.si_status)
-        self._report_when_group_is_gone(self._failed or status, _GROUP_LOOKS)
-
-    def _report_when_group_is_gone(self, how: ExitStatus | LaunchFailed, looks: int) -> None:
-        """Report the end once the killed rest of the group is gone, or is in uninterruptible sleep for too long.
-
-        The kernel tells nobody when a group empties, so this looks again; only who left children pays for it.
-        """
-        if self._abandoned:
-            return
-        _reap_group(self.pid)
-        if looks > 0 and _group_exists(self.pid):
-            self._loop.call_later(_GROUP_LOOK_EVERY, self._report_when_group_is_gone, how, looks - 1)
-        elif self._failed is not None and self._taken is not None:
-            search = self._loop.run_in_executor(None, holder_of, self._taken)
-            search.add_done_callback(partial(self._report_taken, self._failed))
-        else:
-            self._events.ended(how)
-
-    def _report_taken(self, failed: LaunchFailed, search: asyncio.Future[str | None]) -> None:
-        """Report a launch that found its port taken, with who has it where that could be seen."""
-        if self._abandoned:
-            return
-        holder = None if search.cancelled() or search.exception() else search.result()
-        by = f" by {holder}" if holder is not None else ""
-        self._events.ended(LaunchFailed(failed.stage, failed.reason + by))
-
-    def _close_failure(self) -> None:
-        if self._failure >= 0:
-            self._loop.remove_reader(self._failure)
-            os.close(self._failure)
-            self._failure = -1
-
-    def _close(self) -> None:
-        self._close_failure()
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-            self._ours.discard(self.pid)
 
 
 class Processes:
-    """Makes processes, and is the parent of what they leave behind. One per daemon; nothing to close.
+    """Makes and adopts processes, and is the parent of what they leave behind. One per daemon.
 
     As a child subreaper (prctl(2)) the daemon gets descendants whose parent has ended, and reaps them: neither zombies
     nor a lazy PID 1 of a container stay in the way of a process group's end.
     """
 
-    def __init__(self) -> None:
-        self._ours: set[int] = set()
+    def __init__(self, groups: Groups | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            groups: where each instance gets a control group; None: there are none.
+        """
+        self._shared = Shared(groups)
+        self._reaping = False
 
     @contextmanager
     def adopting_orphans(self) -> Iterator[None]:
-        """Be the subreaper within the block, where the kernel can list children, and reap strangers.
+        """Within the block be the subreaper, where the kernel can list children, reap strangers, keep a launcher ready.
 
         The handler is Python's own: uvloop keeps that of SIGCHLD to itself, and uses it only for processes it makes.
+        What was launched or is to be adopted is claimed before, or adopted in the same turn of the loop.
         """
-        if not CHILDREN.exists():
+        loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGCHLD)
+        if CHILDREN.exists():
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            self._shared.is_subreaper = True
+            signal.signal(signal.SIGCHLD, lambda *_: self._reap_soon(loop))
+            self._reap_soon(loop)  # what ended before there was a handler
+        else:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would take our children's statuses
-            yield
-            return
-        loop, libc = asyncio.get_running_loop(), ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        before = signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._reap_strangers))
+        self._shared.keeps_spare = True
         try:
             yield
         finally:
-            signal.signal(signal.SIGCHLD, before)
-            libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            self._shared.keeps_spare = False
+            self._shared.spare.close()
+            if self._shared.is_subreaper:
+                signal.signal(signal.SIGCHLD, before)
+                libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+                self._shared.is_subreaper = False
 
-    def _reap_strangers(self) -> None:
-        """Reap the children that have ended and are not launched by us; ours are reaped by who watches them."""
-        for children in Path("/proc/self/task").glob("*/children"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
-                for pid in map(int, children.read_text().split()):
-                    if pid not in self._ours:
-                        with suppress(ChildProcessError):
-                            os.waitpid(pid, os.WNOHANG)
+    def claim(self, pid: int) -> None:
+        """Leave a child alone that somebody else watches and reaps; to be called before the loop turns."""
+        self._shared.ours.add(pid)
+
+    def release(self, pid: int) -> None:
+        """Forget a claimed child, when it is reaped."""
+        self._shared.ours.discard(pid)
 
     def launch(self, spec: LaunchSpec, make_events: Callable[[int], ProcessEvents]) -> Process:
         """A process that is becoming the command of the spec; how far it comes is told to the events.
@@ -190,72 +83,91 @@ class Processes:
             make_events: called with the pid before anything can be told.
 
         Raises:
-            LaunchFailed: there is no process; the stage is SPAWN.
+            LaunchFailed: there is no process; the stage is CGROUP or SPAWN.
         """
-        opened: list[int] = []
-
-        def own(fd: int) -> int:
-            opened.append(fd)
-            return fd
-
+        shared, group = self._shared, None
+        if shared.groups is not None and spec.mark is not None:
+            group = shared.groups.make(spec.mark, spec.cgroup)
+            spec = replace(spec, cgroup_directory=str(group))
+        elif spec.cgroup:
+            raise no_groups(spec.cgroup)
         try:
-            memory = own(os.memfd_create("clojarsd-launch"))
-            os.write(memory, json.dumps(spec.as_json()).encode())
-            os.lseek(memory, 0, os.SEEK_SET)
-            failure, told = map(own, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
-            pid = _spawn(own(_duplicate_above(memory)), own(_duplicate_above(told)))
-            self._ours.add(pid)
-            try:
-                pidfd = own(os.pidfd_open(pid))
-            except OSError:
-                os.kill(pid, signal.SIGKILL)  # our own child, not reaped: the number is its own
-                os.waitpid(pid, 0)
-                self._ours.discard(pid)
-                raise
+            spawned = shared.spare.launch(spec)
         except OSError as error:
-            for fd in opened:
-                os.close(fd)
+            shared.forget_group(spec.mark)
             raise LaunchFailed(LaunchStage.SPAWN, (error.strerror or str(error)).lower()) from error
-        for fd in opened:
-            if fd not in (pidfd, failure):
-                os.close(fd)
-        return Process(pid, pidfd, failure, make_events(pid), self._ours)
+        return self._watch(spawned, spec.mark, make_events)
 
+    def adopt(
+        self,
+        identity: ProcessIdentity,
+        make_events: Callable[[int], ProcessEvents],
+        mark: InstanceMark | None = None,
+    ) -> Process | None:
+        """That very process, whoever launched it; None when it is gone, whoever has its number now.
 
-def _reap_group(group: int) -> None:
-    """Reap what the group's leader has left to us."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
+        One that has ended and is not reaped is adopted too, and its end told soon.
 
+        Args:
+            mark: of its launch, if that is known; else it is read from the process, which one that has ended hides.
+        """
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        stat = stat_of(identity.pid)
+        if stat is None or not is_same(identity):  # looked at while the pidfd is held: the number cannot change hands
+            os.close(pidfd)
+            return None
+        shared = self._shared
+        shared.ours.add(identity.pid)
+        process = Process(
+            identity,
+            pidfd,
+            make_events(identity.pid),
+            shared,
+            mark or mark_of(identity.pid),
+            is_child=stat.parent == os.getpid(),
+        )
+        if process.mark is not None and shared.groups is not None and shared.group_of(process.mark) is not None:
+            shared.groups.take_over(process.mark)
+        if identity.executable is None:
+            asyncio.get_running_loop().call_soon(process.look_for_command)
+        return process
 
-def _group_exists(group: int) -> bool:
-    """Whether a process of the group is left; signal 0 reaches nobody."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    async def end_remains(self, mark: InstanceMark) -> tuple[str, ...]:
+        """End what is left of a launch whose process is gone, and of earlier ones; what could not be ended."""
+        group, ours = self._shared.group_of(mark), self._shared.ours
+        loop, threads = asyncio.get_running_loop(), self._shared.threads
+        if group is not None:
+            await loop.run_in_executor(threads, end_group, group, END_WITHIN)
+            self._shared.forget_group(mark)
+        return await loop.run_in_executor(threads, end_family, Family(0, False, mark, lambda: set(ours)), END_WITHIN)
 
+    def _watch(
+        self, spawned: Spawned, mark: InstanceMark | None, make_events: Callable[[int], ProcessEvents]
+    ) -> Process:
+        identity = identify(spawned.pid, with_executable=False)
+        assert identity is not None, "our child is not reaped"
+        return Process(
+            identity,
+            spawned.pidfd,
+            make_events(spawned.pid),
+            self._shared,
+            mark,
+            failure=spawned.failure,
+            got_orphans=self._shared.is_subreaper,
+        )
 
-def _duplicate_above(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_LAUNCHER_FDS)
+    def _reap_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Reap in the next turn of the loop, however many signals come until then."""
+        if not self._reaping:
+            self._reaping = True
+            loop.call_soon_threadsafe(self._reap_strangers)
 
-
-def _spawn(spec_fd: int, failure_fd: int) -> int:
-    """The pid of a launcher in a session of its own, with default signals."""
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-S", str(LAUNCHER)],
-        {},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, spec_fd, 3),
-            (os.POSIX_SPAWN_DUP2, failure_fd, 4),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=list(_CATCHABLE),
-    )
+    def _reap_strangers(self) -> None:
+        """Reap the children that have ended and are not launched by us; ours are reaped by who watches them."""
+        self._reaping = False
+        for pid in children_of(os.getpid()) - self._shared.ours:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)

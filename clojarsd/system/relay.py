@@ -15,21 +15,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import fcntl
-import re
-import select
 import socket
 import struct
-import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from clojarsd.system.flow import BUFFER_SIZE, Flow, Stage
-from clojarsd.system.pipes import PipePool
-from clojarsd.system.poller import Poller
+from clojarsd.core.frozen import FrozenSession
+from clojarsd.system.flow import Flow, Stage
+from clojarsd.system.pipes import Pipe
+from clojarsd.system.queues import has_news, request_waits, unacknowledged, unread
+from clojarsd.system.relay_resources import RelayResources as RelayResources
 
-LOOK_SIZE = 1 << 14
-"""Bytes looked at to find the start of a request; a longer request line is not recognised."""
-REQUEST_LINE = re.compile(rb"[A-Z]{3,20} [^ \r\n]+ HTTP/1\.[01]\r\n")
 FIRST_DELAY = 0.001
 LONGEST_DELAY = 0.05
 """Seconds between two looks at a send queue: the first, and what the doubling ends at."""
@@ -54,27 +50,6 @@ class _Phase(enum.Enum):
     ENDED = "both sockets are closed or given away"
 
 
-class RelayResources:
-    """What all sessions of a daemon share: the receive buffer, the pipes, the poller. Whoever makes it closes it.
-
-    Attributes:
-        reset_flush: seconds without progress after which one side's bytes that were sent before its reset are given up.
-        move_flush: seconds of silence after which an instance that does not close a moving connection is left.
-    """
-
-    def __init__(self, *, reset_flush: float, move_flush: float, max_pipes: int) -> None:
-        self.reset_flush = reset_flush
-        self.move_flush = move_flush
-        self.buffer = memoryview(bytearray(BUFFER_SIZE))
-        self.pipes = PipePool(max_pipes)
-        self.poller = Poller()
-
-    def close(self) -> None:
-        """Give everything back to the system. All sessions must have ended before."""
-        self.poller.close()
-        self.pipes.close()
-
-
 class Session:
     """One relayed connection. The frontend makes it, calls `start`, and hears of its end exactly once, by `on_end`.
 
@@ -88,13 +63,16 @@ class Session:
 
     __slots__ = (
         "_down",
+        "_give_up_at",
         "_loop",
         "_lost",
         "_on_end",
         "_phase",
         "_resources",
         "_said",
+        "_seen",
         "_timer",
+        "_timer_at",
         "_up",
         "client",
         "instance",
@@ -122,7 +100,12 @@ class Session:
         """The flow whose source was reset or takes no more."""
         self._said = 0
         """Bytes that the instance had said when the move began."""
+        self._seen: int | None = None
+        """How far the delivery, or the instance that is left, had come at the last look; None before the first."""
+        self._give_up_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        """When a frozen session's timer was due, or None."""
         self._up = Flow(self, client, instance, resources, from_client=True, quickack=quickack)
         self._down = Flow(self, instance, client, resources, from_client=False, quickack=quickack)
         self._up.twin = self._down
@@ -130,12 +113,10 @@ class Session:
 
     def start(self) -> None:
         """Carry bytes from now on."""
-        self._resources.poller.attach(self._loop)
         for end in (self.client, self.instance):
             with contextlib.suppress(OSError):  # it may have been reset already; reading says so
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._up.watch()
-        self._down.watch()
+        self.unfreeze()
 
     @property
     def bytes_up(self) -> int:
@@ -158,7 +139,7 @@ class Session:
 
     def finish(self) -> None:
         """Close both with an ordinary end, unless something that the client has sent waits to be read."""
-        if self._phase is not _Phase.ENDED and not _queued(self.client, termios.FIONREAD):
+        if self._phase is not _Phase.ENDED and not unread(self.client):
             self._end(EndReason.CUT)
 
     def move_at_next_request(self) -> None:
@@ -180,9 +161,83 @@ class Session:
         if self.is_quiet() and self._down.stage is Stage.DONE:
             self.finish()
         elif (
-            self._phase is _Phase.LOOKING and self._can_move() and (self._request_waits() or not _has_news(self.client))
+            self._phase is _Phase.LOOKING
+            and self._can_move()
+            and (request_waits(self.client, self._resources.buffer) or not has_news(self.client))
         ):
             self._begin_move()
+
+    # From one process to another.
+
+    def freeze(self) -> tuple[FrozenSession, tuple[int, ...]]:
+        """Stop, whatever goes on; the session as a document, and the descriptors that go with it, which stay its own.
+
+        Nothing is taken out of a pipe with bytes in it: the pipe itself goes over, and all of it can be taken back.
+        """
+        self._timer_at = self._timer.when() if self._timer is not None else None
+        self._cancel_timer()
+        frozen = FrozenSession(
+            phase=self._phase.name,
+            owed=self.owed,
+            quickack=self._up.quickack,
+            up=self._up.freeze(),
+            down=self._down.freeze(),
+            lost=None if self._lost is None else "up" if self._lost is self._up else "down",
+            said=self._said,
+            seen=self._seen,
+            timer_at=self._timer_at,
+            give_up_at=self._give_up_at,
+        )
+        return frozen, (self._up.fd, self._down.fd, *self._up.full_pipe, *self._down.full_pipe)
+
+    @classmethod
+    def thaw(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        frozen: FrozenSession,
+        descriptors: Sequence[int],
+        resources: RelayResources,
+        *,
+        on_end: Callable[[Session, EndReason], None],
+    ) -> Session:
+        """The same session, in this process and still frozen. The descriptors, as `freeze` gives them, are its own."""
+        client, instance = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
+        client.setblocking(False)
+        instance.setblocking(False)
+        session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
+        session.owed = frozen.owed
+        session._phase = _Phase[frozen.phase]
+        pipes = iter(descriptors[2:])
+        for flow, state in ((session._up, frozen.up), (session._down, frozen.down)):
+            flow.thaw(state, Pipe(next(pipes), next(pipes)) if state.piped else None)
+        if frozen.lost is not None:
+            session._lost = session._up if frozen.lost == "up" else session._down
+        session._said, session._seen = frozen.said, frozen.seen
+        session._timer_at, session._give_up_at = frozen.timer_at, frozen.give_up_at
+        return session
+
+    def unfreeze(self) -> None:
+        """Go on after `freeze` or `thaw`."""
+        self._resources.poller.attach(self._loop)
+        self._up.watch()
+        self._down.watch()
+        if self._timer_at is not None:
+            moves = self._phase is _Phase.MOVING
+            act = self._instance_lingers if moves else partial(self._look_at_delivery, FIRST_DELAY)
+            self._timer = self._loop.call_at(self._timer_at, act)
+
+    def let_go(self) -> None:
+        """Close our descriptors of a frozen session; no peer hears of it while another process has duplicates.
+
+        `on_end` is not called. That `freeze` has ended all watching matters: an epoll set goes by open files, and would
+        go on telling of one that lives elsewhere.
+        """
+        self._phase = _Phase.ENDED
+        for flow in (self._up, self._down):
+            flow.release()
+        self._lost = None
+        self.client.close()
+        self.instance.close()
 
     # What the flows tell.
 
@@ -224,7 +279,7 @@ class Session:
 
     def begins_move(self) -> bool:
         """Whether the bytes that wait at the client's end begin a move instead of being read."""
-        if not (self._can_move() and self._request_waits()):
+        if not (self._can_move() and request_waits(self.client, self._resources.buffer)):
             return False
         self._begin_move()
         return True
@@ -252,25 +307,26 @@ class Session:
             flow.twin.drop()
         if flow.stage is Stage.DONE:
             flow.watch()
-        self._look_at_delivery(None, FIRST_DELAY, 0.0)
+        self._seen = None
+        self._look_at_delivery(FIRST_DELAY)
 
-    def _look_at_delivery(self, before: int | None, delay: float, deadline: float) -> None:
+    def _look_at_delivery(self, delay: float) -> None:
         """Reset the side that is left once its kernel has acknowledged everything: a reset discards what is queued.
 
-        Looks again after the delay, which doubles; gives up when nothing more was acknowledged until the deadline.
+        Looks again after the delay, which doubles; gives up when nothing more was acknowledged for `reset_flush`.
         """
         assert self._lost is not None
         self._timer = None
-        queued = _queued(self._lost.sink, termios.TIOCOUTQ)
+        queued = unacknowledged(self._lost.sink)
         acknowledged = self._lost.delivered - queued
         now = self._loop.time()
-        if before is None or acknowledged > before:
-            deadline = now + self._resources.reset_flush
-        if (self._lost.stage is Stage.DONE and not queued) or now >= deadline:
+        if self._seen is None or acknowledged > self._seen:
+            self._give_up_at = now + self._resources.reset_flush
+        self._seen = acknowledged
+        if (self._lost.stage is Stage.DONE and not queued) or now >= self._give_up_at:
             self._end_lost()
         else:
-            next_delay = min(2 * delay, LONGEST_DELAY)
-            self._timer = self._loop.call_later(delay, self._look_at_delivery, acknowledged, next_delay, deadline)
+            self._timer = self._loop.call_later(delay, self._look_at_delivery, min(2 * delay, LONGEST_DELAY))
 
     def _end_lost(self) -> None:
         """One side was lost, and the other has all that came before it, or is lost as well."""
@@ -304,14 +360,6 @@ class Session:
         """Whether the connection is quiet and neither side has ended."""
         return self.is_quiet() and self._up.stage is Stage.OPEN and self._down.stage is Stage.OPEN
 
-    def _request_waits(self) -> bool:
-        """Whether what waits in the client's queue begins with a complete request line. Nothing is taken from it."""
-        if not _queued(self.client, termios.FIONREAD):
-            return False  # looking at an empty queue would take the news of a reset, and leave an end to be read
-        buffer = self._resources.buffer
-        count = self.client.recv_into(buffer, LOOK_SIZE, socket.MSG_PEEK)
-        return REQUEST_LINE.match(buffer[:count]) is not None
-
     def _begin_move(self) -> None:
         """Stop reading the client, tell the instance that no more will come, and pass on what it still says."""
         self._phase = _Phase.MOVING
@@ -319,22 +367,23 @@ class Session:
         self._up.hold()
         with contextlib.suppress(OSError):  # it has gone by itself; reading says so
             self.instance.shutdown(socket.SHUT_WR)
-        self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, self._said)
+        self._seen = self._said
+        self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers)
 
-    def _instance_lingers(self, said: int) -> None:
+    def _instance_lingers(self) -> None:
         """Leave an instance that was silent since the last call, if the client has asked for something new meanwhile.
 
         If it has not, nobody can tell an instance that ignores the end from one that pauses in the middle of an answer
         (a stream of events, a WebSocket), and the client must see a cut. One that fell silent while speaking was lost.
         """
         self._timer = None
-        if self._down.delivered != said or not self._down.is_flushed:
-            said = self._down.delivered
-            self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers, said)
-        elif said != self._said:
+        if self._down.delivered != self._seen or not self._down.is_flushed:
+            self._seen = self._down.delivered
+            self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers)
+        elif self._seen != self._said:
             self._down.stage = Stage.DONE
             self._lose(self._down)
-        elif self._request_waits():
+        elif request_waits(self.client, self._resources.buffer):
             self._finish_move()
         else:
             self.cut()
@@ -349,23 +398,3 @@ class Session:
             self._end(EndReason.CLIENT_RESET)
             return
         self._end(EndReason.MOVED if waits else EndReason.FINISHED)
-
-
-def _queued(end: socket.socket, which: int) -> int:
-    """Bytes in a queue of the kernel, 0 when the socket is gone.
-
-    Args:
-        which: FIONREAD for those received and not yet read, TIOCOUTQ for those sent and not yet acknowledged.
-    """
-    try:
-        answer = fcntl.ioctl(end.fileno(), which, b"\0\0\0\0")
-    except OSError:
-        return 0
-    return int(struct.unpack("i", answer)[0])
-
-
-def _has_news(end: socket.socket) -> bool:
-    """Whether bytes, an end or a reset wait to be read. Takes nothing."""
-    poll = select.poll()
-    poll.register(end.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

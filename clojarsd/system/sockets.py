@@ -10,9 +10,6 @@ import struct
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import psutil
-
-from clojarsd.core.addresses import overlap
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
 
@@ -72,6 +69,10 @@ def holder_of(port: int, host: str | None = None) -> str | None:
     With a numeric host only a listener that is in the way of this address counts: another one may have the same port.
     Looks through the descriptors of every process that we may see: milliseconds, so not for the loop's happy path.
     """
+    import psutil  # not above: the relay process needs the rest of this module, and not the memory of these
+
+    from clojarsd.core.addresses import overlap
+
     try:
         found = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
@@ -115,6 +116,20 @@ def waited_in_backlog(client: socket.socket) -> float:
     """
     information = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
     return int(struct.unpack_from("I", information, 56)[0]) / 1000
+
+
+def is_same_socket(one: socket.socket, other: socket.socket) -> bool:
+    """Whether two descriptors lead to one socket."""
+    return os.fstat(one.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+
+
+def refuse_from_now_on(listener: socket.socket) -> None:
+    """Refuse clients, also where other processes have the listening socket open; who waits in its backlog is reset.
+
+    Closing would do so only with the last descriptor.
+    """
+    with suppress(OSError):  # it does so already
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def close_with_reset(client: socket.socket) -> None:

@@ -42,7 +42,7 @@ def look_at_world(user: str) -> World:
         "LOGNAME": account.pw_name,
         "SHELL": account.pw_shell or "/bin/sh",
     }
-    return World(environment, becomes_user=me == 0, soft_nofile=_raise_descriptor_limit())
+    return World(environment, becomes_user=me == 0, soft_nofile=_raise_descriptor_limit(), uid=account.pw_uid)
 
 
 def _account(user: str, me: int) -> pwd.struct_passwd:

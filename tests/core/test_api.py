@@ -8,6 +8,7 @@ import pytest
 
 from clojarsd.core.api import (
     Access,
+    Awaited,
     ErrorKind,
     OrderOptions,
     Rights,
@@ -20,9 +21,11 @@ from clojarsd.core.api import (
     failed_line,
     judge,
     kind_of,
+    parse_awaited,
     parse_count,
     parse_flag,
     parse_options,
+    parse_patience,
     parse_verb,
     roles_named,
     step_line,
@@ -45,6 +48,11 @@ NAMES = {Role.PRIMARY: "clojars", Role.BACKUP: "clojars-backup"}
         (b'{"timeout": 90, "wait": false}', OrderOptions(timeout=90, wait=False)),
         (b'{"timeout": null}', OrderOptions()),
         (b'{"timeout": 0.5}', OrderOptions(timeout=0.5)),
+        (b'{"environment": {}}', OrderOptions()),
+        (
+            b'{"environment": {"LANG": "", "_a1": "\xc3\xa4=b c"}}',
+            OrderOptions(environment={"LANG": "", "_a1": "ä=b c"}),
+        ),
     ],
 )
 def test_options_of_an_order(body: bytes, options: OrderOptions) -> None:
@@ -61,7 +69,7 @@ TIMEOUT = "not a number of seconds (more than 0, at most 86400)"
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 100_000, "the body is not JSON"),
         (b"[]", 'the body is not a JSON object such as {"force": true}'),
-        (b'{"forced": true}', "forced is not an option of an order (force, timeout, wait)"),
+        (b'{"forced": true}', "forced is not an option of an order (force, timeout, wait, environment)"),
         (b'{"force": 1}', "force is 1, not true or false"),
         (b'{"wait": "no"}', 'wait is "no", not true or false'),
         (b'{"timeout": "5m"}', f'timeout is "5m", {TIMEOUT}'),
@@ -69,6 +77,15 @@ TIMEOUT = "not a number of seconds (more than 0, at most 86400)"
         (b'{"timeout": true}', f"timeout is true, {TIMEOUT}"),
         (b'{"timeout": NaN}', f"timeout is NaN, {TIMEOUT}"),
         (b'{"timeout": 86401}', f"timeout is 86401, {TIMEOUT}"),
+        (b'{"environment": ["A=1"]}', 'environment is not an object such as {"LANG": "C.UTF-8"}'),
+        (b'{"environment": {"A-B": "1"}}', '"A-B" is not a name of a variable (letters, digits and _)'),
+        (b'{"environment": {"": "1"}}', '"" is not a name of a variable (letters, digits and _)'),
+        (b'{"environment": {"1A": "1"}}', '"1A" is not a name of a variable (letters, digits and _)'),
+        (b'{"environment": {"A\\n": "1"}}', r'"A\n" is not a name of a variable (letters, digits and _)'),
+        (b'{"environment": {"CLOJARSD_INSTANCE": "1"}}', "CLOJARSD_INSTANCE is set by clojarsd alone"),
+        (b'{"environment": {"A": 1}}', "the value of A is not text"),
+        (b'{"environment": {"A": "b\\u0000"}}', "the value of A cannot be given to a process (no NUL, and UTF-8)"),
+        (b'{"environment": {"A": "\\ud800"}}', "the value of A cannot be given to a process (no NUL, and UTF-8)"),
     ],
 )
 def test_options_that_are_none(body: bytes, sentence: str) -> None:
@@ -77,10 +94,54 @@ def test_options_that_are_none(body: bytes, sentence: str) -> None:
     assert str(refused.value) == sentence
 
 
+@pytest.mark.parametrize("verb", [verb for verb in Verb if verb not in (Verb.START, Verb.RESTART)])
+def test_an_environment_is_for_a_process_that_is_started(verb: Verb) -> None:
+    body = b'{"environment": {"A": "1"}}'
+    assert parse_options(body, Verb.RESTART).environment == {"A": "1"}
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole text is compared
+        parse_options(body, verb)
+    assert str(refused.value) == f"environment is for a process that is started (start, restart), not for {verb.value}"
+
+
 def test_an_unknown_verb_is_told_with_the_known_ones() -> None:
-    assert parse_verb("drain") is Verb.DRAIN
-    with pytest.raises(ValueError, match=r"^reload is not an order \(start, stop, restart, drain, undrain\)$"):
-        parse_verb("reload")
+    assert parse_verb("reload") is Verb.RELOAD
+    with pytest.raises(ValueError, match=r"^halt is not an order \(start, stop, restart, drain, undrain, reload\)$"):
+        parse_verb("halt")
+
+
+def test_what_is_waited_for() -> None:
+    assert parse_awaited("eligible") is Awaited.ELIGIBLE
+    for text, shown in ((None, "missing"), ("", "missing"), ("up", "up")):
+        with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole text is compared
+            parse_awaited(text)
+        assert str(refused.value) == f"for is {shown}, not one of ready, eligible, stopped, down"
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "holding"),
+    [
+        (UnitState.READY, Health.UP, {Awaited.READY, Awaited.ELIGIBLE}),
+        (UnitState.READY, Health.DOWN, {Awaited.READY}),
+        (UnitState.STARTING, Health.UNKNOWN, set()),
+        (UnitState.DRAINING, Health.UP, set()),
+        (UnitState.STOPPING, Health.UP, set()),
+        (UnitState.STOPPED, Health.UNKNOWN, {Awaited.STOPPED, Awaited.DOWN}),
+        (UnitState.BACKOFF, Health.UNKNOWN, {Awaited.DOWN}),
+        (UnitState.FAILED, Health.UNKNOWN, {Awaited.DOWN}),
+    ],
+)
+def test_when_what_is_waited_for_holds(state: UnitState, health: Health, holding: set[Awaited]) -> None:
+    seen = instance(Role.BACKUP, state=state, health=health)
+    assert {one for one in Awaited if one.holds(seen)} == holding
+
+
+def test_how_long_somebody_waits() -> None:
+    assert [parse_patience(text) for text in (None, "90", "0.25", "86400")] == [None, 90.0, 0.25, 86400.0]
+    for text in ("0", "0.0", "-1", "86401", "nan", "1e3", "5m", "", "9" * 400):
+        with pytest.raises(
+            ValueError, match=r"^timeout is .*, not a number of seconds \(more than 0, at most 86400\)$"
+        ):
+            parse_patience(text)
 
 
 @pytest.mark.parametrize(("text", "count"), [(None, 50), ("0", 0), ("7", 7), ("1000", 1000)])
@@ -184,6 +245,8 @@ def test_rights(uid: int, user: str, groups: set[str], rights: Rights) -> None:
 
 def test_a_denial_says_who_may() -> None:
     assert ACCESS.why_denied("ann", Rights.OPERATE) == "ann may not give orders (operators: clojars, @wheel)"
+    wish = ACCESS.why_denied("ann", Rights.OPERATE, "see the configuration")
+    assert wish == "ann may not see the configuration (operators: clojars, @wheel)"
     assert ACCESS.why_denied("joe", Rights.LOOK) == "joe may not look (operators: clojars, @wheel; viewers: @adm, eve)"
     nobody = Access((), (), 990)
     assert nobody.why_denied("joe", Rights.LOOK) == "joe may not look (operators: root; viewers: none)"

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from clojarsd.core.identity import InstanceMark
 from clojarsd.core.launch import LaunchSpec, World, log_path, make_spec
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Incarnation, Role
 from clojarsd.core.settings import Settings, parse_settings
 
 WORLD = World({"PATH": "/bin", "LANG": "C.UTF-8"}, becomes_user=True, soft_nofile=1024)
@@ -93,4 +94,35 @@ def test_the_launcher_can_read_it() -> None:
     seen = json.loads(json.dumps(spec().as_json()))
     assert seen["ports"] == {"http": ["127.0.0.1", 8001], "nailgun": ["127.0.0.1", 8101]}
     assert seen["command"] == ["java"]
-    assert set(seen) == set(LaunchSpec.__slots__)
+    assert set(seen) == set(LaunchSpec.__slots__) - {"mark", "cgroup"} | {"main_variable"}
+
+
+def test_an_incarnation_has_a_mark_and_what_is_started_beside_it_has_none() -> None:
+    chosen = settings()
+    args = (Role.PRIMARY, chosen.instances[Role.PRIMARY], chosen.service, WORLD, RELEASES)
+    marked = make_spec(*args, incarnation=Incarnation(7))
+    assert marked.mark == InstanceMark("/var/lib/c", Role.PRIMARY, Incarnation(7))
+    assert marked.as_json()["imposed"] == {"CLOJARSD_INSTANCE": "/var/lib/c:primary:7"}
+    assert marked.as_json()["main_variable"] == "CLOJARSD_MAIN_PID"
+    beside = make_spec(*args)
+    assert beside.mark is None
+    assert (beside.as_json()["imposed"], beside.as_json()["main_variable"]) == ({}, None)
+
+
+def test_the_environment_of_one_start_wins_save_over_what_the_daemon_needs() -> None:
+    chosen = settings()
+    args = (Role.PRIMARY, chosen.instances[Role.PRIMARY], chosen.service, WORLD, RELEASES)
+    seen = make_spec(*args, notify_socket="/run/n", extra={"A": "1", "NOTIFY_SOCKET": "/elsewhere"})
+    assert seen.imposed == {"A": "1", "NOTIFY_SOCKET": "/run/n"}
+
+
+def test_the_world_of_the_child_is_that_of_the_settings() -> None:
+    backup = """
+cpu_affinity = [0, 1]
+chroot = "/srv/root"
+supplementary_groups = ["adm"]
+cgroup = { "memory.max" = "2GiB", "pids.max" = 4096 }
+"""
+    seen = spec(Role.BACKUP, backup=backup)
+    assert (seen.cpu_affinity, seen.chroot, seen.supplementary_groups) == ((0, 1), "/srv/root", ("adm",))
+    assert seen.cgroup == {"memory.max": "2147483648", "pids.max": "4096"}

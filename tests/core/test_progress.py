@@ -6,17 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from clojarsd.core.api import Verb
+from clojarsd.core.api import Awaited, Verb
 from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
 from clojarsd.core.progress import (
     Verdict,
     already,
+    as_sentence,
     connections,
+    describe_reached,
     gets_traffic,
     judge,
     narrate,
     what_serves,
+    why_not_reload,
     why_not_restart,
+    why_not_with_environment,
+    why_still_waiting,
 )
 from clojarsd.core.unit import EndCause, Unit
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
@@ -182,6 +187,60 @@ def test_a_restart_needs_the_other() -> None:
     assert why_not_restart(Role.BACKUP, pair(instance(READY))) is None
     for gone in (STOPPED, BACKOFF, FAILED, FINISHED):
         assert why_not_restart(Role.BACKUP, pair(instance(gone), STOPPED)) is None, "it serves nobody anyway"
+
+
+def test_a_reload_is_done_when_it_is_told() -> None:
+    assert verdict(Verb.RELOAD, READY) == Verdict(True, "backup was told to reload (SIGHUP)")
+    other = replace(instance(STARTING), reload_signal=10)
+    assert judge(Verb.RELOAD, Role.BACKUP, pair(other), FIRST) == Verdict(True, "backup was told to reload (SIGUSR1)")
+    assert already(Verb.RELOAD, instance(READY)) is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "pid", "state"),
+    [(STOPPED, None, "stopped"), (STARTING, None, "starting"), (BACKOFF, None, "backoff"), (STOPPING, 7, "stopping")],
+)
+def test_a_reload_needs_somebody_who_is_told(unit: Unit, pid: int | None, state: str) -> None:
+    seen = pair(instance(unit, reason="R", pid=pid))
+    assert why_not_reload(Role.BACKUP, seen) == f"cannot reload backup: it is {state} (R); nothing was done"
+
+
+@pytest.mark.parametrize("unit", [READY, STARTING, DRAINING, PARKED])
+def test_whoever_runs_can_be_told_to_reload(unit: Unit) -> None:
+    assert why_not_reload(Role.BACKUP, pair(instance(unit))) is None
+
+
+def test_an_environment_needs_a_start() -> None:
+    running = pair(instance(READY))
+    assert why_not_with_environment(Verb.START, Role.BACKUP, running) == (
+        "cannot start backup with this environment: it runs already, as process 7;"
+        " nothing was done; `clojarsctl restart backup --env ...` gives it to a new one"
+    )
+    assert why_not_with_environment(Verb.START, Role.BACKUP, pair(instance(STARTING, pid=None))) == (
+        "cannot start backup with this environment: it runs already;"
+        " nothing was done; `clojarsctl restart backup --env ...` gives it to a new one"
+    )
+    assert why_not_with_environment(Verb.RESTART, Role.BACKUP, running) is None
+    assert why_not_with_environment(Verb.START, Role.BACKUP, pair(instance(BACKOFF))) is None
+
+
+def test_what_was_waited_for_in_words() -> None:
+    assert describe_reached(Awaited.READY, (Role.BACKUP,)) == "backup is ready"
+    assert describe_reached(Awaited.DOWN, (Role.BACKUP, Role.PRIMARY)) == "backup and primary are down"
+    seen = pair(instance(STARTING, health=Health.UNKNOWN, reason="no check has passed yet"), DRAINING)
+    both = (Role.BACKUP, Role.PRIMARY)
+    assert why_still_waiting(Awaited.READY, both, seen, 90.0) == (
+        "backup and primary were not ready within 90 s:"
+        " backup is starting (no check has passed yet); primary is draining"
+    )
+    assert why_still_waiting(Awaited.STOPPED, (Role.PRIMARY,), pair(instance(READY)), 0.5) == (
+        "primary was not stopped within 0.5 s: primary is ready"
+    )
+
+
+def test_steps_as_sentences() -> None:
+    assert as_sentence(Role.BACKUP, "is ready") == "backup is ready"
+    assert as_sentence(Role.BACKUP, "cannot start backup: x") == "cannot start backup: x"
 
 
 def test_connections_count_over_all_frontends() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, LaunchStage, Role, Rotation, UnitState
+from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, Rotation, UnitState
 from clojarsd.core.reasons import describe_end, signal_name, why_not_eligible
 from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
 from clojarsd.core.unit import EndCause, Unit, UnitPolicy
@@ -40,6 +40,7 @@ def why(
         (TERMED, EndCause.RESTART, "was killed by SIGTERM"),
         (Exited(FIRST, ExitStatus(None, 64)), None, "was killed by SIGRTMAX"),
         (TERMED, EndCause.START_TIMEOUT, "was not ready in time and was ended (was killed by SIGTERM)"),
+        (TERMED, EndCause.POST_START, "was ended because its post_start failed (was killed by SIGTERM)"),
         (NO_LOG, None, "cannot start backup: opening its log: /var/log/backup.log: permission denied"),
     ],
 )
@@ -105,6 +106,54 @@ def test_a_drain_says_what_it_is_for(cause: EndCause | None, sentence: str) -> N
 )
 def test_an_end_says_which_signals_were_sent(cause: EndCause, sent: int, sentence: str) -> None:
     assert why(replace(UNIT, state=UnitState.STOPPING, cause=cause, stop_step=sent)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("hook", "sentence"),
+    [
+        (HookName.PRE_START, "its pre_start runs"),
+        (HookName.POST_START, "its checks have passed, its post_start runs"),
+    ],
+)
+def test_a_start_says_which_hook_it_waits_for(hook: HookName, sentence: str) -> None:
+    assert why(replace(UNIT, hook=hook), GOOD) == sentence
+
+
+@pytest.mark.parametrize(
+    ("unit", "sentence"),
+    [
+        (Unit(cause=EndCause.STOP, hook=HookName.PRE_STOP), "an order to stop: its pre_stop runs"),
+        (Unit(last_end=CRASHED, hook=HookName.POST_STOP), "exited with 3; its post_stop runs"),
+        (
+            Unit(cause=EndCause.POST_START, hook_failure="exited with 1", stop_step=1),
+            "its post_start failed (exited with 1): SIGQUIT sent",
+        ),
+    ],
+)
+def test_an_end_says_what_its_hooks_do(unit: Unit, sentence: str) -> None:
+    assert why(replace(unit, state=UnitState.STOPPING)) == sentence
+
+
+def test_a_failed_post_start_is_told_with_the_next_try() -> None:
+    again = replace(UNIT, last_end=TERMED, ended_by=EndCause.POST_START)
+    assert why(again, NEW) == (
+        "no check has passed yet (http: no result yet);"
+        " the one before was ended because its post_start failed (was killed by SIGTERM)"
+    )
+
+
+def test_stopped_says_who_ordered_it_and_when() -> None:
+    stopped = Unit(incarnation=FIRST, last_end=TERMED, ended_by=EndCause.STOP)
+
+    def told(unit: Unit, by: str | None, at: str | None) -> str | None:
+        return why_not_eligible(Role.BACKUP, unit, Health.UNKNOWN, (), POLICY, None, stopped_by=by, stopped_at=at)
+
+    assert told(stopped, "ann", "2026-11-23T12:00:00.000Z") == (
+        "stopped by ann at 2026-11-23T12:00:00.000Z; `clojarsctl start backup` starts it"
+    )
+    assert told(stopped, "ann", None) == "stopped by ann; `clojarsctl start backup` starts it"
+    assert told(stopped, None, None) == "stopped by order"
+    assert told(replace(UNIT, state=UnitState.READY), "ann", "then") == "its checks fail ()"
 
 
 def test_a_pause_says_when_the_next_try_is() -> None:

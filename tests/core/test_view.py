@@ -9,7 +9,7 @@ import pytest
 
 from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.unit import Unit
-from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, PairView
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
 
 PRIMARY = InstanceView(
     role=Role.PRIMARY,
@@ -22,6 +22,14 @@ PRIMARY = InstanceView(
     last_exit=LastExit(ExitStatus(1, None), "2026-11-23T12:00:00.000Z"),
     reason=None,
     release="clojars-web-0.8.1-standalone.jar",
+    goal_by="ann",
+    goal_at="2026-11-23T11:00:00.000Z",
+    started_at="2026-11-23T12:00:05.000Z",
+    adopted=True,
+    memory_bytes=536870912,
+    cpu_seconds=34.5,
+    status_text="serving",
+    next=Next("it gets SIGKILL", "2026-11-23T12:01:00.000Z"),
     ports={"http": 8001, "nailgun": 8101},
     checks=(
         CheckView("http", Health.UP, "200 in 3 ms", "2026-11-23T12:00:10.000Z"),
@@ -43,13 +51,21 @@ BACKUP = InstanceView(
     ports={"http": 8002},
     checks=(),
 )
-HTTP = FrontendView(("127.0.0.1:8080", "[::1]:8080"), "steer", None, Role.PRIMARY, {Role.PRIMARY: 2}, {None: 7})
+HTTP = FrontendView(
+    ("127.0.0.1:8080", "[::1]:8080"),
+    "steer",
+    None,
+    Role.PRIMARY,
+    {Role.PRIMARY: 2},
+    {None: 7},
+    Next("primary gets its new connections", "2026-11-23T12:00:14.000Z"),
+)
 LINE = FrontendView(
     ("127.0.0.1:8700",), "relay", "no CAP_BPF", None, {None: 1}, {Role.PRIMARY: 100, Role.BACKUP: 3, None: 4}
 )
 PAIR = PairView(
     "clojars",
-    DaemonView("1.0.0", 812, "2026-11-23T12:00:00Z", "/etc/clojarsd.toml"),
+    DaemonView("1.0.0", 812, "2026-11-23T12:00:00Z", "/etc/clojarsd.toml", generation=3, relay_pid=813),
     {Role.BACKUP: BACKUP, Role.PRIMARY: PRIMARY},
     {"http": HTTP, "line": LINE},
     "clojars-web-0.8.1-standalone.jar",
@@ -65,6 +81,8 @@ def test_the_whole_picture() -> None:
             "pid": 812,
             "started_at": "2026-11-23T12:00:00Z",
             "config": "/etc/clojarsd.toml",
+            "generation": 3,
+            "relay_pid": 813,
         },
         "instances": {
             "primary": {
@@ -87,6 +105,14 @@ def test_the_whole_picture() -> None:
                     {"kind": "tcp", "up": False, "last": "127.0.0.1:8101 refused", "at": "2026-11-23T12:00:11.000Z"},
                 ],
                 "jvm": None,
+                "goal_by": "ann",
+                "goal_at": "2026-11-23T11:00:00.000Z",
+                "started_at": "2026-11-23T12:00:05.000Z",
+                "adopted": True,
+                "memory_bytes": 536870912,
+                "cpu_seconds": 34.5,
+                "status_text": "serving",
+                "next": {"what": "it gets SIGKILL", "at": "2026-11-23T12:01:00.000Z"},
             },
             "backup": {
                 "name": "clojars-backup",
@@ -104,6 +130,14 @@ def test_the_whole_picture() -> None:
                 "ports": {"http": 8002},
                 "checks": [],
                 "jvm": None,
+                "goal_by": None,
+                "goal_at": None,
+                "started_at": None,
+                "adopted": False,
+                "memory_bytes": None,
+                "cpu_seconds": None,
+                "status_text": None,
+                "next": None,
             },
         },
         "frontends": {
@@ -114,6 +148,7 @@ def test_the_whole_picture() -> None:
                 "active": "primary",
                 "connections": {"primary": 2, "backup": 0, "held": 0},
                 "accepted_total": {"primary": 0, "backup": 0, "held": 7},
+                "next": {"what": "primary gets its new connections", "at": "2026-11-23T12:00:14.000Z"},
             },
             "line": {
                 "listen": ["127.0.0.1:8700"],
@@ -122,6 +157,7 @@ def test_the_whole_picture() -> None:
                 "active": None,
                 "connections": {"primary": 0, "backup": 0, "held": 1},
                 "accepted_total": {"primary": 100, "backup": 3, "held": 4},
+                "next": None,
             },
         },
         "release": {"current": "clojars-web-0.8.1-standalone.jar", "previous": None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from clojarsd.core.history import EventName, PastEvent
 from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.unit import Unit
-from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, PairView
-from clojarsd.ctl.render import WIDTH, age, clean, event_line, plain, status_lines, step_text, substance
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
+from clojarsd.ctl.render import WIDTH, age, clean, event_line, memory_text, plain, status_lines, step_text, substance
 from tests.support.control import instance
 
 NOW = datetime(2026, 11, 23, 14, 5, 9, tzinfo=UTC)
@@ -111,6 +112,48 @@ http      127.0.0.1:8080, [::1]:8080  relay  nobody  12/0/3         70000/0
     )
 
 
+def test_what_an_instance_uses_and_what_comes_next() -> None:
+    primary = instance(
+        Role.PRIMARY,
+        state=UnitState.STOPPING,
+        reason="an order to stop: SIGTERM sent",
+        memory_bytes=612 * 1024**2,
+        cpu_seconds=34.56,
+        adopted=True,
+        status_text="closing\n3 uploads",
+        next=Next("it is killed", "2026-11-23T14:05:39.000Z"),
+    )
+    backup = instance(
+        Role.BACKUP,
+        state=UnitState.BACKOFF,
+        pid=None,
+        reason="exited with 1; next try at 14:05",
+        next=Next("it is launched again", "2026-11-23T14:05:20.000Z"),
+    )
+    due = replace(frontend(Role.BACKUP), next=Next("primary gets its new connections", "2026-11-23T14:05:15.000Z"))
+    status = picture(primary, backup, http=due)
+    status["daemon"]["relay_pid"] = 813
+    lines = read(status).splitlines()
+    assert lines[1] == ("clojarsd 0.1.0, process 812, for 3 d 2 h, relay process 813, release clojars-web-0.8.1.jar")
+    assert [line.strip() for line in lines[4:9]] == [
+        "an order to stop: SIGTERM sent",
+        "it is killed at 2026-11-23 14:05:39Z",
+        "says: closing 3 uploads",
+        "clojars, launch 3, restarts 0, adopted, memory 612 MiB, CPU 34.6 s,",
+        "release app.jar",
+    ]
+    assert not any("launched again" in line for line in lines), "the reason says it already"
+    assert lines[-1].strip() == "http: primary gets its new connections at 2026-11-23 14:05:15Z"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 MiB"), (1024**2, "1 MiB"), (999 * 1024**2, "999 MiB"), (1024**3, "1.0 GiB"), (1536 * 1024**2, "1.5 GiB")],
+)
+def test_memory(size: int, text: str) -> None:
+    assert memory_text(size) == text
+
+
 def test_one_instance_that_can_serve_is_named() -> None:
     draining = instance(Role.PRIMARY, state=UnitState.DRAINING, reason="out of rotation by order")
     status = picture(draining, instance(Role.BACKUP), http=frontend(Role.BACKUP), ftp=frontend(None))
@@ -174,7 +217,9 @@ def test_counters_and_single_checks_are_no_change_worth_printing() -> None:
     before = picture(instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.PRIMARY))
     check = CheckView("http", Health.UP, "200 in 4 ms", AT)
     busier = FrontendView(("127.0.0.1:8080", "[::1]:8080"), "relay", None, Role.PRIMARY, {None: 9}, {None: 9})
-    after = picture(instance(Role.PRIMARY, checks=(check,)), instance(Role.BACKUP), http=busier)
+    later = Next("it is launched again", AT)
+    user = instance(Role.PRIMARY, checks=(check,), memory_bytes=1, cpu_seconds=1.0, next=later)
+    after = picture(user, instance(Role.BACKUP), http=replace(busier, next=later))
     assert substance(before) == substance(after)
     moved = picture(instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.BACKUP))
     assert substance(before) != substance(moved)

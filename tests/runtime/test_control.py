@@ -121,6 +121,19 @@ async def test_a_caller_that_goes_away_ends_nothing_but_its_watching(room: Room)
         assert (await lines.next())["result"] == "done"
 
 
+async def test_an_order_is_given_though_its_caller_goes_away_meanwhile(room: Room) -> None:
+    room.orders.may_begin.clear()
+    _, writer = await asyncio.open_unix_connection(str(room.path))
+    writer.write(b"POST /v1/instances/primary/stop HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+    await until(lambda: room.history.recent(1), "the order")
+    writer.close()
+    await writer.wait_closed()
+    await room.ask("GET", "/v1/check")  # and whatever the server does about it is done
+    room.orders.may_begin.set()
+    await next_work(room)
+    assert room.orders.given == [(Verb.STOP, (Role.PRIMARY,), "root", False, None)]
+
+
 async def test_orders_go_into_the_history_with_who_gave_them(room: Room) -> None:
     await room.ask("POST", "/v1/instances/backup/stop", {"wait": False})
     room.orders.refusal = Refused("cannot restart primary: backup is stopped")
@@ -137,6 +150,15 @@ async def test_orders_go_into_the_history_with_who_gave_them(room: Room) -> None
     assert (refused.event, refused.by, refused.role) == (EventName.ORDER, "root", Role.PRIMARY)
     assert refused.message == "refused to restart primary: cannot restart primary: backup is stopped"
     assert refused.detail["refused"] == "cannot restart primary: backup is stopped"
+
+
+async def test_an_environment_is_given_on_and_only_its_names_are_kept(room: Room) -> None:
+    body = {"environment": {"TOKEN": "s3cret", "LANG": "C"}, "wait": False}
+    await room.ask("POST", "/v1/instances/backup/restart", body)
+    assert room.orders.environments == [{"TOKEN": "s3cret", "LANG": "C"}]
+    (given,) = room.history.recent(50)
+    assert given.detail["environment"] == ["LANG", "TOKEN"]
+    assert "s3cret" not in json.dumps(given.as_json())
 
 
 async def test_a_refused_order_is_a_conflict(room: Room) -> None:
@@ -174,18 +196,46 @@ async def test_a_refused_order_is_a_conflict(room: Room) -> None:
         ),
         (
             "POST",
-            "/v1/instances/primary/reload",
+            "/v1/instances/primary/halt",
             None,
             400,
-            "reload is not an order (start, stop, restart, drain, undrain)",
+            "halt is not an order (start, stop, restart, drain, undrain, reload)",
         ),
+        (
+            "POST",
+            "/v1/instances/primary/stop",
+            {"environment": {"A": "1"}},
+            400,
+            "environment is for a process that is started (start, restart), not for stop",
+        ),
+        ("GET", "/v1/wait", None, 400, "for is missing, not one of ready, eligible, stopped, down"),
+        (
+            "GET",
+            "/v1/wait?for=ready&role=third",
+            None,
+            400,
+            "there is no instance third (primary, backup, all, clojars, clojars-backup)",
+        ),
+        (
+            "GET",
+            "/v1/wait?for=ready&timeout=5m",
+            None,
+            400,
+            "timeout is 5m, not a number of seconds (more than 0, at most 86400)",
+        ),
+        ("GET", "/v1/wait?state=ready", None, 400, "/v1/wait has no parameter state (role, for, timeout)"),
+        ("GET", "/v1/config?format=yaml", None, 400, "format is yaml, not json or toml"),
+        ("GET", "/v1/config?n=1", None, 400, "/v1/config has no parameter n (format)"),
+        ("POST", "/v1/config/reload", {"force": True}, 400, "/v1/config/reload takes no options"),
+        ("POST", "/v1/daemon/stop?now=1", None, 400, "/v1/daemon/stop has no parameter now"),
+        ("POST", "/v1/daemon/upgrade", b"now", 400, "/v1/daemon/upgrade takes no options"),
         ("POST", "/v1/instances/primary/stop", b"nonsense", 400, "the body is not JSON"),
         (
             "POST",
             "/v1/instances/primary/stop",
             {"speed": 1},
             400,
-            "speed is not an option of an order (force, timeout, wait)",
+            "speed is not an option of an order (force, timeout, wait, environment)",
         ),
         ("POST", "/v1/instances/primary/stop", b" " * 70_000, 413, "the body is too long (at most 65536 bytes)"),
     ],
@@ -195,7 +245,178 @@ async def test_what_is_not_understood(
 ) -> None:
     assert await room.ask(method, target, body) == (status, {"error": {"kind": "usage", "message": sentence}})
     assert room.orders.given == []
+    assert room.life.given == []
     assert room.history.recent(50) == ()
+
+
+async def test_waiting_for_what_is_already(room: Room) -> None:
+    assert await room.ask("GET", "/v1/wait?for=eligible") == (
+        200,
+        [{"result": "done", "message": "backup and primary are eligible"}],
+    )
+    _, lines = await room.ask("GET", "/v1/wait?for=ready&role=clojars")
+    assert lines == [{"result": "done", "message": "primary is ready"}]
+
+
+async def test_waiting_tells_what_happens_meanwhile(room: Room) -> None:
+    room.board.publish(instance(Role.BACKUP, state=UnitState.STOPPED, pid=None, reason="stopped by order"))
+    async with room.stream("GET", "/v1/wait?for=eligible&timeout=600") as lines:
+        room.board.publish(instance(Role.BACKUP, state=UnitState.STARTING, pid=902, reason="no check has passed yet"))
+        started = (await lines.next())["step"]
+        assert (started["role"], started["message"]) == ("backup", "backup starts (process 902)")
+        room.board.publish(instance(Role.BACKUP, state=UnitState.READY, pid=902))
+        assert (await lines.next())["step"]["message"] == "backup is ready"
+        assert await lines.next() == {"result": "done", "message": "backup and primary are eligible"}
+        assert await lines.next() is None
+
+
+async def test_waiting_misses_nothing_while_it_tells(room: Room) -> None:
+    """A step so long that it is not read at once, and the end of the waiting in the meantime."""
+    loop = asyncio.get_running_loop()
+    starting = instance(Role.BACKUP, state=UnitState.STARTING, pid=None)
+    room.board.publish(starting)
+    with room.connect() as client:
+        await loop.sock_sendall(client, b"GET /v1/wait?for=ready&role=backup HTTP/1.0\r\n\r\n")
+        answer = bytearray(await loop.sock_recv(client, 65536))
+        room.board.publish(instance(Role.BACKUP, state=UnitState.BACKOFF, pid=None, reason="x" * 8_000_000))
+        answer += await loop.sock_recv(client, 4096)
+        room.board.publish(instance(Role.BACKUP))
+        async with asyncio.timeout(DEADLINE_S):
+            while some := await loop.sock_recv(client, 1_000_000):
+                answer += some
+    assert [json.loads(line) for line in answer.splitlines()[-1:]] == [{"result": "done", "message": "backup is ready"}]
+
+
+async def test_waiting_has_an_end(room: Room) -> None:
+    room.board.publish(instance(Role.BACKUP, state=UnitState.FAILED, pid=None, reason="given up"))
+    _, lines = await room.ask("GET", "/v1/wait?for=ready&role=all&timeout=0.05")
+    message = "backup was not ready within 0.05 s: backup is failed (given up)"
+    assert lines == [{"result": "failed", "error": {"kind": "failed", "message": message}}]
+
+
+async def test_who_waits_is_told_that_the_server_ends(room: Room) -> None:
+    async with room.stream("GET", "/v1/wait?for=stopped&timeout=600") as lines:
+        room.server.why_ending = "clojarsd is being upgraded"
+        room.task.cancel()
+        assert (await lines.next())["error"]["message"] == "clojarsd is being upgraded"
+
+
+async def test_the_configuration_is_shown(room: Room) -> None:
+    assert await room.ask("GET", "/v1/config") == (200, {"service": {"name": "clojars"}})
+    reader, writer = await asyncio.open_unix_connection(str(room.path))
+    writer.write(b"GET /v1/config?format=toml HTTP/1.0\r\n\r\n")
+    async with asyncio.timeout(DEADLINE_S):
+        head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert b"application/toml" in head
+    assert text == b'[service]\nname = "clojars"\n'
+
+
+async def test_the_configuration_is_read_again(room: Room) -> None:
+    room.config.may_end.set()
+    assert await room.ask("POST", "/v1/config/reload") == (
+        200,
+        {"result": "done", "message": "checks.http: interval is 2s", "changes": ["checks.http: interval is 2s"]},
+    )
+    assert room.config.reloaded == ["root"]
+    room.config.changes = []
+    _, body = await room.ask("POST", "/v1/config/reload", {})
+    assert body == {"result": "done", "message": "the configuration is what it was", "changes": []}
+    assert [event.message for event in room.history.recent(9)] == ["root orders: reload the configuration"] * 2
+
+
+async def test_a_configuration_that_cannot_be_used_is_refused(room: Room) -> None:
+    sentence = "x.toml: service.name: 5: is not text"
+    room.config.refusal = Refused(sentence)
+    answer = await room.ask("POST", "/v1/config/reload")
+    assert answer == (409, {"error": {"kind": "refused", "message": sentence}})
+    _, refused = room.history.recent(9)
+    assert (refused.event, refused.message) == (EventName.ORDER, f"refused to reload the configuration: {sentence}")
+    assert refused.detail == {"pid": os.getpid(), "refused": sentence}
+    room.config.refusal = Failed("cannot listen on 127.0.0.1:80: permission denied; the rest was applied")
+    assert (await room.ask("POST", "/v1/config/reload"))[0] == 500
+
+
+async def test_a_reload_goes_on_when_its_caller_goes_away(room: Room) -> None:
+    _, writer = await asyncio.open_unix_connection(str(room.path))
+    writer.write(b"POST /v1/config/reload HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+    await until(lambda: room.history.recent(1), "the order")
+    writer.close()
+    await writer.wait_closed()
+    await room.ask("GET", "/v1/check")  # and whatever the server does about it is done
+    room.config.may_end.set()
+    await until(lambda: room.config.reloaded == ["root"], "the reload")
+    assert (await room.ask("GET", "/v1/check"))[0] == 200
+
+
+async def next_life(room: Room) -> PaperWork:
+    async with asyncio.timeout(DEADLINE_S):
+        return await room.life.works.get()
+
+
+async def test_an_upgrade_is_told_until_just_before_it(room: Room) -> None:
+    async with room.stream("POST", "/v1/daemon/upgrade") as lines:
+        work = await next_life(room)
+        assert room.life.given == [("upgrade", "root")]
+        work.note(None, "clojarsd 0.2.0 can read the configuration")
+        assert (await lines.next())["step"]["message"] == "clojarsd 0.2.0 can read the configuration"
+        work.finish("clojarsd 0.2.0 takes over")
+        assert await lines.next() == {"result": "accepted", "message": "clojarsd 0.2.0 takes over"}
+    assert room.history.recent(1)[0].message == "root orders: upgrade clojarsd"
+
+
+async def test_an_upgrade_that_fails(room: Room) -> None:
+    async with room.stream("POST", "/v1/daemon/upgrade") as lines:
+        message = "cannot upgrade: clojarsd 0.2.0 cannot read x.toml; clojarsd 0.1.0 stays in charge"
+        (await next_life(room)).fail(Failed(message))
+        assert await lines.next() == {"result": "failed", "error": {"kind": "failed", "message": message}}
+    room.life.refusal = Refused("cannot upgrade: a deploy is under way")
+    answer = await room.ask("POST", "/v1/daemon/upgrade")
+    assert answer == (409, {"error": {"kind": "refused", "message": "cannot upgrade: a deploy is under way"}})
+    assert room.history.recent(1)[0].message == "refused to upgrade clojarsd: cannot upgrade: a deploy is under way"
+
+
+@pytest.mark.parametrize(("what", "result"), [("upgrade", "accepted"), ("stop", "done")])
+async def test_the_last_word_about_the_end_is_sent_though_the_server_ends(
+    room: Room, monkeypatch: pytest.MonkeyPatch, what: str, result: str
+) -> None:
+    monkeypatch.setattr(control, "CLOSE_TIMEOUT", DEADLINE_S)
+    async with (
+        room.stream("POST", f"/v1/daemon/{what}") as lines,
+        room.stream("GET", "/v1/events?follow=1&n=0") as other,
+    ):
+        work = await next_life(room)
+        room.task.cancel()
+        assert (await other.next())["result"] == "failed"
+        work.note(None, "a step")
+        work.finish("so be it")
+        assert (await lines.next())["step"]["message"] == "a step"
+        assert await lines.next() == {"result": result, "message": "so be it"}
+        assert await lines.next() is None
+
+
+async def test_the_last_word_is_sent_when_it_comes_in_the_same_turn_as_the_end(room: Room) -> None:
+    async with room.stream("POST", "/v1/daemon/stop") as lines:
+        work = await next_life(room)
+        work.finish("so be it")
+        room.task.cancel()
+        assert await lines.next() == {"result": "done", "message": "so be it"}
+
+
+@pytest.mark.slow
+async def test_the_end_of_the_server_is_not_held_up_by_a_life_that_does_not_end(room: Room) -> None:
+    async with room.stream("POST", "/v1/daemon/stop"):
+        await next_life(room)
+        room.task.cancel()
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.wait([room.task])
+
+
+async def test_a_server_without_configuration_and_life_has_no_such_paths(directory: Path) -> None:
+    async with control_room(directory, is_whole=False) as room:
+        for method, path in (("GET", "/v1/config"), ("POST", "/v1/config/reload"), ("POST", "/v1/daemon/stop")):
+            assert (await room.ask(method, path))[0] == 404
 
 
 async def test_a_bug_in_one_request_is_one_logged_answer(room: Room) -> None:
@@ -458,6 +679,18 @@ class TestOthers:
         assert answer == (403, {"error": denied})
         assert [(line["event"], line["by"]) for line in logged] == [("control_request_denied", "nobody")]
         assert room.orders.given == []
+
+    async def test_a_viewer_may_not_see_the_configuration(self, room: Room) -> None:
+        denied = {"kind": "denied", "message": "nobody may not see the configuration (operators: daemon, @sys)"}
+        assert await self.ask_as(room, "nobody", "GET /v1/config", "4") == (403, {"error": denied})
+        assert await self.ask_as(room, "daemon", "GET /v1/config") == (200, {"service": {"name": "clojars"}})
+        assert (await self.ask_as(room, "nobody", "GET /v1/wait?for=ready", "4"))[0] == 200
+
+    @pytest.mark.parametrize("path", ["/v1/config/reload", "/v1/daemon/stop", "/v1/daemon/upgrade"])
+    async def test_a_viewer_may_not_change_the_daemon(self, room: Room, path: str) -> None:
+        denied = {"kind": "denied", "message": "nobody may not give orders (operators: daemon, @sys)"}
+        assert await self.ask_as(room, "nobody", f"POST {path}", "4") == (403, {"error": denied})
+        assert room.life.given == []
 
     async def test_a_stranger_may_not_even_look(self, room: Room) -> None:
         denied = {"kind": "denied", "message": "nobody may not look (operators: daemon, @sys; viewers: @adm)"}

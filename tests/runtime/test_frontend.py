@@ -268,21 +268,6 @@ def test_the_route_may_change_while_held_clients_are_released(rig: Rig) -> None:
         front.until_happened(EventName.HOLD_STARTED, EventName.FAILOVER, EventName.HOLD_ENDED)
 
 
-def test_every_address_is_listened_on_or_none(rig: Rig) -> None:
-    before = open_descriptors()
-    with socket.create_server((LOOPBACK, 0)) as taken:
-        port = taken.getsockname()[1]
-        plan = make_plan({}, listen=(Address(LOOPBACK, 0), Address(LOOPBACK, port)))
-        frontend = rig.call(lambda: Frontend(plan, rig.resources, Budget(20_000)))
-        with pytest.raises(
-            Failed, match=f"cannot listen on {LOOPBACK}:{port} for frontend line: address already in use"
-        ):
-            rig.call(frontend.open)
-        assert rig.call(frontend.addresses) == ()
-        rig.call(frontend.close)
-    assert open_descriptors() == before
-
-
 def test_an_ipv6_address_alone_serves_ipv4_clients_too(rig: Rig) -> None:
     with Front(rig, listen=(Address("::", 0),)) as front:
         for host in (LOOPBACK, "::1"):

@@ -509,7 +509,8 @@ async def test_an_order_is_obeyed_when_the_disk_cannot_remember_it(desk: Desk) -
 
 async def test_what_is_under_way_is_known_until_it_has_ended(desk: Desk) -> None:
     desk.units.traffic.calls_back_at_once = False
-    assert desk.orders.under_way is None
+    before = desk.orders.under_way
+    assert before is None
     work = desk.submit(Verb.RESTART, B)
     assert desk.orders.under_way == "restart backup (by root)"
     desk.units.traffic.when_drained[B]()

@@ -13,6 +13,18 @@ from tests.support.fronts import B, Front, P
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end
 
 
+def traffic_of(rig: Rig, *fronts: Front) -> Traffic:
+    """A traffic over these frontends."""
+
+    def make() -> Traffic:
+        traffic = Traffic()
+        for front in fronts:
+            traffic.add(front.frontend)
+        return traffic
+
+    return rig.call(make)
+
+
 class Both:
     """Two frontends under one traffic."""
 
@@ -21,7 +33,7 @@ class Both:
         self.fronts = [
             stack.enter_context(Front(rig, primary=False, backup=False, name=name)) for name in ("http", "line")
         ]
-        self.traffic = rig.call(lambda: Traffic([front.frontend for front in self.fronts]))
+        self.traffic = traffic_of(rig, *self.fronts)
         self.over = 0
 
     def eligible(self, role: Role, may: bool) -> None:
@@ -52,7 +64,7 @@ def test_all_frontends_hear_who_is_eligible(both: Both) -> None:
 
 def test_saying_again_that_an_instance_is_eligible_begins_nothing_anew(rig: Rig) -> None:
     with Front(rig, primary=False, backup=False, failback=0.3) as front:
-        traffic = rig.call(lambda: Traffic([front.frontend]))
+        traffic = traffic_of(rig, front)
         for role, may in ((P, True), (B, True), (P, False), (P, True)):
             rig.call(lambda role=role, may=may: traffic.set_eligible(role, may))  # type: ignore[misc]
         assert front.active() is B
@@ -127,5 +139,5 @@ def test_a_cut_resets_the_connections_of_one_role_in_every_frontend(both: Both) 
 
 def test_without_frontends_a_drain_is_over_at_once(rig: Rig) -> None:
     over: list[bool] = []
-    rig.call(lambda: Traffic([]).begin_drain(P, lambda: over.append(True)))
+    rig.call(lambda: Traffic().begin_drain(P, lambda: over.append(True)))
     assert over == [True]

@@ -338,7 +338,7 @@ async def test_abandon_leaves_the_process_and_no_timer(units: Units) -> None:
 
 # Hooks.
 
-HOOKS = {hook: HookPlan((("/bin/true",),), 5.0) for hook in HookName}
+HOOKS = {hook: HookPlan(lambda: (("/bin/true",),), 5.0) for hook in HookName}
 HOOKED = replace(POLICY, hooks=dict.fromkeys(HookName, LONG))
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clojarsd.core.api import Access, Step, Verb
@@ -91,18 +92,79 @@ class PaperWork:
 
 @dataclass
 class PaperOrders:
-    """Takes every order, unless it is to refuse; each becomes work that the test ends."""
+    """Takes every order, unless it is to refuse or to wait; each becomes work that the test ends."""
 
     refusal: BaseException | None = None
     given: list[tuple[Verb, tuple[Role, ...], str, bool, float | None]] = field(default_factory=list)
+    environments: list[Mapping[str, str]] = field(default_factory=list)
+    may_begin: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_begin.set()
+
     works: asyncio.Queue[PaperWork] = field(default_factory=asyncio.Queue)
 
-    def submit(
-        self, verb: Verb, roles: tuple[Role, ...], by: str, *, force: bool = False, timeout: float | None = None
+    async def begin(
+        self,
+        verb: Verb,
+        roles: tuple[Role, ...],
+        by: str,
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> PaperWork:
+        await self.may_begin.wait()
         if self.refusal is not None:
             raise self.refusal
         self.given.append((verb, roles, by, force, timeout))
+        self.environments.append(dict(environment))
+        work = PaperWork()
+        self.works.put_nowait(work)
+        return work
+
+
+@dataclass
+class PaperConfig:
+    """A configuration whose reload changes what it is told to, once the test lets it."""
+
+    refusal: BaseException | None = None
+    changes: list[str] = field(default_factory=lambda: ["checks.http: interval is 2s"])
+    reloaded: list[str] = field(default_factory=list)
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def reload(self, by: str) -> Sequence[str]:
+        if self.refusal is not None:
+            raise self.refusal
+        await self.may_end.wait()
+        self.reloaded.append(by)
+        return self.changes
+
+    def show(self) -> dict[str, Any]:
+        return {"service": {"name": "clojars"}}
+
+    def show_toml(self) -> str:
+        return '[service]\nname = "clojars"\n'
+
+
+@dataclass
+class PaperLife:
+    """A life whose works the test ends."""
+
+    refusal: BaseException | None = None
+    given: list[tuple[str, str]] = field(default_factory=list)
+    works: asyncio.Queue[PaperWork] = field(default_factory=asyncio.Queue)
+
+    def upgrade(self, by: str) -> PaperWork:
+        return self._begin("upgrade", by)
+
+    def stop(self, by: str) -> PaperWork:
+        return self._begin("stop", by)
+
+    def _begin(self, what: str, by: str) -> PaperWork:
+        if self.refusal is not None:
+            raise self.refusal
+        self.given.append((what, by))
         work = PaperWork()
         self.works.put_nowait(work)
         return work
@@ -143,6 +205,9 @@ class Room:
     history: History
     logs: Mapping[Role, Path]
     task: asyncio.Task[None]
+    config: PaperConfig
+    life: PaperLife
+    server: ControlServer
 
     def connect(self) -> socket.socket:
         """A connection that the test closes."""
@@ -204,9 +269,14 @@ def open_directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def control_room(
-    directory: Path, *, operators: tuple[str, ...] = (), viewers: tuple[str, ...] = (), store: MemoryStore | None = None
+    directory: Path,
+    *,
+    operators: tuple[str, ...] = (),
+    viewers: tuple[str, ...] = (),
+    store: MemoryStore | None = None,
+    is_whole: bool = True,
 ) -> AsyncIterator[Room]:
-    """A running control server; its socket and logs are in the directory."""
+    """A running control server; its socket and logs are in the directory. One that is not whole has no life."""
     frontend, orders = PaperFrontend(), PaperOrders()
     daemon = DaemonView("0.1.0", os.getpid(), AT, "/etc/clojarsd.toml")
     board = Board("clojars", daemon, lambda: "app.jar", {"http": frontend})
@@ -216,7 +286,9 @@ async def control_room(
     access = Access(operators, viewers, os.geteuid())
     with ControlSocket.bind(directory / "run" / "control.sock") as listener:
         async with History(store or MemoryStore()) as history, asyncio.TaskGroup() as group:
-            control = ControlServer(listener, orders, board, history, access, logs)
+            config, life = PaperConfig(), PaperLife()
+            about_itself: dict[str, Any] = {"config": config, "life": life} if is_whole else {}
+            control = ControlServer(listener, orders, board, history, access, logs, **about_itself)
             task = group.create_task(control.serve())
-            yield Room(listener.path, orders, board, frontend, history, logs, task)
+            yield Room(listener.path, orders, board, frontend, history, logs, task, config, life, control)
             task.cancel()

@@ -14,10 +14,12 @@ from typing import Any, Self
 
 import uvloop
 
+from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.runtime.budget import Budget
-from clojarsd.runtime.frontend import Frontend, FrontendPlan
+from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.listeners import Listeners
 from tests.support.sockets import DEADLINE_S, Rig
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -116,7 +118,7 @@ class Front:
         self.frontend = rig.call(lambda: Frontend(self.plan, rig.resources, Budget(20_000)))
         self.frontend.attach(past)
         self.frontend.doubt = self.doubts.append
-        rig.call(self.frontend.open)
+        rig.call(lambda: self.frontend.listen(listeners_of(self.plan)))
         self.address = rig.call(self.frontend.addresses)[0]
         self.eligible(primary=primary, backup=backup)
         if begin:
@@ -181,6 +183,13 @@ class Front:
     def active(self) -> Role | None:
         """Who gets new connections."""
         return self.rig.call(lambda: self.frontend.view().active)
+
+
+def listeners_of(plan: FrontendPlan) -> list[socket.socket]:
+    """Listening sockets for the plan, the caller's."""
+    listeners = Listeners()
+    listeners.change({plan.name: plan})
+    return listeners.of(plan.name)
 
 
 def make_plan(backends: dict[Role, Address], **changes: Any) -> FrontendPlan:

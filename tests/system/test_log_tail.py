@@ -17,6 +17,7 @@ import pytest
 
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.system import log_tail as module
+from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_tail import BLOCK, CUT, LONGEST_LINE, LogReader, follow, last_lines
 from tests.support.control import DEADLINE_S
 
@@ -27,7 +28,7 @@ def log(tmp_path: Path) -> Path:
 
 
 async def last(path: Path, count: int) -> list[str]:
-    async with aclosing(last_lines(path, count)) as batches:
+    async with aclosing(last_lines(LogFile(path), count)) as batches:
         return [line async for batch in batches for line in batch]
 
 
@@ -48,7 +49,7 @@ class Followed:
 
 @asynccontextmanager
 async def following(path: Path, count: int) -> AsyncIterator[Followed]:
-    async with aclosing(follow(path, count)) as batches:
+    async with aclosing(follow(LogFile(path), count)) as batches:
         yield Followed(batches)
 
 
@@ -194,7 +195,7 @@ def test_pages_removed_from_the_head_lose_and_repeat_nothing(log: Path) -> None:
     """Rotation takes whole pages from the head of the file while its writer goes on."""
     text = [f"line {number:06d} {'x' * 50}" for number in range(1000)]
     log.write_text("".join(f"{line}\n" for line in text[:500]))
-    reader = LogReader(log)
+    reader = LogReader(LogFile(log))
     try:
         reader.open_at_end(1)
         assert reader.read() == [text[499]]
@@ -213,7 +214,7 @@ def test_pages_removed_from_the_head_lose_and_repeat_nothing(log: Path) -> None:
 
 async def test_nothing_is_read_after_the_end(log: Path) -> None:
     log.write_text("a\n")
-    reader = LogReader(log)
+    reader = LogReader(LogFile(log))
     reader.open_at_end(1)
     reader.close()
     assert reader.read() == []
@@ -222,7 +223,7 @@ async def test_nothing_is_read_after_the_end(log: Path) -> None:
 
 async def test_a_directory_that_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(Failed) as failed:
-        await anext(follow(tmp_path / "gone" / "primary.log", 5))
+        await anext(follow(LogFile(tmp_path / "gone" / "primary.log"), 5))
     assert str(failed.value) == f"cannot watch {tmp_path / 'gone'}: No such file or directory"
 
 
@@ -250,7 +251,7 @@ def hung_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[HungDisk]:
 
 def test_closing_does_not_wait_for_a_read_which_then_lets_go_of_the_file(log: Path, hung_disk: HungDisk) -> None:
     log.write_text("a\nb\n")
-    reader = LogReader(log)
+    reader = LogReader(LogFile(log))
     reading = threading.Thread(target=reader.open_at_end, args=(1,))
     reading.start()
     assert hung_disk.hangs.wait(DEADLINE_S)
@@ -264,7 +265,7 @@ def test_closing_does_not_wait_for_a_read_which_then_lets_go_of_the_file(log: Pa
 
 def test_a_scan_ends_when_its_reader_is_closed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log.write_bytes(b"x" * (20 * BLOCK))
-    reader = LogReader(log)
+    reader = LogReader(LogFile(log))
     pread, reads = os.pread, 0
 
     def close_at_the_third(file: int, size: int, position: int) -> bytes:
@@ -298,6 +299,7 @@ def test_a_hung_read_does_not_hold_up_the_end_of_the_process(log: Path) -> None:
     log.write_text("a\n")
     program = """
 import asyncio, os, pathlib, sys, threading
+from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_tail import last_lines
 
 hangs = threading.Event()
@@ -305,7 +307,7 @@ os.pread = lambda *_: (hangs.set(), threading.Event().wait())
 
 async def main():
     async def show():
-        async for _ in last_lines(pathlib.Path(sys.argv[1]), 1):
+        async for _ in last_lines(LogFile(pathlib.Path(sys.argv[1])), 1):
             pass
     shown = asyncio.ensure_future(show())
     while not hangs.is_set():
@@ -323,7 +325,7 @@ async def test_the_last_lines_are_looked_for_so_far_and_no_farther(log: Path, mo
     shown = await last(log, BLOCK)
     assert shown == [f"{number:09d}" for number in range(BLOCK - (3 * BLOCK + 7) // 10, BLOCK)]
     log.write_bytes(b"x" * (8 * BLOCK))  # no line to begin with
-    reader = LogReader(log)
+    reader = LogReader(LogFile(log))
     reader.open_at_end(5)
     assert reader._position == 5 * BLOCK - 7
     reader.close()

@@ -123,6 +123,20 @@ def test_a_service_manager_that_is_gone_harms_nobody(manager: Manager, notifier:
     notifier.watchdog()
 
 
+def test_a_service_manager_that_stays_away_is_logged_once(
+    manager: Manager, notifier: Notifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = fill(manager)
+    for _ in range(3):
+        notifier.watchdog()
+    assert capsys.readouterr().out.count("service_manager_unreachable") == 1
+    for _ in range(sent):
+        manager.next()
+    notifier.watchdog()
+    notifier.watchdog()
+    assert capsys.readouterr().out.count("service_manager_reached_again") == 1
+
+
 def test_after_close_nothing_is_sent(manager: Manager, notifier: Notifier) -> None:
     notifier.close()
     notifier.watchdog()

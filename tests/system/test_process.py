@@ -17,86 +17,16 @@ import psutil
 import pytest
 
 from clojarsd.core.errors import LaunchFailed
-from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import Address, ExitStatus, LaunchStage
 from clojarsd.system.launcher import parse_environment
-from clojarsd.system.process import Process, Processes
-from tests.support.waiting import PATIENCE, until
-
-
-class Heard:
-    """Collects what is told about a process."""
-
-    def __init__(self) -> None:
-        self.runs = asyncio.Event()
-        self.end: asyncio.Future[ExitStatus | LaunchFailed] = asyncio.get_running_loop().create_future()
-
-    def executed(self) -> None:
-        assert not self.end.done()
-        self.runs.set()
-
-    def ended(self, how: ExitStatus | LaunchFailed) -> None:
-        self.end.set_result(how)
-
-    async def how_it_ended(self) -> ExitStatus | LaunchFailed:
-        async with asyncio.timeout(PATIENCE):
-            return await self.end
-
-
-class Launches:
-    """Launches, and makes sure that nothing is left."""
-
-    def __init__(self, directory: Path) -> None:
-        self.spec = LaunchSpec(
-            command=("/bin/true",),
-            directory=str(directory),
-            environment={"PATH": os.environ["PATH"]},
-            environment_file=None,
-            log=str(directory / "primary.log"),
-            ports={},
-            user=None,
-            group=None,
-            umask=0o022,
-            nice=os.getpriority(os.PRIO_PROCESS, 0),
-            oom_score_adjust=int(Path("/proc/self/oom_score_adj").read_text()),
-            limits={},
-            soft_nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        )
-        self.processes = Processes()
-        self.made: list[tuple[Process, Heard]] = []
-
-    def __call__(self, spec: LaunchSpec) -> tuple[Process, Heard]:
-        heard = Heard()
-        process = self.processes.launch(spec, lambda pid: heard)
-        self.made.append((process, heard))
-        return process, heard
-
-    def python(self, program: str, *arguments: str) -> tuple[Process, Heard]:
-        return self(replace(self.spec, command=(sys.executable, "-I", "-S", "-c", program, *arguments)))
-
-    def output(self) -> str:
-        return Path(self.spec.log).read_text()
-
-    async def end(self) -> None:
-        for process, heard in self.made:
-            process.signal(signal.SIGKILL)
-            await heard.how_it_ended()
+from tests.support.launches import Heard, Launches, failure, launching, reads
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def launches(tmp_path: Path) -> AsyncIterator[Launches]:
-    descriptors = len(os.listdir("/proc/self/fd"))
-    made = Launches(tmp_path)
-    with made.processes.adopting_orphans():
+    async with launching(tmp_path) as made:
         yield made
-        await made.end()
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
-
-
-async def reads(fifo: Path) -> str:
-    """What a process writes into the fifo: a fact to wait for."""
-    async with asyncio.timeout(PATIENCE):
-        return await asyncio.to_thread(fifo.read_text)
 
 
 async def test_an_exit_code_is_told(launches: Launches) -> None:
@@ -248,11 +178,6 @@ async def test_no_descriptor_of_the_daemon_is_inherited(launches: Launches) -> N
         _, heard = launches(spec)
         await heard.how_it_ended()
     assert launches.output().split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
-
-
-def failure(how: ExitStatus | LaunchFailed) -> tuple[LaunchStage, str]:
-    assert isinstance(how, LaunchFailed), how
-    return how.stage, how.reason
 
 
 async def test_each_stage_names_itself(launches: Launches, tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def test_file_without_permission(tmp_path: Path) -> None:
     assert found == (f"{path}: cannot be read: permission denied",)
 
 
+def test_byte_order_mark_is_not_minded(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + (REPOSITORY / "etc/clojarsd.toml").read_bytes())
+    assert read_settings(path) == read_settings(REPOSITORY / "etc/clojarsd.toml")
+    path.write_bytes(b"\xef\xbb\xbfa = \n")
+    assert problems(path) == (f"{path}: line 1, column 5: is not TOML: invalid value",)
+
+
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(b"# one\n# two \xff\n")

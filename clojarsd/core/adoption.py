@@ -1,0 +1,113 @@
+"""What a daemon that begins makes of what an earlier one left: the saved state, and the processes that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from clojarsd.core.health import CheckRecord
+from clojarsd.core.identity import ProcessIdentity
+from clojarsd.core.names import NO_INCARNATION, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.saved import InForce, SavedInstance, SavedPair
+from clojarsd.core.unit_facts import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What is known of one role's processes that no state speaks of.
+
+    Attributes:
+        in_force: what the settings would launch it with.
+        checks: how many there are.
+        start_timeout: seconds that it has to prove itself.
+        serves: whether it gets connections now, because the relay process was told so.
+    """
+
+    in_force: InForce
+    checks: int
+    start_timeout: float
+    serves: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """Where a daemon begins.
+
+    Attributes:
+        instances: what to take up; a role that is missing begins anew.
+        leftovers: processes of launches that are over, which are to be ended.
+        notes: what did not fit together, in words.
+    """
+
+    instances: Mapping[Role, SavedInstance]
+    leftovers: tuple[tuple[Role, Incarnation], ...]
+    notes: tuple[str, ...]
+
+
+def adopt(
+    saved: SavedPair | None,
+    running: Mapping[Role, Sequence[tuple[Incarnation, ProcessIdentity]]],
+    expected: Mapping[Role, Expectation],
+    now: float,
+    at: str,
+) -> Adoption:
+    """What to take up of the saved state, if there is one that can be used, and of the processes that were found.
+
+    Args:
+        saved: as it holds in this boot.
+        running: the main processes of earlier launches by their marks, the latest incarnation first.
+        now: monotonic instant; `at`: the same for people (UTC).
+    """
+    instances, leftovers, notes = dict[Role, SavedInstance](), list[tuple[Role, Incarnation]](), list[str]()
+    for role in Role:
+        before = saved.instances[role] if saved is not None else None
+        found = list(running.get(role, ()))
+        newest = found[0][0] if found else NO_INCARNATION
+        known = before.unit.incarnation if before is not None else NO_INCARNATION
+        if before is not None and newest <= known:
+            instances[role] = before = _with_process(before, dict(reversed(found)))
+            kept = known if before.unit.has_process else None
+        elif found:
+            kept = newest
+            instances[role] = _unknown(before, *found[0], expected[role], now, at)
+            notes.append(f"{role.value} runs as process {found[0][1].pid}, of which the state knows nothing")
+        else:
+            kept = None
+        leftovers += [(role, incarnation) for incarnation, _ in found if incarnation != kept]
+    return Adoption(instances, tuple(leftovers), tuple(notes))
+
+
+def _with_process(before: SavedInstance, found: Mapping[Incarnation, ProcessIdentity]) -> SavedInstance:
+    """The state with the process that it should name: the daemon may have died between making and saving it."""
+    if before.unit.has_process and before.process is None:
+        return replace(before, process=found.get(before.unit.incarnation))
+    return before
+
+
+def _unknown(
+    before: SavedInstance | None,
+    incarnation: Incarnation,
+    process: ProcessIdentity,
+    expected: Expectation,
+    now: float,
+    at: str,
+) -> SavedInstance:
+    """A process of which only its mark tells: it is ready if it serves, else it has to prove itself."""
+    unit = Unit(
+        goal=Goal.UP,
+        state=UnitState.READY if expected.serves else UnitState.STARTING,
+        incarnation=incarnation,
+        deadline=None if expected.serves else now + expected.start_timeout,
+        ready_at=now if expected.serves else None,
+    )
+    if before is not None:
+        unit = replace(unit, rotation=before.unit.rotation, failures=before.unit.failures)
+    record = CheckRecord(Health.UP if expected.serves else Health.UNKNOWN)
+    fresh = SavedInstance(unit=unit, since=at) if before is None else replace(before, unit=unit, since=at)
+    return replace(
+        fresh,
+        process=process,
+        records=(record,) * expected.checks,
+        checked_at=(None,) * expected.checks,
+        in_force=expected.in_force,
+    )

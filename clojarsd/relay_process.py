@@ -1,0 +1,142 @@
+"""The relay process: frontends and their connections, in a process that outlives the supervisor.
+
+Run as `python -m clojarsd.relay_process SOCKET CODE`, with one end of a pair to its supervisor as descriptor 3. It is
+made by runtime/relay_launch.py and by nobody else.
+
+Each megabyte here is one more for the whole service, so it does without ssl, which asyncio would import (7.5 MB), and
+without uvloop, which needs ssl: the relay's own poller does the work, and both loops carry as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+for _name in ("ssl", "rich"):
+    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]  # how Python is told that a module is not to be had
+
+import asyncio  # noqa: E402
+import gc  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import signal  # noqa: E402
+import socket  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import structlog  # noqa: E402
+
+from clojarsd.runtime.budget import Budget  # noqa: E402
+from clojarsd.runtime.relay_server import RelayServer  # noqa: E402
+from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
+from clojarsd.system.relay import RelayResources  # noqa: E402
+from clojarsd.system.relay_socket import RelaySocket  # noqa: E402
+
+log = structlog.get_logger()
+
+SUPERVISOR = 3
+"""The descriptor that leads to the supervisor."""
+RESET_FLUSH = 5.0
+"""Seconds without progress after which bytes for one side of a reset connection are given up."""
+MOST_PIPES = 64
+"""How many directions of connections may be spliced at the same time; the others are copied."""
+KEPT_DESCRIPTORS = 64
+"""For listening sockets, supervisors and logs: what clients never get."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether the socket's path is there: inotify would need ctypes, and that memory."""
+
+
+def main() -> None:
+    """Serve until the supervisor wants the end, or SIGTERM comes while there is none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("code")
+    arguments = parser.parse_args()
+    set_up_logs()
+    os.chdir("/")  # hold no directory that may be unmounted
+    asyncio.run(_serve(arguments.socket, arguments.code))
+    flush_logs(1.0)
+
+
+async def _serve(path: Path, code: str) -> None:
+    descriptors = _raise_descriptor_limit()
+    pipes = min(MOST_PIPES, descriptors // 32)
+    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes)
+    ended = asyncio.Event()
+    server = RelayServer(resources, Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes), code, ended.set)
+    door = _Door(RelaySocket(path), server)
+    _set_signals(server, ended)
+    server.connect(socket.socket(fileno=SUPERVISOR), os.getppid())
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not looked at by every collection
+    await ended.wait()
+    door.close()
+    server.close()
+    resources.close()
+    log.info("relay_ended", pid=os.getpid())
+
+
+class _Door:
+    """Lets supervisors in, and keeps its own place at the path."""
+
+    def __init__(self, listening: RelaySocket, server: RelayServer) -> None:
+        self._listening = listening
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listening.socket.fileno(), self._accept)
+        self._look_at = self._loop.call_later(LOOK_EVERY, self._look)
+
+    def close(self) -> None:
+        """Take the path away."""
+        self._look_at.cancel()
+        self._loop.remove_reader(self._listening.socket.fileno())
+        self._listening.close()
+
+    def _accept(self) -> None:
+        try:
+            while (caller := self._listening.accept()) is not None:
+                self._server.connect(*caller)
+        except OSError as error:  # out of descriptors, or of memory: the caller waits
+            log.warning("accept_failed", reason=error.strerror)
+            self._loop.remove_reader(self._listening.socket.fileno())
+            self._loop.call_later(LOOK_EVERY, self._accept_again)
+
+    def _accept_again(self) -> None:
+        self._loop.add_reader(self._listening.socket.fileno(), self._accept)
+
+    def _look(self) -> None:
+        """Make the socket again if it was removed, as cleaners of temporary files do."""
+        self._look_at = self._loop.call_later(LOOK_EVERY, self._look)
+        if not self._listening.is_gone():
+            return
+        self._loop.remove_reader(self._listening.socket.fileno())
+        try:
+            self._listening.restore()
+            log.warning("relay_socket_restored", path=str(self._listening.path))
+        except OSError as error:
+            log.warning("relay_socket_missing", path=str(self._listening.path), reason=error.strerror)
+        self._loop.add_reader(self._listening.socket.fileno(), self._accept)
+
+
+def _set_signals(server: RelayServer, ended: asyncio.Event) -> None:
+    """While there is a supervisor, that one decides; signals for a whole session or group of processes are for it."""
+
+    def signalled(number: signal.Signals) -> None:
+        if number is signal.SIGTERM and not server.has_supervisor:
+            ended.set()
+        else:
+            log.info("signal_ignored", signal=number.name)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, signalled, number)
+
+
+def _raise_descriptor_limit() -> int:
+    """How many descriptors this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+if __name__ == "__main__":
+    main()

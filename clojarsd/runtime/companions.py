@@ -1,0 +1,177 @@
+"""What goes along with an instance's process: its messages, its keep-alives, its memory, and its ports at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from clojarsd.core.api import Verb
+from clojarsd.core.errors import Refused
+from clojarsd.core.history import EventName
+from clojarsd.core.identity import InstanceMark
+from clojarsd.core.names import Address, Incarnation, Role
+from clojarsd.core.saved import InForce
+from clojarsd.core.unit import Unit
+from clojarsd.runtime.unit_parts import History
+
+log = structlog.get_logger()
+
+BY_DAEMON = "clojarsd"
+"""Who orders what the daemon does by itself."""
+
+
+class Lived(Protocol):
+    """A unit, as far as those who go along with it need it."""
+
+    @property
+    def unit(self) -> Unit:
+        """The unit as it is."""
+
+    @property
+    def pid(self) -> int | None:
+        """The number of its process, or None without one."""
+
+    @property
+    def in_force(self) -> InForce:
+        """What of the settings its process is bound to."""
+
+    def leave_behind(self, what: str | None) -> None:
+        """Show what the ended process has left."""
+
+
+class Heard(Protocol):
+    """Hears what an instance says of itself; see `runtime.instance_notify.InstanceNotify`."""
+
+    def begin(self, incarnation: Incarnation, belongs: Callable[[int], bool]) -> None:
+        """Listen to this incarnation, whose processes are those for which `belongs` holds."""
+
+    def end(self) -> None:
+        """Listen to nobody."""
+
+
+class Leash(Protocol):
+    """Expects keep-alives; see `runtime.watchdog.WatchdogTimer`."""
+
+    def begin(self, seconds: float) -> None:
+        """Expect one within every so many seconds."""
+
+    def end(self) -> None:
+        """Expect nothing any more."""
+
+
+class Memory(Protocol):
+    """Looks at what instances use; see `runtime.memory_watch.MemoryWatch`."""
+
+    def begin(self, role: Role, pid: int) -> None:
+        """Look at this process from now on."""
+
+    def end(self, role: Role) -> None:
+        """The process is gone."""
+
+
+class Orders(Protocol):
+    """Carries orders out."""
+
+    def submit(self, verb: Verb, roles: tuple[Role, ...], by: str) -> Any:
+        """Begin an order; raises Refused when nothing was done."""
+
+
+class Companions:
+    """Tells those who go along with each process when it begins, is ready and ends; nothing runs inside.
+
+    Args:
+        mark_of: the mark of the launch that a process comes from, or None.
+        still_taken: which of the ports somebody still has, in words, or None; blocks.
+        state_dir: of this daemon, for marks.
+        watchdogs: the seconds of each role by the settings as they are now, or None.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[Role, Lived],
+        history: History,
+        memory: Memory,
+        mark_of: Callable[[int], InstanceMark | None],
+        still_taken: Callable[[Mapping[str, Address]], str | None],
+        state_dir: str,
+        watchdogs: Callable[[Role], float | None],
+    ) -> None:
+        self._units = units
+        self._history = history
+        self._memory = memory
+        self._mark_of = mark_of
+        self._still_taken = still_taken
+        self._state_dir = state_dir
+        self._watchdogs = watchdogs
+        self._heard: Mapping[Role, Heard] = {}
+        self._leashes: Mapping[Role, Leash] = {}
+        self._orders: Orders
+        self._loop = asyncio.get_running_loop()
+
+    def attach(self, heard: Mapping[Role, Heard], leashes: Mapping[Role, Leash], orders: Orders) -> None:
+        """Take those who hear and expect, and who restarts what has gone wrong."""
+        self._heard, self._leashes, self._orders = heard, leashes, orders
+
+    def launched(self, role: Role) -> None:
+        """A process was launched or adopted."""
+        runner = self._units[role]
+        assert runner.pid is not None
+        self._memory.begin(role, runner.pid)
+        if runner.in_force.notify and role in self._heard:
+            mark = InstanceMark(self._state_dir, role, runner.unit.incarnation)
+            self._heard[role].begin(runner.unit.incarnation, lambda pid: self._mark_of(pid) == mark)
+
+    def proved(self, role: Role) -> None:
+        """It has become ready: from here on it has to say that it lives, if that was agreed."""
+        agreed = self._units[role].in_force.watchdog
+        if agreed is not None and (wanted := self._watchdogs(role)) is not None:
+            self._leashes[role].begin(max(agreed, wanted))
+
+    def gone(self, role: Role) -> None:
+        """It has ended, and nothing that it started is left."""
+        self._memory.end(role)
+        self._leashes[role].end()
+        if role in self._heard:
+            self._heard[role].end()
+
+    def rested(self, role: Role) -> None:
+        """No other process is to come: whoever has the ports now keeps the next one from them."""
+        in_force = self._units[role].in_force
+        ports = {name: Address(in_force.host, port) for name, port in in_force.ports.items()}
+        looking = self._loop.run_in_executor(None, self._still_taken, ports)
+        looking.add_done_callback(lambda looked: self._show_taken(role, looked))
+
+    def restart(self, role: Role, reason: str) -> None:
+        """Restart an instance without an outage, for a reason in words.
+
+        Raises:
+            Refused: the other one could not take over.
+        """
+        work = self._orders.submit(Verb.RESTART, (role,), BY_DAEMON)
+        assert work is not None
+        text = f"clojarsd restarts {role.value}: {reason}"
+        self._history.record(EventName.ORDER, text, role, BY_DAEMON, verb=Verb.RESTART.value, reason=reason)
+
+    def watchdog_expired(self, role: Role, seconds: float) -> None:
+        """It has not said for so long that it lives; while the other could not take over it gets that time again."""
+        reason = f"it has not said within {seconds:g} s that it is alive (watchdog)"
+        incarnation = self._units[role].unit.incarnation
+        self._history.record(
+            EventName.INSTANCE_HUNG, f"{role.value} hangs: {reason}", role, incarnation=incarnation, seconds=seconds
+        )
+        try:
+            self.restart(role, reason)
+        except Refused as refused:
+            log.warning("watchdog_restart_put_off", role=role.value, refused=str(refused))
+            self._leashes[role].begin(seconds)
+
+    def _show_taken(self, role: Role, looked: asyncio.Future[str | None]) -> None:
+        if looked.cancelled() or looked.exception() is not None:
+            return
+        runner = self._units[role]
+        if not runner.unit.has_process and looked.result() is not None:
+            log.warning("ports_still_taken", role=role.value, reason=looked.result())
+            runner.leave_behind(looked.result())

@@ -1,0 +1,72 @@
+"""The listening sockets of all frontends, as the supervisor keeps them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.names import Address
+from clojarsd.system.sockets import listen
+
+_Key = tuple[Address, bool]
+"""An address, and for an IPv6 one whether it leaves the port's IPv4 side alone."""
+
+
+class Listeners:
+    """Opens listening sockets for plans, keeps those that a new plan wants again, and closes the others."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, list[tuple[_Key, socket.socket]]] = {}
+
+    def of(self, name: str) -> list[socket.socket]:
+        """Those of a frontend, in the order of its addresses."""
+        return [listener for _, listener in self._open.get(name, [])]
+
+    def take_over(self, plan: FrontendPlan, listeners: Sequence[socket.socket]) -> None:
+        """Own what another process has opened for the plan. When that is less than the plan says, it is none."""
+        if len(listeners) == len(plan.listen):
+            self._open[plan.name] = list(zip(_keys(plan), listeners, strict=True))
+        else:
+            for listener in listeners:
+                listener.close()
+
+    def change(self, plans: Mapping[str, FrontendPlan]) -> set[str]:
+        """Listen for these plans and no others. The names of the frontends that have other sockets than before.
+
+        Raises:
+            Failed: an address cannot be listened on; says why. All is as before.
+        """
+        spare: dict[_Key, list[socket.socket]] = {}
+        for pairs in self._open.values():
+            for key, listener in pairs:
+                spare.setdefault(key, []).append(listener)
+        after: dict[str, list[tuple[_Key, socket.socket]]] = {}
+        with ExitStack() as undo:
+            for plan in plans.values():
+                after[plan.name] = pairs = []
+                for key in _keys(plan):
+                    if spare.get(key):
+                        pairs.append((key, spare[key].pop(0)))
+                    else:
+                        address, ipv6_only = key
+                        opened = listen(address, ipv6_only=ipv6_only, what=f"frontend {plan.name}")
+                        pairs.append((key, undo.enter_context(opened)))
+            undo.pop_all()
+        for unwanted in spare.values():
+            for listener in unwanted:
+                listener.close()
+        before, self._open = self._open, after
+        return {name for name, pairs in after.items() if before.get(name) != pairs}
+
+    def close(self) -> None:
+        """Close all."""
+        for pairs in self._open.values():
+            for _, listener in pairs:
+                listener.close()
+        self._open.clear()
+
+
+def _keys(plan: FrontendPlan) -> list[_Key]:
+    return [(address, ":" in address.host and plan.is_beside_ipv4(address)) for address in plan.listen]

@@ -1,0 +1,339 @@
+"""The supervisor's side of the relay process: tells it what to do, knows what it shows, replaces it when it dies.
+
+What is wanted (plans, who is eligible, drains) is kept here, and said again to whichever process comes next. The
+listening sockets are open here as well: while there is no relay process, clients wait in their backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.relay_messages import (
+    Begin,
+    Close,
+    Configure,
+    Configured,
+    EndDrain,
+    Ping,
+    Refusal,
+    StopAccepting,
+    ToRelay,
+    ToSupervisor,
+    Wanted,
+    Welcome,
+    to_relay,
+)
+from clojarsd.runtime.listeners import Listeners
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, launch
+from clojarsd.runtime.relay_traffic import RelayTraffic
+from clojarsd.runtime.relay_views import Shown
+from clojarsd.system.source_digest import digest_of
+
+log = structlog.get_logger()
+
+PING_EVERY = 1.0
+MOST_UNANSWERED = 10
+"""Pings after which a relay process that says nothing is killed. Counted, since our own time may have stood still."""
+STEADY = 10.0
+"""Seconds of life after which a relay process that ends is replaced at once."""
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+"""Seconds before the next one is made when one after the other ends; doubled each time."""
+RECONNECT_EVERY = 0.1
+RECONNECT_FOR = 5.0
+"""Seconds for which a relay process that lives and has lost its channel is looked for."""
+CONFIGURE_TIMEOUT = 10.0
+
+
+class RelayLink(RelayTraffic):
+    """The frontends, as the supervisor has them. Made by `open`; `run` belongs to the daemon's task group."""
+
+    def __init__(self, runtime_dir: Path, owner: Owner) -> None:
+        super().__init__()
+        self._runtime_dir = runtime_dir
+        self._owner = owner
+        self._code = digest_of(MODULE)
+        self._listeners = Listeners()
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+        """The `Configure` messages that were not answered yet, by number."""
+        self._peer: RelayPeer | None = None
+        self._is_adopted = False
+        self._has_begun = False
+        self._is_over = False
+        self._lost = asyncio.Event()
+        self._unanswered = 0
+        self._made_at = self._loop.time()
+        self._delay = 0.0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls, plans: Iterable[FrontendPlan], runtime_dir: Path, owner: Owner | None = None
+    ) -> AsyncIterator[Self]:
+        """The link to the relay process that runs, or to a new one, with these frontends; clients come from `begin` on.
+
+        One that runs already has gone on with what it was told last, and is told nothing new about who is eligible
+        until `set_eligible`. At the end of the block it is left alone, unless it was made here and never begun.
+
+        Raises:
+            Failed: an address cannot be listened on, or there is no relay process to be had; nothing was changed.
+        """
+        link = cls(runtime_dir, owner if owner is not None else Owner())
+        try:
+            await link._open({plan.name: plan for plan in plans})
+            yield link
+        finally:
+            if link._is_adopted or link._has_begun:
+                link.detach()
+            else:
+                await link.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the relay process; None while there is none."""
+        return self._peer.pid if self._peer is not None else None
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the relay process was there before this supervisor."""
+        return self._is_adopted
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the relay process runs other source than a new one would."""
+        return self._peer is not None and self._peer.welcome.code != self._code
+
+    def begin(self) -> None:
+        """Accept clients from now on."""
+        self._has_begun = True
+        self._tell(Begin())
+
+    def stop_accepting(self) -> None:
+        """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
+        self._tell(StopAccepting())
+        self._listeners.close()
+
+    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
+        """Have these frontends and no others: open connections live on, those of removed ones for their drain's time.
+
+        Raises:
+            Failed: an address cannot be listened on; nothing was changed.
+        """
+        wanted = {plan.name: plan for plan in plans}
+        moved = self._listeners.change(wanted)
+        before, self._plans = self._plans, wanted
+        if moved or before != wanted:
+            await self._configure(moved)
+
+    async def close(self) -> None:
+        """End the relay process: what is open is cut. Returns when it is gone."""
+        self._is_over = True
+        if self._peer is not None:
+            self._tell(Close())
+            await self._peer.wait(END_TIMEOUT)
+            await self._peer.end()
+        self.detach()
+
+    def detach(self) -> None:
+        """Let go of the relay process, which goes on with what it was told last."""
+        self._is_over = True
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None
+        self._listeners.close()
+
+    # The relay process.
+
+    async def run(self) -> None:
+        """See to it that a relay process is there and answers, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._ping())
+            group.create_task(self._keep())
+
+    async def _ping(self) -> None:
+        number = 0
+        while True:
+            await asyncio.sleep(PING_EVERY)
+            peer = self._peer
+            if peer is None or self._is_over:
+                continue
+            if self._unanswered >= MOST_UNANSWERED:
+                log.error("relay_killed", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
+                peer.kill()
+            number += 1
+            self._unanswered += 1
+            self._tell(Ping(number))
+
+    async def _keep(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            peer, self._peer = self._peer, None
+            if peer is not None and not self._is_over and not await self._reconnect(peer):
+                log.error("relay_lost", pid=peer.pid, reason=peer.reason)
+                self._mourn()
+                await self._replace()
+
+    async def _reconnect(self, peer: RelayPeer) -> bool:
+        """Whether the process lives, and listens to us again; if not, it is gone afterwards."""
+        give_up_at = self._loop.time() + RECONNECT_FOR
+        while not await peer.wait(RECONNECT_EVERY):
+            with contextlib.suppress(Failed):
+                found = await find(self._runtime_dir, self._code, self._owner)
+                if found is not None and isinstance(found.answer, Welcome) and found.peer.pid == peer.pid:
+                    peer.close()
+                    self._owner.own(found.peer.pid)  # which closing the other has undone
+                    log.warning("relay_found_again", pid=found.peer.pid)
+                    await self._adopt(found.peer)
+                    return True
+                if found is not None:
+                    found.peer.close()
+            if self._loop.time() > give_up_at:
+                log.error("relay_killed", pid=peer.pid, reason="it cannot be reached any more; its connections are cut")
+                await peer.end()
+        peer.close()
+        return False
+
+    async def _replace(self) -> None:
+        """Make another process with the same listening sockets, at once, or later when they end one after the other."""
+        if self._loop.time() - self._made_at >= STEADY:
+            self._delay = 0.0
+        while True:
+            await asyncio.sleep(self._delay)
+            self._delay = min(max(2 * self._delay, FIRST_DELAY), LONGEST_DELAY)
+            try:
+                peer = await launch(self._runtime_dir, self._code, self._owner)
+            except Failed as failed:
+                log.error("relay_not_started", reason=str(failed), next_try_s=self._delay)
+                continue
+            self._is_adopted = False
+            await self._take(peer)
+            log.warning("relay_replaced", pid=peer.pid, reason="clients waited in the backlog meanwhile")
+            return
+
+    async def _open(self, plans: dict[str, FrontendPlan]) -> None:
+        found = await find(self._runtime_dir, self._code, self._owner)
+        if found is not None and isinstance(found.answer, Refusal) and found.answer.supervisor is not None:
+            found.peer.close()
+            raise Failed(f"cannot use the relay process {found.peer.pid}: {found.answer.reason}")
+        if found is not None and isinstance(found.answer, Welcome):
+            peer = found.peer
+            try:
+                for standing in peer.welcome.frontends:
+                    self._listeners.take_over(standing.plan, peer.listeners.pop(standing.plan.name))
+                self._listeners.change(plans)
+            except BaseException:
+                peer.close()
+                raise
+            self._plans = plans
+            self._is_adopted = True
+            self._inherited = set(peer.welcome.draining)
+            for role, eligible in peer.welcome.eligible.items():
+                self._eligible_since[role] = self._loop.time() if eligible else None
+            log.info("relay_adopted", pid=peer.pid)
+            await self._adopt(peer)
+            return
+        if found is not None:
+            reason = found.answer.reason if isinstance(found.answer, Refusal) else found.answer
+            log.error("relay_ended", pid=found.peer.pid, reason=f"{reason}; its connections are cut")
+            await found.peer.end()
+        self._listeners.change(plans)
+        self._plans = plans
+        await self._take(await launch(self._runtime_dir, self._code, self._owner))
+
+    async def _take(self, peer: RelayPeer) -> None:
+        """Tell a new process everything; first who is eligible, so that no route is chosen without that."""
+        self._listen(peer)
+        self._is_mourning = False
+        self._tell_eligible()
+        await self._configure(set(self._plans), before=self.views)
+        if self._has_begun:
+            self._tell(Begin())
+
+    async def _adopt(self, peer: RelayPeer) -> None:
+        """Go on with a process that has frontends; tell it what is different."""
+        welcome = peer.welcome
+        standing = {one.plan.name: one for one in welcome.frontends}
+        self._match_views()
+        self._show({one.plan.name: one.view for one in welcome.frontends})
+        self._listen(peer)
+        moved = {
+            name for name in self._plans
+            if name not in standing or standing[name].listeners != len(self._listeners.of(name))
+            or standing[name].plan.listen != self._plans[name].listen
+        }  # fmt: skip
+        if moved or {name: one.plan for name, one in standing.items()} != self._plans:
+            await self._configure(moved)
+        for role in set(welcome.draining) - set(self._drains) - self._inherited:
+            self._tell(EndDrain(role))
+        self._tell_drains()
+        self._tell_eligible()
+        if self._has_begun:
+            self._tell(Begin())
+
+    def _listen(self, peer: RelayPeer) -> None:
+        self._peer = peer
+        self._made_at = self._loop.time()
+        self._unanswered = 0
+        for listeners in peer.listeners.values():
+            for listener in listeners:
+                listener.close()
+        peer.listeners.clear()
+        peer.listen(self._hear, partial(self._lose, peer))
+
+    async def _configure(self, moved: set[str], before: Mapping[str, Shown] | None = None) -> None:
+        """Tell the frontends, with the listening sockets of those in `moved`, and wait until it is so."""
+        self._match_views()
+        if self._peer is None:
+            return  # the next one is told everything
+        self._number += 1
+        wanted, descriptors = [], list[int]()
+        for name, plan in self._plans.items():
+            listeners = self._listeners.of(name) if name in moved else None
+            descriptors += [listener.fileno() for listener in listeners or ()]
+            count = None if listeners is None else len(listeners)
+            wanted.append(Wanted(plan, count, before[name].last if before is not None and name in before else None))
+        number = self._number
+        self._awaited[number] = self._loop.create_future()
+        self._tell(Configure(number, tuple(wanted)), descriptors)
+        try:
+            async with asyncio.timeout(CONFIGURE_TIMEOUT):
+                await self._awaited[number]
+        except TimeoutError:
+            log.warning("relay_slow", reason=f"it has not changed its frontends within {CONFIGURE_TIMEOUT:g} s")
+        finally:
+            del self._awaited[number]
+
+    def _tell(self, message: ToRelay, descriptors: Sequence[int] = ()) -> None:
+        if self._peer is not None:
+            self._peer.channel.send(to_relay(message), descriptors)
+
+    # What it says.
+
+    def _hear(self, message: ToSupervisor) -> None:
+        self._unanswered = 0
+        if isinstance(message, Configured):
+            self._answered(message.number)
+        else:
+            self._hear_of_traffic(message)
+
+    def _lose(self, peer: RelayPeer, reason: str) -> None:
+        """The process has gone, or the channel to it."""
+        if self._peer is peer and not self._is_over:
+            for number in self._awaited:
+                self._answered(number)
+            self._lost.set()
+
+    def _answered(self, number: int) -> None:
+        future = self._awaited.get(number)
+        if future is not None and not future.done():
+            future.set_result(None)

@@ -1,0 +1,328 @@
+"""The relay process's side: does what the supervisor says, and goes on by itself when there is none.
+
+One supervisor is served at a time. What is news while there is none is kept for the next one: events as they are, up to
+`MOST_EVENTS`; everything else is in the `Welcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+
+from clojarsd.core.history import EventName, stamp
+from clojarsd.core.names import Role
+from clojarsd.core.relay_messages import (
+    PROTOCOL,
+    Begin,
+    BeginDrain,
+    Close,
+    Configure,
+    Configured,
+    Cut,
+    Doubt,
+    Drained,
+    EndDrain,
+    HandOver,
+    Happened,
+    Hello,
+    Kept,
+    Ping,
+    Pong,
+    Refusal,
+    SetEligible,
+    Snapshot,
+    Standing,
+    StopAccepting,
+    ToRelay,
+    ToSupervisor,
+    Wanted,
+    Welcome,
+    from_supervisor,
+    protocol_of,
+    to_supervisor,
+)
+from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.traffic import Traffic
+from clojarsd.system.channel import Channel, Descriptors
+from clojarsd.system.relay import RelayResources
+
+log = structlog.get_logger()
+
+SNAPSHOT_PAUSE = 0.05
+"""Seconds between two snapshots while nothing but numbers changes."""
+DOUBT_PAUSE = 0.05
+"""Seconds in which an instance that cannot be connected to is mentioned once."""
+MOST_EVENTS = 1000
+HELLO_TIMEOUT = 5.0
+
+
+class RelayServer:
+    """Serves clients and the supervisor. relay_process.py makes it and closes it; no task runs inside.
+
+    Args:
+        code: the digest of the source that this process runs.
+        ended: called when the supervisor wants this process to end; all is closed by then.
+
+    Attributes:
+        traffic: the frontends.
+    """
+
+    def __init__(self, resources: RelayResources, budget: Budget, code: str, ended: Callable[[], None]) -> None:
+        self.traffic = Traffic()
+        self._resources = resources
+        self._budget = budget
+        self._code = code
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._callers: set[_Caller] = set()
+        self._supervisor: _Caller | None = None
+        self._accepting = False
+        self._has_begun = False
+        self._is_closed = False
+        self._drains: dict[Role, _DrainNumber] = {}
+        self._events: deque[Happened] = deque(maxlen=MOST_EVENTS)
+        self._snapshot_at: asyncio.TimerHandle | None = None
+        self._doubted_at = dict.fromkeys(Role, -DOUBT_PAUSE)
+
+    @property
+    def has_supervisor(self) -> bool:
+        """Whether somebody is there who decides."""
+        return self._supervisor is not None and not self._supervisor.channel.is_left()
+
+    def connect(self, end: socket.socket, pid: int) -> None:
+        """Take a connection of a process that may be a supervisor, with its number; it is judged by its first word."""
+        self._callers.add(_Caller(self, end, pid))
+
+    def close(self) -> None:
+        """Reset what is open and let go of everything."""
+        self._is_closed = True
+        for caller in list(self._callers):
+            self.forget(caller)
+        self.traffic.close()
+        if self._snapshot_at is not None:
+            self._snapshot_at.cancel()
+
+    # The supervisor.
+
+    def forget(self, caller: _Caller) -> None:
+        """It has gone, or is not wanted."""
+        caller.close()
+        self._callers.discard(caller)
+        if self._supervisor is caller:
+            self._supervisor = None
+            log.warning("supervisor_gone", pid=caller.pid)
+            if not (
+                self._has_begun or self._is_closed
+            ):  # nobody was served yet, and nobody waits for anything that only we have
+                self.close()
+                self._ended()
+
+    def greet(self, caller: _Caller, said: dict[str, Any]) -> None:
+        """Serve the caller if it speaks our version and no other one is served."""
+        present = self._supervisor
+        if present is not None and not present.channel.is_left():
+            pid = present.pid
+            caller.refuse(Refusal(PROTOCOL, f"it is connected to the supervisor with process number {pid}", pid))
+            return
+        if protocol_of(said) != PROTOCOL:
+            log.warning("supervisor_refused", pid=caller.pid, protocol=protocol_of(said), mine=PROTOCOL)
+            caller.refuse(Refusal(PROTOCOL, f"it speaks version {PROTOCOL} of the protocol"))
+            return
+        if present is not None:
+            self.forget(present)
+        self._supervisor = caller
+        log.info("supervisor_came", pid=caller.pid)
+        frontends = self.traffic.frontends.values()
+        listeners = [frontend.listeners for frontend in frontends]
+        welcome = Welcome(
+            protocol=PROTOCOL,
+            code=self._code,
+            accepting=self._accepting,
+            frontends=tuple(Standing(one.plan, len(one.listeners), one.view()) for one in frontends),
+            eligible={role: self.traffic.eligible_since[role] is not None for role in Role},
+            draining=tuple(self._drains),
+        )
+        caller.channel.send(to_supervisor(welcome), [one.fileno() for some in listeners for one in some])
+        while self._events:
+            self._tell(self._events.popleft())
+
+    def _tell(self, message: ToSupervisor) -> None:
+        if self._supervisor is not None:
+            self._supervisor.channel.send(to_supervisor(message))
+
+    def hear(self, caller: _Caller, message: ToRelay, descriptors: Descriptors) -> None:
+        """Do what the supervisor says."""
+        match message:
+            case Configure(number, frontends):
+                self._configure(frontends, descriptors)
+                self._tell(Configured(number))
+                self._show()
+            case Begin():
+                self._accepting = self._has_begun = True
+                for frontend in self.traffic.frontends.values():
+                    frontend.begin()
+            case SetEligible(role, eligible, seconds):
+                self.traffic.set_eligible(role, eligible, seconds)
+            case BeginDrain(number, role, go_on):
+                self._begin_drain(number, role, go_on)
+            case EndDrain(role):
+                self._drains.pop(role, None)
+                self.traffic.end_drain(role)
+                self._show()
+            case Cut(role):
+                self.traffic.cut(role)
+            case StopAccepting():
+                self._accepting = False
+                for frontend in self.traffic.frontends.values():
+                    frontend.stop_accepting()
+                self._show()
+            case Ping(number):
+                self._tell(Pong(number))
+            case HandOver():
+                self._tell(Kept("it is not able to hand over"))
+            case Close():
+                self.close()
+                self._ended()
+            case Hello():
+                log.warning("hello_ignored", pid=caller.pid)
+
+    # Frontends.
+
+    def _configure(self, frontends: Sequence[Wanted], descriptors: Descriptors) -> None:
+        listeners = {}
+        for wanted in frontends:
+            if wanted.listeners is not None:
+                taken = [socket.socket(fileno=number) for number in descriptors.take(wanted.listeners)]
+                listeners[wanted.plan.name] = taken
+        for frontend in self.traffic.frontends.values():
+            frontend.let_go([one for taken in listeners.values() for one in taken])
+        for name in set(self.traffic.frontends) - {wanted.plan.name for wanted in frontends}:
+            self.traffic.retire(name)
+        self._resources.move_flush = max((wanted.plan.drain_idle for wanted in frontends), default=0.0)
+        for wanted in frontends:
+            name = wanted.plan.name
+            if name not in self.traffic.frontends:
+                self._add(wanted)
+            elif self.traffic.frontends[name].plan != wanted.plan:
+                self.traffic.frontends[name].change_plan(wanted.plan)
+            if name in listeners:
+                self.traffic.frontends[name].listen(listeners[name])
+                if self._accepting:
+                    self.traffic.frontends[name].begin()
+
+    def _add(self, wanted: Wanted) -> None:
+        frontend = Frontend(wanted.plan, self._resources, self._budget)
+        frontend.attach(self)
+        frontend.doubt = self._doubt
+        frontend.changed = self._show
+        frontend.counted = self._show_soon
+        if wanted.before is not None:
+            frontend.resume(wanted.before)
+        self.traffic.add(frontend)
+
+    def _begin_drain(self, number: int, role: Role, go_on: bool) -> None:
+        drain = self._drains.get(role)
+        if not go_on or drain is None:
+            drain = self._drains[role] = _DrainNumber(number)
+            self.traffic.begin_drain(role, partial(self._drained, role, drain))
+            self._show()
+            return
+        drain.number = number
+        if drain.is_over:
+            self._tell(Drained(number, role))
+
+    def _drained(self, role: Role, drain: _DrainNumber) -> None:
+        drain.is_over = True
+        self._show()
+        self._tell(Drained(drain.number, role))
+
+    # News.
+
+    def record(
+        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
+    ) -> None:
+        """Tell the supervisor, or keep it for the next one."""
+        if not self.has_supervisor:
+            self._events.append(Happened(event, message, role, detail, stamp(datetime.now(UTC))))
+        else:
+            self._tell(Happened(event, message, role, detail))
+
+    def _doubt(self, role: Role) -> None:
+        now = self._loop.time()
+        if now - self._doubted_at[role] >= DOUBT_PAUSE:
+            self._doubted_at[role] = now
+            self._tell(Doubt(role))
+
+    def _show(self) -> None:
+        """Show all frontends to the supervisor at once; if it reads slowly, soon."""
+        if self._snapshot_at is not None:
+            self._snapshot_at.cancel()
+            self._snapshot_at = None
+        if self._supervisor is None:
+            return
+        if self._supervisor.channel.is_clear:
+            self._tell(Snapshot({name: frontend.view() for name, frontend in self.traffic.frontends.items()}))
+        else:
+            self._show_soon()
+
+    def _show_soon(self) -> None:
+        if self._snapshot_at is None and self._supervisor is not None:
+            self._snapshot_at = self._loop.call_later(SNAPSHOT_PAUSE, self._show)
+
+
+class _DrainNumber:
+    """By which number the supervisor knows the drain of an instance."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_over = False
+
+
+class _Caller:
+    """A process that has connected."""
+
+    def __init__(self, server: RelayServer, end: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self._server = server
+        self._is_known = False
+        self.channel = Channel(end, self._hear, self._lost)
+        self._timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self._lost, "it does not say who it is")
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Say why it is not served."""
+        self.channel.send(to_supervisor(refusal))
+        self._server.forget(self)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._timer.cancel()
+        self.channel.close()
+
+    def _hear(self, said: dict[str, Any], descriptors: Descriptors) -> None:
+        if not self._is_known:
+            self._timer.cancel()
+            self._is_known = True
+            self._server.greet(self, said)
+            return
+        try:
+            message = from_supervisor(said)
+        except ValueError as error:
+            self._lost(f"it says what does not fit: {error}")
+            return
+        if message is None:
+            log.warning("message_not_known", message=str(said.get("class")), pid=os.getpid())
+        else:
+            self._server.hear(self, message, descriptors)
+
+    def _lost(self, reason: str) -> None:
+        log.info("caller_lost", pid=self.pid, reason=reason)
+        self._server.forget(self)

@@ -1,0 +1,192 @@
+"""What the runners say and hear of clients' connections, by way of a relay process."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.names import Role
+from clojarsd.core.relay_messages import (
+    BeginDrain,
+    Cut,
+    Doubt,
+    Drained,
+    EndDrain,
+    Happened,
+    SetEligible,
+    Snapshot,
+    ToRelay,
+    ToSupervisor,
+)
+from clojarsd.core.view import FrontendView
+from clojarsd.runtime.frontend import History
+from clojarsd.runtime.relay_views import Shown
+
+
+class RelayTraffic(ABC):
+    """Who may get connections, drains, and what the frontends show. The relay link is one that has a process to tell.
+
+    What is wanted is kept here, and said again to whichever relay process comes next.
+
+    Attributes:
+        views: what each frontend shows, by name; filled and emptied in place.
+        doubt: called with a role that could not be connected to; set by the owner.
+        changed: called when what somebody may wait for has changed in a view; set by the owner.
+    """
+
+    def __init__(self) -> None:
+        self.views: dict[str, Shown] = {}
+        self.doubt: Callable[[Role], None] = lambda role: None
+        self.changed: Callable[[], None] = lambda: None
+        self._loop = asyncio.get_running_loop()
+        self._plans: dict[str, FrontendPlan] = {}
+        self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
+        self._trusted: set[Role] = set()
+        self._drains: dict[Role, _Drain] = {}
+        self._inherited: set[Role] = set()
+        """Instances whose drain an earlier supervisor has begun and this one has not asked about."""
+        self._number = 0
+        self._history: History | None = None
+        self._early: list[Happened] = []
+        self._is_mourning = False
+        """Whether the process has gone, and no other has come."""
+
+    @abstractmethod
+    def _tell(self, message: ToRelay, descriptors: Sequence[int] = ()) -> None:
+        """Say it to the relay process, if there is one."""
+
+    @property
+    def eligible(self) -> frozenset[Role]:
+        """The instances that get connections, as far as the relay process was told by anybody."""
+        return frozenset(role for role, since in self._eligible_since.items() if since is not None)
+
+    def attach(self, history: History) -> None:
+        """Take the history in which the frontends' events are recorded."""
+        self._history = history
+        early, self._early = self._early, []
+        for happened in early:
+            self._record(happened)
+
+    @property
+    def draining(self) -> frozenset[Role]:
+        """The instances whose drain an earlier supervisor has begun; `begin_drain` goes on with it."""
+        return frozenset(self._inherited)
+
+    def trust(self, role: Role) -> None:
+        """Leave it as the relay process has it whether the instance is eligible, until it is said to be or `settle`.
+
+        For an instance that was adopted and whose checks have not said anything yet.
+        """
+        self._trusted.add(role)
+
+    def settle(self, role: Role) -> None:
+        """Trust no more: an instance that nobody has said to be eligible since then is not."""
+        if role in self._trusted:
+            self._trusted.discard(role)
+            self.set_eligible(role, False)
+
+    def set_eligible(self, role: Role, eligible: bool) -> None:
+        """Whether the instance may get new connections; the relay process hears it at once."""
+        if role in self._trusted and not eligible:
+            return
+        self._trusted.discard(role)
+        if eligible != (self._eligible_since[role] is not None):
+            self._eligible_since[role] = self._loop.time() if eligible else None
+            self._tell(SetEligible(role, eligible))
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any."""
+        self.settle(role)
+        self._number += 1
+        drain = self._drains[role] = _Drain(self._number, when_drained)
+        if self._is_mourning:
+            self._loop.call_soon(self._drained, drain.number, role)
+        else:
+            self._tell(BeginDrain(drain.number, role, go_on=role in self._inherited))
+        self._inherited.discard(role)
+
+    def end_drain(self, role: Role) -> None:
+        """Leave open connections alone again."""
+        self._inherited.discard(role)
+        self._drains.pop(role, None)
+        self._tell(EndDrain(role))
+
+    def cut(self, role: Role) -> None:
+        """Close the open connections with a reset."""
+        self._tell(Cut(role))
+
+    def _tell_eligible(self) -> None:
+        now = self._loop.time()
+        for role, since in self._eligible_since.items():
+            self._tell(SetEligible(role, since is not None, 0.0 if since is None else now - since))
+
+    def _tell_drains(self) -> None:
+        """Have those go on that were under way."""
+        for role, drain in self._drains.items():
+            if not drain.is_over:
+                self._tell(BeginDrain(drain.number, role, go_on=True))
+
+    def _mourn(self) -> None:
+        """The process has gone, and with it all connections."""
+        self._is_mourning = True
+        for shown in self.views.values():
+            shown.mourn()
+        self.changed()
+        for role, drain in list(self._drains.items()):
+            self._drained(drain.number, role)
+
+    # What the relay process says.
+
+    def _hear_of_traffic(self, message: ToSupervisor) -> None:
+        match message:
+            case Snapshot(frontends):
+                self._show(frontends)
+            case Drained(number, role):
+                self._drained(number, role)
+            case Doubt(role):
+                self.doubt(role)
+            case Happened():
+                self._record(message)
+            case _:
+                pass
+
+    def _drained(self, number: int, role: Role) -> None:
+        """No connection of the role is left; late news of an earlier drain means nothing."""
+        drain = self._drains.get(role)
+        if drain is not None and drain.number == number and not drain.is_over:
+            drain.is_over = True
+            drain.when_drained()
+
+    def _record(self, happened: Happened) -> None:
+        if self._history is None:
+            self._early.append(happened)
+            return
+        detail = dict(happened.detail)
+        if happened.at is not None:
+            detail["happened_at"] = happened.at
+        self._history.record(happened.event, happened.message, happened.role, None, **detail)
+
+    def _show(self, frontends: Mapping[str, FrontendView]) -> None:
+        seen = [self.views[name].show(view) for name, view in frontends.items() if name in self.views]
+        if any(seen):
+            self.changed()
+
+    def _match_views(self) -> None:
+        """Have a view for each plan and no others."""
+        for name in set(self.views) - set(self._plans):
+            del self.views[name]
+        for name, plan in self._plans.items():
+            if name not in self.views:
+                self.views[name] = Shown(plan)
+
+
+@dataclass(slots=True)
+class _Drain:
+    """A drain that was asked for and not ended; `is_over`: no connection is left."""
+
+    number: int
+    when_drained: Callable[[], None]
+    is_over: bool = False

@@ -1,0 +1,90 @@
+"""Where the new connections of one frontend go now, also when only time has passed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from clojarsd.core.names import Role
+from clojarsd.core.routing import Route, choose
+
+
+class Router:
+    """Keeps the route of one frontend true; the frontend makes and closes it.
+
+    Args:
+        failback: seconds for which the primary must have been eligible before it gets connections back.
+        on_change: called when somebody else is active, or nobody. The argument is the role that was active before when
+            it was another one, also with a time between in which nobody was; None otherwise.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: structlog.typing.FilteringBoundLogger,
+        failback: float,
+        on_change: Callable[[Role | None], None],
+    ) -> None:
+        self.failback = failback
+        self.eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
+        self._loop = loop
+        self._log = log
+        self._on_change = on_change
+        self._route = Route()
+        self._last_active: Role | None = None
+        self._recheck: asyncio.TimerHandle | None = None
+
+    @property
+    def active(self) -> Role | None:
+        """Who gets new connections."""
+        return self._route.active
+
+    @property
+    def primary_has_served(self) -> bool:
+        """Whether the primary was ever active, so that its return is a failback."""
+        return self._route.primary_has_served
+
+    def resume(self, active: Role | None, *, primary_has_served: bool) -> None:
+        """Begin where another process has ended, until it is said who is eligible."""
+        self._route = Route(active, primary_has_served=primary_has_served)
+        self._last_active = active
+
+    def freeze(self) -> tuple[Route, Role | None]:
+        """Choose no more by itself until `look`; the route, and who was active last."""
+        self.close()
+        return self._route, self._last_active
+
+    def thaw(self, route: Route, last_active: Role | None, eligible_since: Mapping[Role, float | None]) -> None:
+        """Become what another process's was, without choosing until `look`."""
+        self._route, self._last_active, self.eligible_since = route, last_active, dict(eligible_since)
+
+    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
+        """Take who may get connections, and since when (loop time), and act on it at once."""
+        self.eligible_since = dict(eligible_since)
+        self.look()
+
+    def look(self) -> None:
+        """Choose anew."""
+        self.close()
+        before = self._route
+        self._route = choose(before, self.eligible_since, self.failback, self._loop.time())
+        if self._route.recheck_at is not None:
+            self._recheck = self._loop.call_at(self._route.recheck_at, self.look)
+        active = self._route.active
+        if active is before.active:
+            return
+        self._log.info("route_changed", before=before.active and before.active.value, now=active and active.value)
+        moved_from = None
+        if active is not None:
+            if before.primary_has_served and self._last_active is not active:
+                moved_from = self._last_active
+            self._last_active = active
+        self._on_change(moved_from)
+
+    def close(self) -> None:
+        """Choose no more by itself."""
+        if self._recheck is not None:
+            self._recheck.cancel()
+            self._recheck = None

@@ -1,0 +1,127 @@
+"""The daemon's own replacement: what this process was started as, rehearsed by a child and then executed in place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn, Self
+
+from clojarsd.core.errors import Failed
+from clojarsd.system.program import Program
+
+VARIABLE = "CLOJARSD_INHERITED"
+CAN_TAKE_OVER = "can take over: "
+"""How the last line of a rehearsal begins that went well; the version follows."""
+REHEARSAL_TIMEOUT = 60.0
+MOST_TOLD = 2000
+"""Characters of a rehearsal's output that are told when it went wrong."""
+HELD_BACK = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
+"""Signals that wait from just before the execution until the new code can take them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a daemon hands to the code that takes its place under the same process number.
+
+    Attributes:
+        control, lock: descriptors of the listening control socket and of its lock.
+        generation: how many executions there were under this number, with the one to come.
+        version: of the code before, and `by`: who ordered the upgrade.
+        directory: a temporary directory that goes with the daemon's end, or None.
+    """
+
+    control: int
+    lock: int
+    generation: int
+    version: str
+    by: str
+    directory: str | None = None
+
+    @classmethod
+    def take(cls, environment: MutableMapping[str, str] = os.environ) -> Self | None:
+        """What this process was handed by the one before, if it was: taken out of the environment.
+
+        Raises:
+            Failed: it cannot be used.
+        """
+        text = environment.pop(VARIABLE, None)
+        if text is None:
+            return None
+        try:
+            inherited = cls(**json.loads(text))
+            for descriptor in (inherited.control, inherited.lock):
+                os.set_inheritable(descriptor, False)
+        except (ValueError, TypeError, OSError) as error:
+            raise Failed(f"cannot take over: {VARIABLE} cannot be used: {error}") from error
+        return inherited
+
+
+def program() -> list[str]:
+    """The words before the arguments with which this process was started: interpreter and program."""
+    words = sys.orig_argv[: len(sys.orig_argv) - (len(sys.argv) - 1)]
+    return [sys.executable, *words[1:]]
+
+
+async def rehearse(config: Path, state: Path, own: Callable[[int], None], disown: Callable[[int], None]) -> str:
+    """The version of the code that is installed now, if a child that runs it can read what it would take over.
+
+    Args:
+        own, disown: told which child is not to be reaped by others.
+
+    Raises:
+        Failed: it cannot; says why.
+    """
+    command = [*program(), "check", "--config", str(config), "--take-over", str(state)]
+    try:
+        child = Program(command)
+    except OSError as error:
+        raise Failed(f"{command[0]}: {(error.strerror or str(error)).lower()}") from error
+    own(child.pid)
+    try:
+        async with child:
+            output = await _read(child)
+    finally:
+        disown(child.pid)
+    lines = output.strip().splitlines()
+    if not lines or not lines[-1].startswith(CAN_TAKE_OVER):
+        raise Failed(f"the new code cannot take over: {' '.join(lines)[-MOST_TOLD:] or 'it said nothing'}")
+    return lines[-1].removeprefix(CAN_TAKE_OVER)
+
+
+async def _read(child: Program) -> str:
+    output = b""
+    try:
+        async with asyncio.timeout(REHEARSAL_TIMEOUT):
+            while more := await child.read():
+                output = (output + more)[-MOST_TOLD * 4 :]
+    except TimeoutError:
+        raise Failed(f"the new code has not said within {REHEARSAL_TIMEOUT:g} s that it can take over") from None
+    return output.decode(errors="replace")
+
+
+def execute(config: Path, inherited: Inherited, environment: Mapping[str, str]) -> NoReturn:
+    """Become the code that is installed now, under the same process number.
+
+    Args:
+        environment: variables of the service manager, which only the daemon itself may have.
+
+    Raises:
+        OSError: it cannot be executed; this process is what it was.
+    """
+    for descriptor in (inherited.control, inherited.lock):
+        os.set_inheritable(descriptor, True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    command = [*program(), "--config", str(config)]
+    variables = {**os.environ, **environment, VARIABLE: json.dumps(asdict(inherited))}
+    os.execve(command[0], command, variables)
+
+
+def let_signals_in() -> None:
+    """Take the signals that were held back: to be called when there are handlers for them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)

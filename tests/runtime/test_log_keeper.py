@@ -1,0 +1,336 @@
+"""The keeper of logs: rotation while an instance writes, and what it says when something is wrong with a log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from clojarsd.core.errors import Refused
+from clojarsd.core.names import Role
+from clojarsd.core.settings_types import LogTo
+from clojarsd.runtime import log_keeper as module
+from clojarsd.runtime.log_keeper import InstanceLog, LogKeeper, LogPlan
+from tests.support.control import DEADLINE_S
+from tests.support.real import unavailable
+from tests.support.waiting import until
+
+ROOT = Path(__file__).parent.parent.parent
+WRITER = """
+import os, sys
+for line in sys.stdin:
+    os.write(1, line.encode())
+    os.write(2, b"")
+    print(end="", file=sys.stderr, flush=True)
+"""
+"""Writes to its log what it is told, at once."""
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.02)
+    monkeypatch.setattr(module, "QUIET_LOOK", 0.2)
+
+
+def plan(path: Path, **changes: Any) -> LogPlan:
+    return replace(LogPlan("clojars", path, LogTo.FILE, 10_000, 3), **changes)
+
+
+class Writer:
+    """A process that has a log as its stdout, as an instance has."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("ab", buffering=0) as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", WRITER], stdin=subprocess.PIPE, stdout=log, text=True
+            )
+        self.pid: int | None = self._process.pid
+
+    def say(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        self.pid = None
+        self._process.communicate(timeout=DEADLINE_S)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs" / "primary.log"
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[Writer]:
+    writer = Writer(path)
+    yield writer
+    writer.end()
+
+
+@asynccontextmanager
+async def keeping(
+    path: Path, pid_of: Callable[[], int | None] = lambda: None, **changes: Any
+) -> AsyncIterator[LogKeeper]:
+    keeper = LogKeeper({Role.PRIMARY: plan(path, **changes)}, lambda role: pid_of())
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(keeper.run())
+        yield keeper
+        task.cancel()
+
+
+async def shown(log: InstanceLog, count: int) -> list[str]:
+    async with aclosing(log.last_lines(count)) as batches:
+        return [line async for batch in batches for line in batch]
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.parent.iterdir())
+
+
+async def test_a_log_is_rotated_and_packed_while_it_grows(path: Path) -> None:
+    path.touch()
+    async with keeping(path) as keeper:
+        path.write_text("".join(f"{number:09d}\n" for number in range(9000)))
+        wanted = ["primary.log", "primary.log.1", "primary.log.2.gz", "primary.log.3.gz"]
+        await until(lambda: names(path) == wanted, "three rotated files, two packed")
+        assert await shown(keeper.logs[Role.PRIMARY], 2) == ["000008998", "000008999"]
+        assert (await shown(keeper.logs[Role.PRIMARY], 2500))[0] == "000006500"
+        keeper.configure(Role.PRIMARY, plan(path, keep=1))
+        with path.open("a") as file:
+            file.write("x" * 15_000 + "\n")
+        await until(lambda: names(path) == ["primary.log", "primary.log.1"], "one rotated file")
+
+
+async def test_what_a_killed_daemon_left_is_finished_at_the_start(path: Path) -> None:
+    path.write_text("short\n")
+    path.with_name("primary.log.rotating").write_text("torn")
+    path.with_name("primary.log.2").write_text("a\n" * 5)
+    path.with_name("primary.log.7.gz").write_text("beyond")
+    async with keeping(path):
+        await until(lambda: names(path) == ["primary.log", "primary.log.2.gz"], "order")
+
+
+async def test_a_log_that_waits_is_not_looked_at_all_the_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quiet logs wake the keeper by inotify; growing ones are looked at once per interval."""
+    monkeypatch.setattr(module, "QUIET_LOOK", 3600.0)
+    looks = 0
+    look = module.look
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return look(*arguments)
+
+    monkeypatch.setattr(module, "look", counted)
+    path.touch()
+    async with keeping(path):
+        await until(lambda: looks >= 2, "the first looks")
+        with path.open("a") as file:
+            file.write("x" * 15_000 + "\n")
+        await until(lambda: "primary.log.1" in names(path), "a rotation that inotify began")
+    assert looks < 10
+
+
+def warnings(logged: list[Any]) -> list[str]:
+    return [entry["event"] for entry in logged if entry["log_level"] == "warning"]
+
+
+async def test_a_removed_log_is_said_once_and_can_still_be_read(path: Path, writer: Writer) -> None:
+    with structlog.testing.capture_logs() as logged:
+        async with keeping(path, lambda: writer.pid) as keeper:
+            log = keeper.logs[Role.PRIMARY]
+            writer.say("before")
+            await until(lambda: path.stat().st_size == 7, "the line")
+            await until(lambda: keeper._seen[Role.PRIMARY].inode is not None, "a look")
+            shutil.rmtree(path.parent)
+            await until(lambda: "log_removed" in warnings(logged), "the warning")
+            writer.say("after")
+            async with aclosing(log.follow(2)) as batches:
+                lines: list[str] = []
+                async with asyncio.timeout(DEADLINE_S):
+                    while len(lines) < 2:
+                        lines += await anext(batches)
+                    writer.say("more")
+                    lines += await anext(batches)
+            assert lines == ["before", "after", "more"]
+            assert log.missing() is None
+            assert path.parent.is_dir()
+            writer.end()
+            path.write_text("the next instance\n")
+            await until(lambda: "log_in_its_place" in [entry["event"] for entry in logged], "the end of it")
+            assert await shown(log, 5) == ["the next instance"]
+    assert warnings(logged) == ["log_removed"]
+    said = next(entry for entry in logged if entry["event"] == "log_removed")
+    assert said["reason"] == (
+        "its file was removed; primary writes to the removed file until its next start, and the space is not free"
+        " before that; `clojarsctl logs primary` still shows it"
+    )
+
+
+async def test_a_log_that_somebody_renames_is_said_once(path: Path, writer: Writer) -> None:
+    with structlog.testing.capture_logs() as logged:
+        async with keeping(path, lambda: writer.pid) as keeper:
+            writer.say("before")
+            await until(lambda: keeper._seen[Role.PRIMARY].look, "a look")
+            moved = path.rename(path.with_name("primary.log-20261123"))
+            path.touch()  # as logrotate does with `create`
+            await until(lambda: "log_moved" in warnings(logged), "the warning")
+            writer.say("after")
+            await until(lambda: moved.stat().st_size == 13, "the line")
+            assert await shown(keeper.logs[Role.PRIMARY], 5) == ["before", "after"]
+    assert warnings(logged) == ["log_moved"]
+    assert next(entry for entry in logged if entry["event"] == "log_moved")["to"] == str(moved)
+
+
+async def test_a_file_that_was_never_the_log_is_not_shown(path: Path, tmp_path: Path) -> None:
+    """The instance cannot make the daemon read for it what it may not read itself."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    path.write_text("the log\n")
+    writer = Writer(secret)
+    try:
+        async with keeping(path, lambda: writer.pid) as keeper:
+            await until(lambda: keeper._seen[Role.PRIMARY].look, "a look")
+            assert await shown(keeper.logs[Role.PRIMARY], 5) == ["the log"]
+    finally:
+        writer.end()
+
+
+async def test_a_log_that_cannot_be_rotated_is_said_once(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "treasure").write_text("x" * 20_000)
+    path.hardlink_to(tmp_path / "treasure")
+    with structlog.testing.capture_logs() as logged:
+        async with keeping(path):
+            await until(lambda: warnings(logged), "the warning")
+            path.write_text("y" * 30_000)
+            path.unlink()
+            path.write_text("z" * 30_000)
+            await until(lambda: "primary.log.1" in names(path), "a rotation")
+    assert warnings(logged) == ["log_not_rotated"]
+    assert "log_rotated_again" in [entry["event"] for entry in logged]
+
+
+def test_inherited_output_is_not_shown_and_it_is_said_where_it_is(path: Path) -> None:
+    log = InstanceLog(Role.BACKUP, plan(path, to=LogTo.INHERIT))
+    with pytest.raises(Refused) as refused:
+        log.missing()
+    assert str(refused.value) == (
+        'backup has log = "inherit": it writes where clojarsd itself does; under systemd `journalctl -u clojarsd` shows'
+        " that"
+    )
+
+
+FULL_DISK = """
+import asyncio, json, os, pathlib, subprocess, sys
+import structlog
+from clojarsd.core.names import Role
+from clojarsd.core.settings_types import LogTo
+from clojarsd.runtime import log_keeper as module
+
+disk = pathlib.Path(sys.argv[1])
+path = disk / "primary.log"
+module.EVERY, module.QUIET_LOOK = 0.02, 0.05
+MEBIBYTE = 1024 * 1024
+
+async def until(fact):
+    async with asyncio.timeout(60):
+        while not fact():
+            await asyncio.sleep(0.005)
+
+def events(logged):
+    return [entry["event"] for entry in logged if entry["event"].startswith("log_disk")]
+
+async def main():
+    keeper = module.LogKeeper({Role.PRIMARY: module.LogPlan("clojars", path, LogTo.FILE, MEBIBYTE, 3)}, lambda role: os.getpid())
+    (disk / "filler").write_bytes(b"f" * (4 * MEBIBYTE))
+    for number in (1, 2, 3):
+        (disk / f"primary.log.{number}{'.gz' if number > 1 else ''}").write_bytes(b"o" * MEBIBYTE)
+    with structlog.testing.capture_logs() as logged, path.open("ab", buffering=0) as log:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(keeper.run())
+            log.write(b"n" * (MEBIBYTE // 2))
+            await until(lambda: keeper._seen[Role.PRIMARY].look is not None)
+            log.write(b"n" * (MEBIBYTE * 3 // 4))  # what is free now cannot take a copy
+            await until(lambda: not (disk / "primary.log.3.gz").exists() or (disk / "primary.log.2").exists())
+            await until(lambda: log.tell() and keeper.logs[Role.PRIMARY].file.size() < MEBIBYTE)
+            kept = sorted(entry.name for entry in disk.iterdir())
+            with (disk / "more").open("wb", buffering=0) as more:  # and now nothing helps
+                try:
+                    while more.write(b"f" * 4096):
+                        pass
+                except OSError:
+                    pass
+            await until(lambda: events(logged))
+            failed = 0
+            for _ in range(50):
+                try:
+                    log.write(b"lost" * 4096)
+                except OSError:
+                    failed += 1
+                await asyncio.sleep(0.005)
+            at_full = events(logged)
+            (disk / "filler").unlink()
+            await until(lambda: len(events(logged)) > 1)
+            task.cancel()
+    last = next(entry for entry in logged if entry["event"] == "log_disk_has_room")
+    print(json.dumps({"kept": kept, "at_full": at_full, "events": events(logged), "failed": failed, "last": last}))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_warning_and_one_end_of_it(tmp_path: Path) -> None:
+    """Rotation removes the oldest rotated file to make room; when nothing helps it waits, and says so once."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=8m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(disk), sys.executable]
+    if subprocess.run([*command[:4], "true"], capture_output=True, check=False).returncode:
+        unavailable("no mount namespace can be made here")
+    done = subprocess.run(
+        [*command, FULL_DISK], cwd=ROOT, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert "primary.log.3.gz" not in seen["kept"]
+    assert "primary.log.1" in seen["kept"]
+    assert seen["at_full"] == ["log_disk_full"]
+    assert seen["events"] == ["log_disk_full", "log_disk_has_room"]
+    assert seen["failed"] > 0
+    assert seen["last"]["full_s"] > 0
+    assert seen["last"]["write_calls_at_most_lost"] >= seen["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("directory", ["/var/tmp", "/dev/shm"], ids=["collapse", "punch"])
+def test_every_line_is_there_once_and_in_order_and_followed_so(directory: str, tmp_path: Path) -> None:
+    """The benchmark, small: a writer at full speed, a keeper, and a reader that follows."""
+    target = tmp_path / "logs.json"
+    options = ["--lines", "200000", "--rotations", "5", "--follow", "--directory", directory, "--json", str(target)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.logs", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=6 * DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rotated = json.loads(target.read_text())["rotated"]
+    assert (rotated["missing"], rotated["wrong"], rotated["followed"]) == (0, 0, 200_000)
+    assert rotated["rotations"] >= 5
+    assert os.path.exists(directory)

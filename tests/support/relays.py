@@ -1,0 +1,169 @@
+"""Relay processes, the supervisor's link to them, and two instances that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.names import Role
+from clojarsd.core.view import FrontendView
+from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.relay_link import RelayLink
+from tests.support.fronts import LOOPBACK, B, Instance, P, make_plan
+from tests.support.waiting import PATIENCE, until
+
+
+class Client:
+    """A client of a frontend, on the test's loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def ask(self, text: bytes = b"?") -> bytes:
+        """What the instance answers: the name of its role, once for each byte that was said."""
+        self.writer.write(text)
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.readexactly(len(text))
+
+    async def is_cut(self) -> bool:
+        """Whether the connection ends with a reset, however long that takes."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._reader.read()
+        except ConnectionError:
+            return True
+        return False
+
+    async def ended(self) -> None:
+        """Return when the connection has ended: with a reset, or as the kernel ends those of a killed process."""
+        await self.is_cut()
+
+    def close(self) -> None:
+        """Leave."""
+        self.writer.transport.abort()
+
+
+class Pair:
+    """Two instances that answer each byte with the first letter of their role, and a place for a relay process.
+
+    Attributes:
+        dir: the runtime directory.
+        owned: processes that the links in use have called their own.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
+        self.owned: set[int] = set()
+        self.instances = {role: Instance() for role in Role}
+        self._clients: list[Client] = []
+        self._pids: list[int] = []
+        self._answering: set[asyncio.StreamWriter] = set()
+        self._serving: dict[Role, asyncio.Server] = {}
+
+    async def serve(self, *roles: Role) -> None:
+        """Let these instances answer."""
+        for role in roles or tuple(Role):
+            said = role.value[:1].encode()
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = said) -> None:
+                self._answering.add(writer)
+                with contextlib.suppress(ConnectionError):
+                    while heard := await reader.read(1000):
+                        writer.write(said * len(heard))
+                        await writer.drain()
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+                self._answering.discard(writer)
+
+            duplicate = self.instances[role]._socket.dup()
+            self._serving[role] = await asyncio.start_server(answer, sock=duplicate)
+
+    def plan(self, name: str = "line", **changes: Any) -> FrontendPlan:
+        """A plan with these instances."""
+        backends = changes.pop("backends", {role: one.address for role, one in self.instances.items()})
+        return make_plan(backends, name=name, **changes)
+
+    @contextlib.asynccontextmanager
+    async def link(self, *plans: FrontendPlan, run: bool = True, begin: bool = True) -> AsyncIterator[RelayLink]:
+        """A link with these frontends, with the primary and the backup eligible, that is looked after."""
+        owner = Owner(self.owned.add, self.owned.discard)
+        async with asyncio.TaskGroup() as group, RelayLink.open(plans or (self.plan(),), self.dir, owner) as link:
+            if link.pid is not None:
+                self._pids.append(link.pid)
+            running = group.create_task(link.run()) if run else None
+            if begin:
+                link.set_eligible(P, True)
+                link.set_eligible(B, True)
+                link.begin()
+            try:
+                yield link
+            finally:
+                if link.pid is not None:
+                    self._pids.append(link.pid)
+                if running is not None:
+                    running.cancel()
+
+    async def client(self, link_or_view: RelayLink | FrontendView, name: str = "line") -> Client:
+        """A client of the frontend."""
+        view = link_or_view if isinstance(link_or_view, FrontendView) else link_or_view.views[name].view()
+        async with asyncio.timeout(PATIENCE):
+            client = Client(*await asyncio.open_connection(LOOPBACK, int(view.listen[0].rpartition(":")[2])))
+        self._clients.append(client)
+        return client
+
+    async def listening(self, link: RelayLink, name: str = "line") -> FrontendView:
+        """The frontend's view as soon as its port is known."""
+        await until(lambda: not link.views[name].view().listen[0].endswith(":0"), "the port")
+        return link.views[name].view()
+
+    async def close(self) -> None:
+        """End everything, relay processes too."""
+        for client in self._clients:
+            client.close()
+        for server in self._serving.values():
+            server.close()
+        for instance in self.instances.values():
+            instance.close()
+        for writer in self._answering:
+            writer.transport.abort()
+        await until(lambda: not self._answering, "the end of all answers")
+        for pid in set(self._pids):
+            await end_relay(pid)
+
+
+async def end_relay(pid: int) -> None:
+    """Kill a relay process of ours that may have ended, and wait for its end."""
+    if not is_relay(pid):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    await until(lambda: not is_relay(pid), f"the end of {pid}")
+
+
+def is_relay(pid: int) -> bool:
+    """Whether a relay process has this number."""
+    try:
+        return b"clojarsd.relay_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def a_pair(directory: Path) -> AsyncIterator[Pair]:
+    """Two instances that answer."""
+    pair = Pair(directory)
+    try:
+        await pair.serve()
+        yield pair
+    finally:
+        await pair.close()

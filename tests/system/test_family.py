@@ -1,0 +1,246 @@
+"""What an instance has started: ended with it, wherever it went, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clojarsd.core.identity import MARK, InstanceMark
+from clojarsd.core.names import Address, ExitStatus, Incarnation, Role
+from clojarsd.system.family import _kill, children_of, find_marked, still_taken
+from clojarsd.system.identity import identify, mark_of, stat_of
+from clojarsd.system.process import Processes
+from tests.support.launches import Heard, Launches, launching, reads
+from tests.support.waiting import until
+
+LEAVES_A_DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1], 'w').write(str(os.getpid()))
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+time.sleep(60)
+"""
+"""A double fork into a session of its own, as daemons do it."""
+
+A_THOUSAND = """
+import os, sys, time
+reads, writes = os.pipe()
+for _ in range(1000):
+    if os.fork() == 0:
+        os.setsid()
+        os.close(writes)
+        os.read(reads, 1)
+        os._exit(0)
+open(sys.argv[1], 'w').write('up')
+time.sleep(60)
+"""
+"""All of them end at once, when the pipe does."""
+
+
+@pytest.fixture
+async def launches(tmp_path: Path) -> AsyncIterator[Launches]:
+    async with launching(tmp_path) as made:
+        yield made
+
+
+def runs(pid: int) -> bool:
+    stat = stat_of(pid)
+    return stat is not None and not stat.has_ended
+
+
+async def leaving_a_daemon(launches: Launches, mark: InstanceMark, name: str) -> tuple[Heard, int, int]:
+    fifo = launches.fifo(name)
+    process, heard = launches.python(LEAVES_A_DAEMON, str(fifo), mark=mark)
+    return heard, process.pid, int(await reads(fifo))
+
+
+async def test_a_daemon_that_it_left_is_ended_with_it(launches: Launches) -> None:
+    heard, pid, left = await leaving_a_daemon(launches, launches.mark(), "ready")
+    os.kill(pid, signal.SIGKILL)
+    assert await heard.how_it_ended() == ExitStatus(None, signal.SIGKILL)
+    assert not os.path.exists(f"/proc/{left}")
+
+
+async def test_the_daemon_of_the_other_instance_is_left_alone(launches: Launches) -> None:
+    heard, pid, left = await leaving_a_daemon(launches, launches.mark(Role.PRIMARY), "primary")
+    other, other_pid, other_left = await leaving_a_daemon(launches, launches.mark(Role.BACKUP), "backup")
+    os.kill(pid, signal.SIGKILL)
+    await heard.how_it_ended()
+    assert not os.path.exists(f"/proc/{left}")
+    assert runs(other_left)
+    assert runs(other_pid)
+    os.kill(other_pid, signal.SIGKILL)
+    await other.how_it_ended()
+    assert not os.path.exists(f"/proc/{other_left}")
+
+
+async def test_what_an_earlier_incarnation_left_is_ended_too(launches: Launches) -> None:
+    """A daemon that was killed in the middle could not; a later incarnation is never touched."""
+    earlier, earlier_pid, earlier_left = await leaving_a_daemon(launches, launches.mark(incarnation=1), "earlier")
+    launches.forget(launches.made[0][0])
+    later, later_pid, later_left = await leaving_a_daemon(launches, launches.mark(incarnation=3), "later")
+    heard, pid, left = await leaving_a_daemon(launches, launches.mark(incarnation=2), "ready")
+    os.kill(pid, signal.SIGKILL)
+    await heard.how_it_ended()
+    assert not os.path.exists(f"/proc/{left}")
+    assert not os.path.exists(f"/proc/{earlier_left}")
+    assert runs(later_left)
+    os.kill(earlier_pid, signal.SIGKILL)
+    os.waitpid(earlier_pid, 0)
+    launches.processes.release(earlier_pid)
+    earlier.end.cancel()
+    os.kill(later_pid, signal.SIGKILL)
+    await later.how_it_ended()
+
+
+async def test_a_member_of_its_session_without_its_environment_is_ended(launches: Launches) -> None:
+    """In a group of its own, as a shell puts its jobs, and with nothing in the environment that tells."""
+    fifo = launches.fifo()
+    program = (
+        "import os, sys, time\n"
+        "if os.fork() == 0:\n"
+        "  os.setpgid(0, 0)\n"
+        "  shell = ['sh', '-c', 'echo $$ > \"$0\"; exec /bin/sleep 60', sys.argv[1]]\n"
+        "  os.execve('/bin/sh', shell, {})\n"
+        "time.sleep(60)"
+    )
+    process, heard = launches.python(program, str(fifo), mark=launches.mark())
+    left = int(await reads(fifo))
+    process.signal(signal.SIGKILL)
+    await heard.how_it_ended()
+    assert not os.path.exists(f"/proc/{left}")
+
+
+async def test_children_of_what_is_found_belong_to_it(launches: Launches) -> None:
+    """The marked daemon has a child with another environment and session: parentage tells."""
+    fifo = launches.fifo()
+    program = LEAVES_A_DAEMON.replace(
+        "open(sys.argv[1], 'w').write(str(os.getpid()))",
+        "import subprocess; child = subprocess.Popen(['/bin/sleep', '60'], env={}, start_new_session=True);"
+        " open(sys.argv[1], 'w').write(str(child.pid))",
+    )
+    process, heard = launches.python(program, str(fifo), mark=launches.mark())
+    left = int(await reads(fifo))
+    process.signal(signal.SIGKILL)
+    await heard.how_it_ended()
+    assert not os.path.exists(f"/proc/{left}")
+
+
+@pytest.mark.parametrize("by_us", [True, False])
+async def test_what_descended_from_it_when_it_was_signalled_is_ended(launches: Launches, by_us: bool) -> None:
+    """A child in a session of its own, without our mark: parentage tells, as long as there is a parent."""
+    fifo = launches.fifo()
+    program = (
+        "import os, signal, subprocess, sys, time\n"
+        "child = subprocess.Popen(['/bin/sleep', '60'], env={'A': '1'}, start_new_session=True)\n"
+        "open(sys.argv[1], 'w').write(str(child.pid))\n"
+        "time.sleep(60)"
+    )
+    process, heard = launches.python(program, str(fifo), mark=launches.mark())
+    left = int(await reads(fifo))
+    if by_us:
+        process.signal(signal.SIGTERM)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    await heard.how_it_ended()
+    assert runs(left) is not by_us  # after an accident nothing proves whose it is: it might be the other instance's
+    if not by_us:
+        os.kill(left, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_thousand_descendants_that_end_at_once_leave_nothing(launches: Launches, adopted: bool) -> None:
+    """No zombie is left, and the daemon does not spin over them; also when it has adopted the instance."""
+    fifo = launches.fifo()
+    process, heard = launches.python(A_THOUSAND, str(fifo), mark=launches.mark())
+    await reads(fifo)
+    if adopted:
+        await heard.runs.wait()
+        launches.forget(process)
+        found = launches.adopt(process.identity)
+        assert found is not None
+        process, heard = found
+    assert len(children_of(process.pid)) == 1000
+    began = time.process_time()
+    process.signal_main(signal.SIGKILL)
+    await heard.how_it_ended()
+    await until(lambda: not children_of(os.getpid()) - launches.processes._shared.ours, "the end of the last")
+    assert time.process_time() - began < 3.0
+
+
+def test_nobody_is_killed_who_has_the_number_of_another() -> None:
+    child = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    try:
+        stat = stat_of(child)
+        assert stat is not None
+        _kill([replace(stat, started_ticks=stat.started_ticks - 1)], 1.0)
+        assert runs(child)
+        _kill([stat], 30.0)
+        assert not runs(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+async def test_running_instances_are_found_by_their_mark(launches: Launches) -> None:
+    """Their main processes alone, of this state directory alone, the latest first."""
+    _, first, left = await leaving_a_daemon(launches, launches.mark(incarnation=4), "first")
+    _, second, _ = await leaving_a_daemon(launches, launches.mark(incarnation=5), "second")
+    other = InstanceMark(f"{launches.directory}/other", Role.PRIMARY, Incarnation(1))
+    await leaving_a_daemon(launches, other, "other")
+    assert mark_of(left) == launches.mark(incarnation=4)
+    assert find_marked(launches.directory) == {Role.PRIMARY: [(5, identify(second)), (4, identify(first))]}
+    assert find_marked(launches.directory / "none") == {}
+
+
+async def test_the_mark_wins_over_the_environment_file(launches: Launches) -> None:
+    file = launches.directory / "variables"
+    file.write_text(f"{MARK}=/nowhere:backup:9\nNOTIFY_SOCKET=/nowhere\nA=file\n")
+    spec = replace(
+        launches.spec,
+        command=("/usr/bin/env",),
+        environment_file=str(file),
+        mark=launches.mark(),
+        imposed={"NOTIFY_SOCKET": "/run/x", "A": "start"},
+    )
+    process, heard = launches(spec)
+    await heard.how_it_ended()
+    seen = dict(line.split("=", 1) for line in launches.output().splitlines())
+    assert (seen[MARK], seen["NOTIFY_SOCKET"], seen["A"]) == (str(launches.mark()), "/run/x", "start")
+    assert seen["CLOJARSD_MAIN_PID"] == str(process.pid)
+
+
+def test_marks_are_read_back() -> None:
+    mark = InstanceMark("/var/lib/a:b", Role.BACKUP, Incarnation(12))
+    assert str(mark) == "/var/lib/a:b:backup:12"
+    assert InstanceMark.parse(str(mark)) == mark
+    for text in ("", "a", "/x:backup", "/x:third:1", "/x:backup:-1", "/x:backup:\u0662", ":backup:1"):
+        assert InstanceMark.parse(text) is None
+
+
+def test_ports_that_are_still_taken_are_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        free = {"http": Address("127.0.0.2", port)}
+        assert still_taken(free) is None
+        said = still_taken({**free, "nailgun": Address("127.0.0.1", port)})
+    name = Path("/proc/self/comm").read_text().strip()
+    assert said is not None
+    assert said.startswith(f"port {port} (nailgun) is still taken by process {os.getpid()} (")
+    assert name[:6] in said
+
+
+def test_a_machine_without_lists_of_children_needs_no_subreaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Processes()._shared.is_subreaper is False
