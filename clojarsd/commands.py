@@ -105,7 +105,7 @@ def _run(settings: Settings, config: Path, when_up: Callable[[], None], director
     if successor is not None:
         flush_logs(1.0)
         try:
-            execute(config, successor.inherited, successor.environment)
+            execute(config, successor.inherited, successor.environment, successor.signals)
         except OSError as error:
             raise Failed(f"cannot execute the new code: {error}; the pair runs on, start clojarsd again") from error
     if temporary is not None:

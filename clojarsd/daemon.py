@@ -71,10 +71,16 @@ BY_SIGNAL = "a signal"
 
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """What the code that takes this one's place is handed, and the variables of the service manager."""
+    """What the code that takes this one's place is handed.
+
+    Attributes:
+        environment: the variables of the service manager.
+        signals: what came after the decision.
+    """
 
     inherited: Inherited
     environment: Mapping[str, str]
+    signals: tuple[signal.Signals, ...]
 
 
 async def serve(
@@ -108,7 +114,7 @@ async def serve(
         seen = daemon.board.daemon
         handed = Inherited(control, lock, seen.generation + 1, seen.version, daemon.life.by, directory)
     log.info("daemon_replaced", generation=handed.generation)
-    return Successor(handed, daemon.notifier.environment)
+    return Successor(handed, daemon.notifier.environment, tuple(daemon.late_signals))
 
 
 class Daemon:
@@ -123,6 +129,7 @@ class Daemon:
         self.boot = boot_id()
         self.runners: dict[Role, UnitRunner] = {}
         self.watches: dict[Role, HealthWatch] = {}
+        self.late_signals: list[signal.Signals] = []
         self.bug: asyncio.Future[None] = self.loop.create_future()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -454,14 +461,14 @@ class Daemon:
     def _set_signals(self, group: asyncio.TaskGroup) -> None:
         """SIGTERM and SIGINT end the pair, the next one cuts what is waited for; SIGHUP reloads, SIGUSR2 upgrades."""
 
-        def end() -> None:
+        def end(number: signal.Signals) -> None:
+            if self.life.end is End.UPGRADE:
+                self.late_signals.append(number)  # for the one that comes
+                return
             if self.life.end is End.STOP:
                 for role in Role:
                     self.relay.cut(role)
-            try:
-                self.life.stop(BY_SIGNAL)
-            except Refused as refused:
-                log.warning("signal_refused", reason=str(refused))
+            self.life.stop(BY_SIGNAL)
 
         def upgrade() -> None:
             try:
@@ -470,7 +477,7 @@ class Daemon:
                 log.warning("signal_refused", reason=str(refused))
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, end)
+            self.loop.add_signal_handler(number, end, number)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(self._reload()))
         self.loop.add_signal_handler(signal.SIGUSR2, upgrade)
         let_signals_in()

@@ -1,7 +1,7 @@
 """The relay process: frontends and their connections, in a process that outlives the supervisor.
 
-Run as `python -m clojarsd.relay_process SOCKET CODE`, with one end of a pair to its supervisor as descriptor 3. It is
-made by runtime/relay_launch.py and by nobody else.
+Run as `python -m clojarsd.relay_process SOCKET CODE`, with one end of a pair to its supervisor as descriptor 3; with
+`--take-over 4` also with one to the relay process that it replaces. Made by runtime/relay_launch.py and by nobody else.
 
 Each megabyte here is one more for the whole service, so it does without ssl, which asyncio would import (7.5 MB), and
 without uvloop, which needs ssl: the relay's own poller does the work, and both loops carry as much.
@@ -25,6 +25,7 @@ from pathlib import Path  # noqa: E402
 
 import structlog  # noqa: E402
 
+from clojarsd.core.errors import Failed  # noqa: E402
 from clojarsd.runtime.budget import Budget  # noqa: E402
 from clojarsd.runtime.relay_server import RelayServer  # noqa: E402
 from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
@@ -50,28 +51,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("socket", type=Path)
     parser.add_argument("code")
+    parser.add_argument("--take-over", type=int, default=None, metavar="DESCRIPTOR")
     arguments = parser.parse_args()
     set_up_logs()
     os.chdir("/")  # hold no directory that may be unmounted
-    asyncio.run(_serve(arguments.socket, arguments.code))
-    flush_logs(1.0)
+    try:
+        asyncio.run(_serve(arguments.socket, arguments.code, arguments.take_over))
+    except Failed as failed:
+        log.error("relay_not_started", reason=str(failed))
+        sys.exit(1)
+    finally:
+        flush_logs(1.0)
 
 
-async def _serve(path: Path, code: str) -> None:
+async def _serve(path: Path, code: str, predecessor: int | None) -> None:
     descriptors = _raise_descriptor_limit()
     pipes = min(MOST_PIPES, descriptors // 32)
     resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes)
     ended = asyncio.Event()
-    server = RelayServer(resources, Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes), code, ended.set)
-    door = _Door(RelaySocket(path), server)
-    _set_signals(server, ended)
-    server.connect(socket.socket(fileno=SUPERVISOR), os.getppid())
-    gc.collect()
-    gc.freeze()  # what lives as long as the process is not looked at by every collection
-    await ended.wait()
-    door.close()
-    server.close()
-    resources.close()
+    budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
+    try:
+        async with asyncio.TaskGroup() as group:
+            server = RelayServer(resources, budget, code, ended.set, group.create_task)
+            if predecessor is not None:
+                await server.take_over(socket.socket(fileno=predecessor))
+            door = _Door(RelaySocket(path), server)
+            _set_signals(server, ended)
+            server.connect(socket.socket(fileno=SUPERVISOR), os.getppid())
+            gc.collect()
+            gc.freeze()  # what lives as long as the process is not looked at by every collection
+            await ended.wait()
+            door.close()
+            server.close()
+    except* Failed as failed:
+        raise failed.exceptions[0] from None
+    finally:
+        resources.close()
     log.info("relay_ended", pid=os.getpid())
 
 

@@ -27,6 +27,8 @@ class LaunchSpec:
         group: name or number of the main group, or None for the user's own.
         limits: setrlimit values by lower-case name without `RLIMIT_`; -1 is unlimited.
         soft_nofile: the soft limit of descriptors where `limits` has none: the daemon's own is raised.
+        log_to: `file`, `journal` or `inherit`: where the output goes.
+        log_name: under which name the journal gets it.
         imposed: variables that win over all others: the mark, NOTIFY_SOCKET, those of this one start.
         cpu_affinity: numbers of the CPUs it may run on; empty for those that the daemon has.
         chroot: absolute path of its root directory, or None; `directory` and `command` are inside it, the log is not.
@@ -49,6 +51,8 @@ class LaunchSpec:
     oom_score_adjust: int
     limits: Mapping[str, int]
     soft_nofile: int
+    log_to: str = "file"
+    log_name: str = ""
     imposed: Mapping[str, str] = field(default_factory=dict)
     cpu_affinity: tuple[int, ...] = ()
     chroot: str | None = None
@@ -137,6 +141,8 @@ def make_spec(
         oom_score_adjust=instance.oom_score_adjust,
         limits=dict(instance.limits),
         soft_nofile=world.soft_nofile,
+        log_to=instance.log.value,
+        log_name=instance.name,
         imposed={**(extra or {}), **notify},
         cpu_affinity=instance.cpu_affinity,
         chroot=str(instance.chroot) if instance.chroot is not None else None,

@@ -20,9 +20,12 @@ EPISODE_GAP = timedelta(minutes=10)
 """A silence this long ends what led here."""
 LOOKED_BACK = timedelta(seconds=60)
 """How long before a switch its cause may lie."""
+AT_ONCE = timedelta(seconds=1)
+"""How long before an early failback its cause may lie: other failbacks come by themselves."""
 RECORDED_LATE = timedelta(seconds=1)
 """How long after a switch its cause may be recorded: traffic is moved first."""
 
+_ROLES = frozenset({"primary", "backup"})
 _ENDS = frozenset({"instance-exited", "instance-failed", "instance-stalled", "instance-hung", "oom", "deadlock"})
 _EVIDENCE = frozenset({"instance-stalled", "instance-hung", "oom", "deadlock"})
 _RETURNS = frozenset({"instance-ready", "instance-recovered", "drain-finished"})
@@ -109,7 +112,7 @@ class _Past:
                 return event if event["event"] == "hold-started" else None
         return None
 
-    def cause(self, switch: Json) -> Json | None:
+    def cause(self, switch: Json, looked_back: timedelta = LOOKED_BACK) -> Json | None:
         """The event because of which new connections left an instance: the nearest that takes one away."""
         left = switch["detail"].get("before")
         at = _instant(switch["at"])
@@ -117,7 +120,7 @@ class _Past:
             event
             for event in self.events
             if event["id"] != switch["id"]
-            and -RECORDED_LATE <= at - _instant(event["at"]) <= LOOKED_BACK
+            and -RECORDED_LATE <= at - _instant(event["at"]) <= looked_back
             and _takes_away(event, left)
         ]
         if not near:
@@ -189,7 +192,7 @@ def _explain_frontend(name: str, seen: Json, status: Json, past: _Past) -> list[
 
 def _why_switched(switch: Json, status: Json, past: _Past) -> str | None:
     """Because of what new connections moved."""
-    if switch["event"] == "failback":
+    if switch["event"] == "failback" and past.cause(switch, AT_ONCE) is None:
         back = past.latest(switch["role"], _RETURNS, before=switch)
         return f"{back['message']} ({past.when(back['at'])})" if back is not None else None
     left = switch["detail"].get("before")
@@ -295,12 +298,14 @@ def _takes_away(event: Json, role: str | None) -> bool:
 
 def _ordered(event: Json) -> Sequence[str]:
     """The instances that an order was for; none when it was refused."""
-    return () if "refused" in event["detail"] else event["detail"].get("roles", ())
+    if "refused" in event["detail"]:
+        return ()
+    return event["detail"].get("roles") or [event["role"]]  # what the daemon orders by itself is for one
 
 
 def _concerns(event: Json, roles: Sequence[str]) -> bool:
     """Whether it is about one of the instances, or about the whole pair."""
-    about = {event["role"], event["detail"].get("before"), *event["detail"].get("roles", ())} - {None}
+    about = _ROLES.intersection((event["role"], event["detail"].get("before"), *event["detail"].get("roles", ())))
     return not about or bool(about.intersection(roles))
 
 

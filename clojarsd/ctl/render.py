@@ -138,7 +138,7 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
     if seen["reason"]:
         lines += wrapped(clean(seen["reason"]), "warning")
     if (coming := seen.get("next")) is not None and state != "backoff":  # whose reason says it
-        lines += wrapped(f"{clean(coming['what'])} at {short_time(coming['at'])}", "")
+        lines += wrapped(f"at {short_time(coming['at'])}: {clean(coming['what'])}", "")
     if seen.get("status_text"):
         lines += wrapped(f"says: {clean(seen['status_text'])}", "")
     lines += wrapped(_past(seen, now), "")
@@ -204,7 +204,7 @@ def _frontend_lines(frontends: Json) -> list[Line]:
         if seen["mode_reason"]:
             lines += wrapped(f"{clean(name)}: {clean(seen['mode_reason'])}", "faint")
         if (coming := seen.get("next")) is not None:
-            lines += wrapped(f"{clean(name)}: {clean(coming['what'])} at {short_time(coming['at'])}", "")
+            lines += wrapped(f"{clean(name)}: at {short_time(coming['at'])}: {clean(coming['what'])}", "")
     return lines
 
 

@@ -29,6 +29,10 @@ class Budget:
         """Have this called whenever there is room again after there was none."""
         self._waiting.append(look)
 
+    def forget(self, look: Callable[[], None]) -> None:
+        """Do not have this called any more."""
+        self._waiting.remove(look)
+
     def has_room(self) -> bool:
         """Whether one more client may be taken."""
         if self._used < self._most:
@@ -49,5 +53,5 @@ class Budget:
             self._is_spent = False
             log.info("clients_below_limit", clients=self._used)
         if self._used == self._most - 1:
-            for look in self._waiting:
+            for look in list(self._waiting):
                 look()

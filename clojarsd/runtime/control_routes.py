@@ -174,7 +174,7 @@ class Desk:
                 await write(step_line(Step(at, role, as_sentence(role, text))) for role, text in news)
             if all(awaited.holds(seen.instances[role]) for role in roles):
                 return done_line(describe_reached(awaited, roles))
-            if True:
+            if not news:  # else the picture may have changed while that was written
                 await self._board.change()
 
     async def _order(self, request: web.Request) -> web.StreamResponse:

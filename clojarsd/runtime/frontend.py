@@ -129,18 +129,18 @@ class Frontend:
         self._close_listeners()
 
     def close(self) -> None:
-        """Close everything at once."""
+        """Close everything at once, for good."""
         self._close_listeners()
+        self._budget.forget(self._acceptor.look)
         self._router.close()
         if self._release is not None:
             self._release.cancel()
         for drain in self._drains.values():
             drain.close()
-        for dial in self._dials:
-            close_with_reset(dial.abandon().socket)
-        self._dials.clear()
-        for client in self._hold.take():
+        dials, self._dials = self._dials, set()
+        for client in [*(dial.abandon() for dial in dials), *self._hold.take()]:
             close_with_reset(client.socket)
+            self._budget.give_back()
         for role in Role:
             self.cut(role)
 

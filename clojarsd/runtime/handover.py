@@ -50,6 +50,9 @@ MOST_BYTES = 1 << 20
 AHEAD = 2
 """Messages of clients that are sent before the first of them is acknowledged, so that both processes have work."""
 
+_BEGUN = b'.{"kind":"begun"}'
+"""The last message, in a packet as system/channel.py makes it."""
+
 Batch = tuple[str, list[FrozenConnection], list[int]]
 """The name of a frontend, clients of it, and the descriptors of them all."""
 
@@ -184,7 +187,7 @@ async def take_over(end: socket.socket, heir: Heir, *, timeout: float = TIMEOUT)
                 await _build_all(line, heir, stand)
                 line.say("ready")
                 await line.expect("yours")
-                line.say_now("begun")
+                line.commit()
     except BaseException:
         for standing in stand.values():
             standing.let_go()
@@ -225,22 +228,25 @@ class _Line:
         self._news: asyncio.Queue[tuple[dict[str, Any], Descriptors] | str] = asyncio.Queue()
         self._current = Descriptors()
         self._twin = end.dup()
-        """Of our end, to see what has come after the channel was closed."""
+        """Of our end, for the one message of which both sides must know whether it was sent in time."""
         self._channel = Channel(end, self._keep, self._news.put_nowait)
 
     def say(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
         """Send a message, soon; when the other side has gone, `expect` says so."""
         self._channel.send({"kind": kind, **fields}, descriptors)
 
-    def say_now(self, kind: str) -> None:
-        """Send a message that the other side's kernel has when this returns.
+    def commit(self) -> None:
+        """Say `begun`: the other side's kernel has it when this returns.
+
+        Past the channel, which does not tell whether a message will ever arrive.
 
         Raises:
-            Failed: it has not, and never will.
+            Failed: it has not, and never will: the other side has gone, or has given up waiting.
         """
-        self.say(kind)
-        if not (self._channel.is_open and self._channel.is_clear):
-            raise Failed("the other process has gone or has given up waiting")
+        try:
+            self._twin.send(_BEGUN, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise Failed("the old process has gone or has given up waiting") from error
 
     async def expect(self, *kinds: str, version: int | None = None) -> tuple[dict[str, Any], Descriptors]:
         """The next message, and its descriptors; those that are not taken are closed with the next call.

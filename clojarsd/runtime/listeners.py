@@ -38,25 +38,24 @@ class Listeners:
         Raises:
             Failed: an address cannot be listened on; says why. All is as before.
         """
-        spare: dict[_Key, list[socket.socket]] = {}
-        for pairs in self._open.values():
-            for key, listener in pairs:
-                spare.setdefault(key, []).append(listener)
+        spare = {name: list(pairs) for name, pairs in self._open.items()}
+        found = {
+            plan.name: [(key, _pick(spare.get(plan.name, []), key)) for key in _keys(plan)] for plan in plans.values()
+        }
+        others = [pair for pairs in spare.values() for pair in pairs]
         after: dict[str, list[tuple[_Key, socket.socket]]] = {}
         with ExitStack() as undo:
-            for plan in plans.values():
-                after[plan.name] = pairs = []
-                for key in _keys(plan):
-                    if spare.get(key):
-                        pairs.append((key, spare[key].pop(0)))
-                    else:
+            for name, pairs in found.items():
+                after[name] = []
+                for key, own in pairs:
+                    listener = own or _pick(others, key)
+                    if listener is None:
                         address, ipv6_only = key
-                        opened = listen(address, ipv6_only=ipv6_only, what=f"frontend {plan.name}")
-                        pairs.append((key, undo.enter_context(opened)))
+                        listener = undo.enter_context(listen(address, ipv6_only=ipv6_only, what=f"frontend {name}"))
+                    after[name].append((key, listener))
             undo.pop_all()
-        for unwanted in spare.values():
-            for listener in unwanted:
-                listener.close()
+        for _, unwanted in others:
+            unwanted.close()
         before, self._open = self._open, after
         return {name for name, pairs in after.items() if before.get(name) != pairs}
 
@@ -70,3 +69,12 @@ class Listeners:
 
 def _keys(plan: FrontendPlan) -> list[_Key]:
     return [(address, ":" in address.host and plan.is_beside_ipv4(address)) for address in plan.listen]
+
+
+def _pick(pairs: list[tuple[_Key, socket.socket]], key: _Key) -> socket.socket | None:
+    """Take a socket of that key out of the list, if there is one."""
+    for number, (other, listener) in enumerate(pairs):
+        if other == key:
+            del pairs[number]
+            return listener
+    return None

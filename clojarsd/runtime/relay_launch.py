@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,15 @@ class RelayPeer:
         """How the process has ended, or why the channel was lost; None while neither is known."""
         return self._how or self._lost
 
-    async def greet(self, code: str) -> Welcome | Refusal | str:
+    async def greet(self, code: str, timeout: float | None = None) -> Welcome | Refusal | str:
         """What it answers; a text when it does not, or not in our version: why."""
+        timeout = HELLO_TIMEOUT if timeout is None else timeout
         self.channel.send(to_relay(Hello(PROTOCOL, code)))
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 answer = await self._answer
         except TimeoutError:
-            return f"it does not answer within {HELLO_TIMEOUT:g} s"
+            return f"it does not answer within {timeout:g} s"
         if isinstance(answer, Welcome):
             self.welcome = answer
         return answer
@@ -232,15 +234,7 @@ async def launch(runtime_dir: Path, code: str, owner: Owner) -> RelayPeer:
     Raises:
         Failed: there is none; says why.
     """
-    ours, theirs = pair()
-    try:
-        pid, pidfd = _spawn(theirs, runtime_dir / SOCKET, code)
-    except OSError as error:
-        ours.close()
-        raise Failed(f"cannot start the relay process: {_reason(error)}") from error
-    finally:
-        theirs.close()
-    peer = RelayPeer(pid, pidfd, ours, owner)
+    peer = spawn(runtime_dir, code, owner)
     try:
         answer = await peer.greet(code)
     except BaseException:
@@ -250,28 +244,52 @@ async def launch(runtime_dir: Path, code: str, owner: Owner) -> RelayPeer:
         reason = answer if isinstance(answer, str) else answer.reason
         await peer.end()
         raise Failed(f"cannot start the relay process: {reason}")
-    log.info("relay_started", pid=pid)
+    log.info("relay_started", pid=peer.pid)
     return peer
 
 
-def _spawn(end: socket.socket, path: Path, code: str) -> tuple[int, int]:
-    """A relay process in a session of its own, with default signals: its number, and a descriptor of it."""
-    above = fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket | None = None) -> RelayPeer:
+    """A new relay process, not greeted yet.
+
+    Args:
+        take_over: leads to a process that it gets everything from; it answers a greeting only when it has all.
+
+    Raises:
+        Failed: there is none; says why.
+    """
+    ours, theirs = pair()
     try:
+        pid, pidfd = _spawn(runtime_dir / SOCKET, code, theirs, take_over)
+    except OSError as error:
+        ours.close()
+        raise Failed(f"cannot start the relay process: {_reason(error)}") from error
+    finally:
+        theirs.close()
+    return RelayPeer(pid, pidfd, ours, owner)
+
+
+def _spawn(path: Path, code: str, supervisor: socket.socket, take_over: socket.socket | None) -> tuple[int, int]:
+    """A relay process in a session of its own, with default signals: its number, and a descriptor of it."""
+    arguments = [sys.executable, "-P", "-m", MODULE, str(path), code]
+    given = [supervisor]
+    if take_over is not None:
+        arguments += ["--take-over", "4"]
+        given.append(take_over)
+    with ExitStack() as undo:
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        for number, end in enumerate(given, start=3):
+            above = fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+            undo.callback(os.close, above)
+            actions.append((os.POSIX_SPAWN_DUP2, above, number))
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-P", "-m", MODULE, str(path), code],
+            arguments,
             {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, above, 3),
-            ],
+            file_actions=actions,
             setsid=True,
             setsigmask=[],
             setsigdef=list(_CATCHABLE),
         )
-    finally:
-        os.close(above)
     try:
         return pid, os.pidfd_open(pid)
     except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from clojarsd.core.relay_messages import (
     Configure,
     Configured,
     EndDrain,
+    HandOver,
+    Kept,
     Ping,
     Refusal,
     StopAccepting,
@@ -33,9 +36,10 @@ from clojarsd.core.relay_messages import (
     to_relay,
 )
 from clojarsd.runtime.listeners import Listeners
-from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, launch
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, launch, spawn
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.system.channel import pair
 from clojarsd.system.source_digest import digest_of
 
 log = structlog.get_logger()
@@ -52,6 +56,8 @@ RECONNECT_EVERY = 0.1
 RECONNECT_FOR = 5.0
 """Seconds for which a relay process that lives and has lost its channel is looked for."""
 CONFIGURE_TIMEOUT = 10.0
+HANDOVER_TIMEOUT = 20.0
+"""Seconds for a new process to start and to have everything: more than the two give each other (runtime/handover.py)."""
 
 
 class RelayLink(RelayTraffic):
@@ -73,6 +79,9 @@ class RelayLink(RelayTraffic):
         self._unanswered = 0
         self._made_at = self._loop.time()
         self._delay = 0.0
+        self._held_back: list[tuple[ToRelay, list[int]]] | None = None
+        """What is to be said as soon as it is known which process is in charge; None: that is known."""
+        self._kept: str | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -164,7 +173,7 @@ class RelayLink(RelayTraffic):
         while True:
             await asyncio.sleep(PING_EVERY)
             peer = self._peer
-            if peer is None or self._is_over:
+            if peer is None or self._is_over or self._held_back is not None:
                 continue
             if self._unanswered >= MOST_UNANSWERED:
                 log.error("relay_killed", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
@@ -219,6 +228,53 @@ class RelayLink(RelayTraffic):
             await self._take(peer)
             log.warning("relay_replaced", pid=peer.pid, reason="clients waited in the backlog meanwhile")
             return
+
+    async def replace(self) -> None:
+        """Have a new process take over listening sockets and connections, as when the source has changed.
+
+        Raises:
+            Failed: it could not; the old one stays in charge.
+        """
+        old = self._peer
+        if old is None or not self._has_begun or self._held_back is not None:
+            raise Failed("cannot replace the relay process: none is in charge at the moment")
+        ours, theirs = pair()
+        try:
+            new = spawn(self._runtime_dir, self._code, self._owner, theirs)
+            self._kept = None
+            self._tell(HandOver(), [ours.fileno()])
+            self._held_back = []
+        finally:
+            ours.close()
+            theirs.close()
+        try:
+            answer = await new.greet(self._code, HANDOVER_TIMEOUT)
+        except BaseException:
+            await self._stay_with(old, new)
+            raise
+        if not isinstance(answer, Welcome):
+            await self._stay_with(old, new)
+            raise Failed(f"cannot replace the relay process: {self._kept or answer}; the old one stays in charge")
+        held_back, self._held_back = self._held_back, None
+        await self._adopt(new)
+        self._say(held_back)
+        await old.wait(END_TIMEOUT)
+        await old.end()
+        log.info("relay_handed_over", pid=new.pid, old=old.pid)
+
+    async def _stay_with(self, old: RelayPeer, new: RelayPeer) -> None:
+        """The new process has not answered, so it has nothing."""
+        await new.end()
+        held_back, self._held_back = self._held_back or [], None
+        self._say(held_back)
+        if not old.channel.is_open:
+            self._lost.set()
+
+    def _say(self, held_back: list[tuple[ToRelay, list[int]]]) -> None:
+        for message, descriptors in held_back:
+            self._tell(message, descriptors)
+            for number in descriptors:
+                os.close(number)
 
     async def _open(self, plans: dict[str, FrontendPlan]) -> None:
         found = await find(self._runtime_dir, self._code, self._owner)
@@ -314,7 +370,9 @@ class RelayLink(RelayTraffic):
             del self._awaited[number]
 
     def _tell(self, message: ToRelay, descriptors: Sequence[int] = ()) -> None:
-        if self._peer is not None:
+        if self._held_back is not None:
+            self._held_back.append((message, [os.dup(number) for number in descriptors]))
+        elif self._peer is not None:
             self._peer.channel.send(to_relay(message), descriptors)
 
     # What it says.
@@ -323,12 +381,14 @@ class RelayLink(RelayTraffic):
         self._unanswered = 0
         if isinstance(message, Configured):
             self._answered(message.number)
+        elif isinstance(message, Kept):
+            self._kept = message.reason
         else:
             self._hear_of_traffic(message)
 
     def _lose(self, peer: RelayPeer, reason: str) -> None:
         """The process has gone, or the channel to it."""
-        if self._peer is peer and not self._is_over:
+        if self._peer is peer and not self._is_over and self._held_back is None:
             for number in self._awaited:
                 self._answered(number)
             self._lost.set()

@@ -10,13 +10,15 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import structlog
 
+from clojarsd.core.errors import Failed
+from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
@@ -30,6 +32,7 @@ from clojarsd.core.relay_messages import (
     Doubt,
     Drained,
     EndDrain,
+    HandedOver,
     HandOver,
     Happened,
     Hello,
@@ -51,6 +54,7 @@ from clojarsd.core.relay_messages import (
 )
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.handover import hand_over, take_over
 from clojarsd.runtime.traffic import Traffic
 from clojarsd.system.channel import Channel, Descriptors
 from clojarsd.system.relay import RelayResources
@@ -70,18 +74,27 @@ class RelayServer:
 
     Args:
         code: the digest of the source that this process runs.
-        ended: called when the supervisor wants this process to end; all is closed by then.
+        ended: called when this process shall end; all is closed by then.
+        start: runs a coroutine in a task that somebody owns.
 
     Attributes:
         traffic: the frontends.
     """
 
-    def __init__(self, resources: RelayResources, budget: Budget, code: str, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        resources: RelayResources,
+        budget: Budget,
+        code: str,
+        ended: Callable[[], None],
+        start: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self.traffic = Traffic()
         self._resources = resources
         self._budget = budget
         self._code = code
         self._ended = ended
+        self._start = start
         self._loop = asyncio.get_running_loop()
         self._callers: set[_Caller] = set()
         self._supervisor: _Caller | None = None
@@ -89,6 +102,7 @@ class RelayServer:
         self._has_begun = False
         self._is_closed = False
         self._drains: dict[Role, _DrainNumber] = {}
+        self._inherited: Mapping[str, Any] = {}
         self._events: deque[Happened] = deque(maxlen=MOST_EVENTS)
         self._snapshot_at: asyncio.TimerHandle | None = None
         self._doubted_at = dict.fromkeys(Role, -DOUBT_PAUSE)
@@ -188,7 +202,7 @@ class RelayServer:
             case Ping(number):
                 self._tell(Pong(number))
             case HandOver():
-                self._tell(Kept("it is not able to hand over"))
+                self._start(self._hand_over(*(socket.socket(fileno=number) for number in descriptors.take(1))))
             case Close():
                 self.close()
                 self._ended()
@@ -220,14 +234,68 @@ class RelayServer:
                     self.traffic.frontends[name].begin()
 
     def _add(self, wanted: Wanted) -> None:
-        frontend = Frontend(wanted.plan, self._resources, self._budget)
+        frontend = self.frontend(wanted.plan)
+        if wanted.before is not None:
+            frontend.resume(wanted.before)
+        self.traffic.add(frontend)
+
+    # From one process to another.
+
+    async def _hand_over(self, end: socket.socket) -> None:
+        """Give everything away and end, or go on; the supervisor says nothing meanwhile, and hears which."""
+        if self.traffic.is_retiring:
+            end.close()
+            self._tell(Kept("connections of frontends that were removed are still open"))
+            return
+        extra = {
+            "accepting": self._accepting,
+            "eligible_since": {role.value: since for role, since in self.traffic.eligible_since.items()},
+            "drains": {role.value: [drain.number, drain.is_over] for role, drain in self._drains.items()},
+        }
+        try:
+            await hand_over(end, tuple(self.traffic.frontends.values()), extra=extra)
+        except Failed as failed:
+            self._tell(Kept(str(failed)))
+            return
+        self._tell(HandedOver())
+        self.close()
+        self._ended()
+
+    async def take_over(self, end: socket.socket) -> None:
+        """Go on with everything that another process gives.
+
+        Raises:
+            Failed: that process goes on with it; nothing was touched.
+        """
+        frontends = await take_over(end, self)
+        since = {role: self._inherited["eligible_since"].get(role.value) for role in Role}
+        self.traffic.inherit(frontends, since)
+        self._accepting = self._has_begun = bool(self._inherited["accepting"])
+        for name, (number, is_over) in self._inherited["drains"].items():
+            role = Role(name)
+            drain = self._drains[role] = _DrainNumber(number, is_over=is_over)
+            if not is_over:
+                self.traffic.go_on_draining(role, partial(self._drained, role, drain))
+
+    def frontend(self, plan: FrontendPlan) -> Frontend:
+        """A new frontend of that plan that tells us its news."""
+        self._resources.move_flush = max(self._resources.move_flush, plan.drain_idle)
+        frontend = Frontend(plan, self._resources, self._budget)
         frontend.attach(self)
         frontend.doubt = self._doubt
         frontend.changed = self._show
         frontend.counted = self._show_soon
-        if wanted.before is not None:
-            frontend.resume(wanted.before)
-        self.traffic.add(frontend)
+        return frontend
+
+    def inherit(self, extra: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        """Remember what the other process knows besides its frontends; no descriptors come along."""
+        self._inherited = extra
+
+    def drained(self, name: str, role: Role) -> None:
+        """A drain that was under way is over in the frontend of that name."""
+        self.traffic.drained(name, role)
+
+    # Drains.
 
     def _begin_drain(self, number: int, role: Role, go_on: bool) -> None:
         drain = self._drains.get(role)
@@ -282,9 +350,9 @@ class RelayServer:
 class _DrainNumber:
     """By which number the supervisor knows the drain of an instance."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, is_over: bool = False) -> None:
         self.number = number
-        self.is_over = False
+        self.is_over = is_over
 
 
 class _Caller:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from clojarsd.core.names import Role
@@ -35,6 +35,27 @@ class Traffic:
         """Take one in; it is closed here."""
         self._frontends[frontend.plan.name] = frontend
         frontend.set_eligible(self._eligible_since)
+
+    def inherit(self, frontends: Sequence[Frontend], eligible_since: Mapping[Role, float | None]) -> None:
+        """Take those in that go on here after another process; they know who is eligible."""
+        self._eligible_since.update(eligible_since)
+        self._frontends.update({frontend.plan.name: frontend for frontend in frontends})
+
+    def go_on_draining(self, role: Role, when_drained: Callable[[], None]) -> None:
+        """Call back when nothing is left of the role in the frontends taken in, whose drains go on."""
+        drain = self._drains[role] = _WholeDrain(when_drained)
+        drain.left.update(frontend for frontend in self._frontends.values() if not frontend.is_empty(role))
+        drain.look()
+
+    def drained(self, name: str, role: Role) -> None:
+        """A drain that goes on is over in the frontend of that name."""
+        if role in self._drains and name in self._frontends:
+            self._drains[role].over(self._frontends[name])
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether connections of a frontend that is no longer wanted are open."""
+        return bool(self._retiring)
 
     def retire(self, name: str) -> None:
         """Stop accepting in one, let its connections end within its drain's time, then close it."""

@@ -83,6 +83,9 @@ class Groups:
         self._watches: dict[int, tuple[InstanceMark, Path]] = {}
         self._seen: dict[Path, dict[str, int]] = {}
         self.join(self.leaf(SUPERVISOR), os.getpid())
+        for left in base.glob("instance-*"):
+            if not is_populated(left):
+                remove(left)  # the daemon before was killed on its way
         self._inotify: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._inotify < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -216,10 +219,10 @@ class Groups:
 
 
 def is_populated(path: Path) -> bool:
-    """Whether a process runs in the group or below; False where there is no group."""
+    """Whether a process runs in the group or below; False where there is no group. Raises OSError."""
     try:
         return "populated 1" in (path / "cgroup.events").read_text()
-    except OSError:
+    except FileNotFoundError:
         return False
 
 

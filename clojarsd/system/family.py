@@ -79,7 +79,13 @@ def end_family(family: Family, within: float) -> tuple[str, ...]:
     deadline = time.monotonic() + within
     looked_twice = False
     while True:
-        members, unclear = _members(family)
+        try:
+            members, unclear = _members(family)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_ONE_WAIT)  # in a thread: no descriptor is left to look with, and nothing tells when one is
+            continue
         alive = [stat for stat in members if not stat.has_ended]
         _reap(stat.pid for stat in members if stat.has_ended and stat.parent == os.getpid())
         if time.monotonic() > deadline:

@@ -4,9 +4,11 @@ Run by path with the bare interpreter (`python -I -S launcher.py`), so it import
 is a program of its own because code between fork and exec in a daemon with threads and an event loop is a trap.
 
 Descriptors: 3 is a socket, on which it waits as long as the daemon likes, under the name `WAITING`: one message brings
-the descriptor of a file with the launch, marshalled; the end of the stream means that none will come. 4 takes a failure as
-JSON, `{"stage": NAME, "reason": TEXT, "taken": PORT}`, where NAME is a member of `LaunchStage` and PORT is what
-somebody else listens on, or null. When exec succeeds, 4 is closed by the kernel with nothing written.
+the descriptor of a file with the launch, marshalled; the end of the stream means that none will come. 4 takes a
+failure, marshalled too: `{"stage": NAME, "reason": TEXT, "taken": PORT}`, where NAME is a member of `LaunchStage` and
+PORT is what somebody else listens on, or None. When exec succeeds, 4 is closed by the kernel with nothing written.
+
+Nothing is imported after the start: with another root directory there is nothing to import.
 """
 
 from __future__ import annotations
@@ -314,10 +316,8 @@ def main() -> NoReturn:
         try:
             act(spec)
         except Exception as error:  # the boundary of the launch: whatever it is, the daemon must be told
-            import json
-
             failure = {"stage": name, "reason": reason_of(error)[:LONGEST_REASON], "taken": spec.get("taken")}
-            os.write(FAILURE_FD, json.dumps(failure).encode())
+            os.write(FAILURE_FD, marshal.dumps(failure))
             sys.exit(127)
     raise AssertionError("the last stage does not return")
 

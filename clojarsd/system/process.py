@@ -92,11 +92,19 @@ class Processes:
         elif spec.cgroup:
             raise no_groups(spec.cgroup)
         try:
-            spawned = shared.spare.launch(spec)
+            spawned, identity = self._spawn(spec)
         except OSError as error:
             shared.forget_group(spec.mark)
             raise LaunchFailed(LaunchStage.SPAWN, (error.strerror or str(error)).lower()) from error
-        return self._watch(spawned, spec.mark, make_events)
+        return Process(
+            identity,
+            spawned.pidfd,
+            make_events(spawned.pid),
+            shared,
+            spec.mark,
+            failure=spawned.failure,
+            got_orphans=shared.is_subreaper,
+        )
 
     def adopt(
         self,
@@ -110,13 +118,20 @@ class Processes:
 
         Args:
             mark: of its launch, if that is known; else it is read from the process, which one that has ended hides.
+
+        Raises:
+            OSError: nobody can tell now: there is no descriptor left to look with.
         """
         try:
             pidfd = os.pidfd_open(identity.pid)
-        except OSError:
+        except ProcessLookupError:
             return None
-        stat = stat_of(identity.pid)
-        if stat is None or not is_same(identity):  # looked at while the pidfd is held: the number cannot change hands
+        try:  # looked at while the pidfd is held: the number cannot change hands
+            stat = stat_of(identity.pid) if is_same(identity) else None
+        except OSError:
+            os.close(pidfd)
+            raise
+        if stat is None:
             os.close(pidfd)
             return None
         shared = self._shared
@@ -144,20 +159,16 @@ class Processes:
             self._shared.forget_group(mark)
         return await loop.run_in_executor(threads, end_family, Family(0, False, mark, lambda: set(ours)), END_WITHIN)
 
-    def _watch(
-        self, spawned: Spawned, mark: InstanceMark | None, make_events: Callable[[int], ProcessEvents]
-    ) -> Process:
-        identity = identify(spawned.pid, with_executable=False)
+    def _spawn(self, spec: LaunchSpec) -> tuple[Spawned, ProcessIdentity]:
+        """A launcher that has got its launch, and which process it is. Raises OSError; then there is none."""
+        spawned = self._shared.spare.launch(spec)
+        try:
+            identity = identify(spawned.pid, with_executable=False)
+        except OSError:
+            self._shared.spare.end(spawned)
+            raise
         assert identity is not None, "our child is not reaped"
-        return Process(
-            identity,
-            spawned.pidfd,
-            make_events(spawned.pid),
-            self._shared,
-            mark,
-            failure=spawned.failure,
-            got_orphans=self._shared.is_subreaper,
-        )
+        return spawned, identity
 
     def _reap_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Reap in the next turn of the loop, however many signals come until then."""

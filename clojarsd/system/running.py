@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import marshal
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -133,10 +133,10 @@ class Process:
         told = os.read(self._failure, 65536)
         self._close_failure()
         if told:
-            failure = json.loads(told)
+            failure = marshal.loads(told)
             self._failed = LaunchFailed(LaunchStage[failure["stage"]], failure["reason"])
             self._taken = failure["taken"]
-        elif os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        elif (stat := stat_of(self.pid)) is not None and not stat.has_ended:
             self._command_runs()
 
     def _command_runs(self) -> None:
@@ -162,13 +162,20 @@ class Process:
         self._has_ended = True
         self._send(signal.SIGKILL, _WHOLE_GROUP)
         group = self._shared.group_of(self.mark)
-        if group is None and self._got_orphans and not children_of(os.getpid()) - self._shared.ours:
+        if self._has_left_nothing(group):
             self._finish()  # the usual case costs neither a thread nor a millisecond
-        elif group is not None and not is_populated(group):
-            self._finish()
         else:
             ending = self._loop.run_in_executor(self._shared.threads, self._end_rest, group)
             ending.add_done_callback(self._rest_ended)
+
+    def _has_left_nothing(self, group: Path | None) -> bool:
+        """Whether a quick look shows that nothing is left of what the process has started."""
+        try:
+            if group is not None:
+                return not is_populated(group)
+            return self._got_orphans and not children_of(os.getpid()) - self._shared.ours
+        except OSError:
+            return False  # no descriptor is left to look with; the thread tries again
 
     def _end_rest(self, group: Path | None) -> tuple[str, ...]:
         """End what the process has started; what could not be ended. In a thread."""
@@ -190,13 +197,7 @@ class Process:
 
     def _finish(self) -> None:
         """Reap the process and report it, once nothing of it is left."""
-        if self._is_child:
-            seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            assert seen is not None
-            exited = seen.si_code == os.CLD_EXITED
-            status = ExitStatus(seen.si_status, None) if exited else ExitStatus(None, seen.si_status)
-        else:
-            status = how_it_ended(self.pid, self._pidfd)
+        status = self._reap()
         self._close()
         self._shared.forget_group(self.mark)
         self._shared.replenish()
@@ -205,6 +206,15 @@ class Process:
             search.add_done_callback(partial(self._report_taken, self._failed))
         else:
             self._events.ended(self._failed or status)
+
+    def _reap(self) -> ExitStatus:
+        """How the process ended; a child is reaped."""
+        with suppress(ChildProcessError):  # none of ours, or somebody else of this daemon has reaped it
+            seen = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            assert seen is not None
+            exited = seen.si_code == os.CLD_EXITED
+            return ExitStatus(seen.si_status, None) if exited else ExitStatus(None, seen.si_status)
+        return how_it_ended(self.pid, self._pidfd)
 
     def _report_taken(self, failed: LaunchFailed, search: asyncio.Future[str | None]) -> None:
         """Report a launch that found its port taken, with who has it where that could be seen."""

@@ -133,13 +133,13 @@ class Spare:
                 with suppress(OSError):
                     spare.give(spec)
                     return spare
-            self._end(spare)
+            self.end(spare)
         fresh = spawn()
         self._ours.add(fresh.pid)
         try:
             fresh.give(spec)
         except OSError:
-            self._end(fresh)
+            self.end(fresh)
             raise
         return fresh
 
@@ -147,10 +147,11 @@ class Spare:
         """End the launcher that waits; none is made any more."""
         self._closed = True
         if self._spawned is not None:
-            self._end(self._spawned)
+            self.end(self._spawned)
             self._spawned = None
 
-    def _end(self, spawned: Spawned) -> None:
+    def end(self, spawned: Spawned) -> None:
+        """Kill a launcher and reap it."""
         spawned.kill()
         self._ours.discard(spawned.pid)
 

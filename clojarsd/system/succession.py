@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -105,11 +105,14 @@ async def _read(child: Program) -> str:
     return output.decode(errors="replace")
 
 
-def execute(config: Path, inherited: Inherited, environment: Mapping[str, str]) -> NoReturn:
+def execute(
+    config: Path, inherited: Inherited, environment: Mapping[str, str], signals: Collection[signal.Signals]
+) -> NoReturn:
     """Become the code that is installed now, under the same process number.
 
     Args:
         environment: variables of the service manager, which only the daemon itself may have.
+        signals: what has come since the decision; the new code gets it.
 
     Raises:
         OSError: it cannot be executed; this process is what it was.
@@ -117,6 +120,8 @@ def execute(config: Path, inherited: Inherited, environment: Mapping[str, str]) 
     for descriptor in (inherited.control, inherited.lock):
         os.set_inheritable(descriptor, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    for number in signals:
+        os.kill(os.getpid(), number)
     command = [*program(), "--config", str(config)]
     variables = {**os.environ, **environment, VARIABLE: json.dumps(asdict(inherited))}
     os.execve(command[0], command, variables)

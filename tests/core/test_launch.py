@@ -77,6 +77,8 @@ environment_file = "/etc/default/c"
         oom_score_adjust=-10,
         limits={"nofile": 99},
         soft_nofile=1024,
+        log_to="file",
+        log_name="two",
     )
 
 
@@ -122,7 +124,9 @@ cpu_affinity = [0, 1]
 chroot = "/srv/root"
 supplementary_groups = ["adm"]
 cgroup = { "memory.max" = "2GiB", "pids.max" = 4096 }
+log = "journal"
 """
     seen = spec(Role.BACKUP, backup=backup)
     assert (seen.cpu_affinity, seen.chroot, seen.supplementary_groups) == ((0, 1), "/srv/root", ("adm",))
+    assert (seen.log_to, seen.log_name) == ("journal", "two")
     assert seen.cgroup == {"memory.max": "2147483648", "pids.max": "4096"}

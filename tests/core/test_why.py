@@ -170,6 +170,13 @@ def test_nobody_serves() -> None:
             id="neither orders to the other one nor refused ones",
         ),
         pytest.param(
+            Story().tell(99.9, ORDER, "restart primary: it hangs", PRIMARY, verb="restart", reason="it hangs")
+            .move(100, FAILOVER, BACKUP)
+            .tell(100.01, EventName.DRAIN_STARTED, "primary gets no new connections; open ones may end", PRIMARY),
+            "restart primary: it hangs",
+            id="what the daemon orders by itself",
+        ),
+        pytest.param(
             Story().order(70, "drain", PRIMARY).order(80, "undrain", PRIMARY)
             .move(100, FAILOVER, BACKUP).tell(100.001, EXITED, "primary exited with 3", PRIMARY),
             "primary exited with 3",
@@ -208,6 +215,19 @@ def test_a_failback_and_what_it_came_after() -> None:
     ]
     assert explain(picture(), story.events[1:2], today=TODAY)["frontends"]["http"] == [
         "primary serves http since 12:03:25Z"
+    ]
+
+
+def test_a_failback_because_the_backup_went() -> None:
+    story = Story().tell(200, READY, "primary is ready", PRIMARY).order(201, "stop", BACKUP)
+    story.move(201.01, FAILBACK, PRIMARY)
+    assert explain(picture(), story.events, today=TODAY)["frontends"]["http"] == [
+        "primary serves http since 12:03:21Z: ann orders: stop backup"
+    ]
+    story = Story().order(190, "restart", BACKUP).tell(200, READY, "primary is ready", PRIMARY)
+    story.move(205, FAILBACK, PRIMARY)
+    assert explain(picture(), story.events, today=TODAY)["frontends"]["http"] == [
+        "primary serves http since 12:03:25Z: primary is ready (12:03:20Z)"
     ]
 
 
@@ -386,14 +406,14 @@ def test_what_led_here_is_about_those_who_are_asked_for() -> None:
     )
     story.tell(3, READY, "backup is ready", BACKUP).move(4, FAILOVER, BACKUP).tell(5, EventName.DEPLOY_STEP, "step 1")
     story.tell(6, ORDER, "ann orders: stop backup and primary", verb="stop", roles=["backup", "primary"])
-    story.order(7, "stop", BACKUP)
+    story.order(7, "stop", BACKUP).tell(8, EventName.DAEMON_UPGRADED, "clojarsd 1.0.0 took over", before="0.9.0")
 
     def told(role: str | None) -> list[str]:
         return [event["at"][18] for event in explain(picture(), story.events, role)["lately"]]
 
-    assert told(None) == ["1", "2", "3", "4", "6", "7"]
-    assert told("primary") == ["1", "2", "4", "6"]
-    assert told("backup") == ["1", "3", "4", "6", "7"]
+    assert told(None) == ["1", "2", "3", "4", "6", "7", "8"]
+    assert told("primary") == ["1", "2", "4", "6", "8"]
+    assert told("backup") == ["1", "3", "4", "6", "7", "8"]
 
 
 def test_what_led_here_begins_after_a_long_silence_and_has_an_end() -> None:

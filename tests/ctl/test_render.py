@@ -137,13 +137,13 @@ def test_what_an_instance_uses_and_what_comes_next() -> None:
     assert lines[1] == ("clojarsd 0.1.0, process 812, for 3 d 2 h, relay process 813, release clojars-web-0.8.1.jar")
     assert [line.strip() for line in lines[4:9]] == [
         "an order to stop: SIGTERM sent",
-        "it is killed at 2026-11-23 14:05:39Z",
+        "at 2026-11-23 14:05:39Z: it is killed",
         "says: closing 3 uploads",
         "clojars, launch 3, restarts 0, adopted, memory 612 MiB, CPU 34.6 s,",
         "release app.jar",
     ]
     assert not any("launched again" in line for line in lines), "the reason says it already"
-    assert lines[-1].strip() == "http: primary gets its new connections at 2026-11-23 14:05:15Z"
+    assert lines[-1].strip() == "http: at 2026-11-23 14:05:15Z: primary gets its new connections"
 
 
 @pytest.mark.parametrize(

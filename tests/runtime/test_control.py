@@ -379,10 +379,11 @@ async def test_an_upgrade_that_fails(room: Room) -> None:
 
 @pytest.mark.parametrize(("what", "result"), [("upgrade", "accepted"), ("stop", "done")])
 async def test_the_last_word_about_the_end_is_sent_though_the_server_ends(
-    room: Room, monkeypatch: pytest.MonkeyPatch, what: str, result: str
+    directory: Path, monkeypatch: pytest.MonkeyPatch, what: str, result: str
 ) -> None:
     monkeypatch.setattr(control, "CLOSE_TIMEOUT", DEADLINE_S)
     async with (
+        control_room(directory) as room,
         room.stream("POST", f"/v1/daemon/{what}") as lines,
         room.stream("GET", "/v1/events?follow=1&n=0") as other,
     ):

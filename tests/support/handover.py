@@ -46,6 +46,15 @@ class Mortal(socket.socket):
         self._count("send")
         return super().sendmsg(*arguments)
 
+    def send(self, *arguments: Any) -> int:
+        self._count("send")
+        return super().send(*arguments)
+
+    def dup(self) -> Mortal:
+        twin = super().dup()
+        twin.fatal, twin.at, twin.number = self.fatal, self.at, self.number - 3  # the last of four goes this way
+        return twin
+
     def recvmsg(self, *arguments: Any) -> Any:
         received = super().recvmsg(*arguments)
         self._count("receive")

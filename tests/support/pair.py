@@ -129,8 +129,12 @@ class Pair:
         return self
 
     def __enter__(self) -> Self:
-        self.begin()
-        self.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+        try:
+            self.begin()
+            self.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -145,10 +149,10 @@ class Pair:
             self.daemon.send_signal(signal.SIGTERM)
         try:
             self.daemon.wait(PATIENCE)
-            left = [process for process in made if process.is_running()]
+            left = [process for process in made if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
             assert not left, f"{left} outlived the daemon"
         finally:
-            for process in made:
+            for process in {*made, *self.processes()}:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             if self.daemon.poll() is None:
@@ -157,12 +161,17 @@ class Pair:
             self.daemon = None
 
     def processes(self) -> list[psutil.Process]:
-        """The daemon's descendants."""
-        assert self.daemon is not None
-        try:
-            return psutil.Process(self.daemon.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        """What was made here and runs, whoever its parent is now: relay process, instances, and what those made."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if self.daemon is not None and process.pid == self.daemon.pid:
+                    continue
+                mark = process.environ().get("CLOJARSD_INSTANCE", "")
+                ours = mark.startswith(f"{self.home}/") or str(self.home / "run" / "relay.sock") in process.cmdline()
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def daemon_ended(self) -> bool:
         """Whether the daemon's process has exited."""
@@ -182,6 +191,12 @@ class Pair:
         found = [json.loads(line) for line in lines]
         return found[0] if len(found) == 1 else found
 
+    def kill(self) -> None:
+        """Kill the daemon alone, as nobody should."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+
     def answers(self) -> bool:
         """Whether the API answers."""
         try:
@@ -190,8 +205,11 @@ class Pair:
             return False
 
     def status(self) -> dict[str, Any]:
-        """`GET /v1/status`."""
-        status = self.ask("GET", "/v1/status")
+        """`GET /v1/status`; asked again of the daemon that takes over while another does."""
+        try:
+            status = self.ask("GET", "/v1/status")
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            status = self.ask("GET", "/v1/status")
         assert isinstance(status, dict)
         return status
 

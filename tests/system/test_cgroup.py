@@ -107,6 +107,12 @@ async def test_the_group_ends_what_hides_from_everything_else(launches: Launches
     assert not inner.parent.exists()
 
 
+def test_empty_groups_of_a_killed_daemon_are_removed(base: Path) -> None:
+    (base / "instance-primary-9").mkdir()
+    Groups(base).close()
+    assert not (base / "instance-primary-9").exists()
+
+
 async def test_an_adopted_instance_keeps_its_group_until_its_end(launches: Launches, groups: Groups) -> None:
     fifo = launches.fifo()
     program = "import sys, time; open(sys.argv[1], 'w').write('up'); time.sleep(60)"

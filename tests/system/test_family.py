@@ -33,6 +33,15 @@ time.sleep(60)
 """
 """A double fork into a session of its own, as daemons do it."""
 
+LEADS_A_SESSION = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    open(sys.argv[1], 'w').write(str(os.getpid()))
+time.sleep(60)
+"""
+"""A child that leads a session, as an instance does."""
+
 A_THOUSAND = """
 import os, sys, time
 reads, writes = os.pipe()
@@ -117,7 +126,7 @@ async def test_a_member_of_its_session_without_its_environment_is_ended(launches
     )
     process, heard = launches.python(program, str(fifo), mark=launches.mark())
     left = int(await reads(fifo))
-    process.signal(signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)  # by a stranger: nobody looked at its descendants before
     await heard.how_it_ended()
     assert not os.path.exists(f"/proc/{left}")
 
@@ -198,10 +207,21 @@ async def test_running_instances_are_found_by_their_mark(launches: Launches) -> 
     """Their main processes alone, of this state directory alone, the latest first."""
     _, first, left = await leaving_a_daemon(launches, launches.mark(incarnation=4), "first")
     _, second, _ = await leaving_a_daemon(launches, launches.mark(incarnation=5), "second")
+    fifo = launches.fifo("leader")
+    _, heard = launches.python(LEADS_A_SESSION, str(fifo), mark=launches.mark(Role.BACKUP))
+    leader = int(await reads(fifo))
+    assert os.getsid(leader) == leader
+    assert mark_of(leader) == launches.mark(Role.BACKUP)
+    backup = launches.made[-1][0]
     other = InstanceMark(f"{launches.directory}/other", Role.PRIMARY, Incarnation(1))
     await leaving_a_daemon(launches, other, "other")
     assert mark_of(left) == launches.mark(incarnation=4)
-    assert find_marked(launches.directory) == {Role.PRIMARY: [(5, identify(second)), (4, identify(first))]}
+    assert find_marked(launches.directory) == {
+        Role.PRIMARY: [(5, identify(second)), (4, identify(first))],
+        Role.BACKUP: [(1, identify(backup.pid))],
+    }
+    os.kill(backup.pid, signal.SIGKILL)
+    await heard.how_it_ended()
     assert find_marked(launches.directory / "none") == {}
 
 

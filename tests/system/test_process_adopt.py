@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -298,6 +299,32 @@ async def test_a_claimed_child_keeps_its_exit_status(launches: Launches) -> None
         await heard.how_it_ended()
         assert child.wait() == 6
         launches.processes.release(child.pid)
+
+
+async def test_a_child_that_somebody_else_reaped_still_tells_its_end(launches: Launches) -> None:
+    """A bug elsewhere in the daemon must not leave an instance in its state for ever."""
+    fifo = launches.fifo()
+    process, heard = launches.python(WAITS, str(fifo))
+    await reads(fifo)
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)  # before the loop turns
+    assert await heard.how_it_ended() == ExitStatus(None, signal.SIGKILL)
+
+
+async def test_an_end_without_descriptors_is_told_once_there_are_some(launches: Launches) -> None:
+    fifo = launches.fifo()
+    process, heard = launches.python(WAITS, str(fifo))
+    await reads(fifo)
+    await heard.runs.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.sleep(0.2)  # nothing must happen in this time
+        assert not heard.end.done()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await heard.how_it_ended() == ExitStatus(None, signal.SIGKILL)
 
 
 def test_nothing_is_made_before_it_is_wanted() -> None:
