@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     sys.modules["rich"] = None  # type: ignore[assignment]  # how Python is told that a module is not to be had
     from clojarsd.commands import cli
 
+    faulthandler.enable()  # what a watchdog ends with SIGABRT says where each of its threads stood
     cli(prog_name="clojarsd")
 
 

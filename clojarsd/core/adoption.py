@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import NO_INCARNATION, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
 from clojarsd.core.unit_facts import Unit
+
+Found: TypeAlias = Mapping[Role, Sequence[tuple[Incarnation, ProcessIdentity]]]
+"""The main processes of earlier launches by their marks, the latest incarnation of each role first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Adoption:
 
 def adopt(
     saved: SavedPair | None,
-    running: Mapping[Role, Sequence[tuple[Incarnation, ProcessIdentity]]],
+    running: Found,
     expected: Mapping[Role, Expectation],
     now: float,
     at: str,
@@ -55,7 +59,7 @@ def adopt(
 
     Args:
         saved: as it holds in this boot.
-        running: the main processes of earlier launches by their marks, the latest incarnation first.
+        running: what was found among all processes.
         now: monotonic instant; `at`: the same for people (UTC).
     """
     instances, leftovers, notes = dict[Role, SavedInstance](), list[tuple[Role, Incarnation]](), list[str]()

@@ -83,7 +83,7 @@ class Companions:
     """Tells those who go along with each process when it begins, is ready and ends; nothing runs inside.
 
     Args:
-        mark_of: the mark of the launch that a process comes from, or None.
+        belongs: whether the process with the first number is one of the leader with the second, by mark too.
         still_taken: which of the ports somebody still has, in words, or None; blocks.
         state_dir: of this daemon, for marks.
         watchdogs: the seconds of each role by the settings as they are now, or None.
@@ -94,7 +94,7 @@ class Companions:
         units: Mapping[Role, Lived],
         history: History,
         memory: Memory,
-        mark_of: Callable[[int], InstanceMark | None],
+        belongs: Callable[[int, int, InstanceMark], bool],
         still_taken: Callable[[Mapping[str, Address]], str | None],
         state_dir: str,
         watchdogs: Callable[[Role], float | None],
@@ -102,7 +102,7 @@ class Companions:
         self._units = units
         self._history = history
         self._memory = memory
-        self._mark_of = mark_of
+        self._belongs = belongs
         self._still_taken = still_taken
         self._state_dir = state_dir
         self._watchdogs = watchdogs
@@ -118,11 +118,12 @@ class Companions:
     def launched(self, role: Role) -> None:
         """A process was launched or adopted."""
         runner = self._units[role]
-        assert runner.pid is not None
-        self._memory.begin(role, runner.pid)
+        leader, incarnation = runner.pid, runner.unit.incarnation
+        assert leader is not None
+        self._memory.begin(role, leader)
         if runner.in_force.notify and role in self._heard:
-            mark = InstanceMark(self._state_dir, role, runner.unit.incarnation)
-            self._heard[role].begin(runner.unit.incarnation, lambda pid: self._mark_of(pid) == mark)
+            mark = InstanceMark(self._state_dir, role, incarnation)
+            self._heard[role].begin(incarnation, lambda pid: self._belongs(pid, leader, mark))
 
     def proved(self, role: Role) -> None:
         """It has become ready: from here on it has to say that it lives, if that was agreed."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from aiohttp import web
 
 from clojarsd.core.api import Step, done_line, step_line
+from clojarsd.core.errors import Refused
 from clojarsd.runtime.control_stream import Write
 
 T = TypeVar("T")
@@ -46,7 +47,11 @@ async def watch_work(work: Work, write: Write, last: Callable[[str], dict[str, A
 
 
 async def see_through(group: asyncio.TaskGroup, act: Coroutine[Any, Any, T]) -> T:
-    """What the act gives. It goes on to its end when the caller has gone, as long as the group does."""
+    """What the act gives. It goes on to its end when the caller has gone, as long as the group does.
+
+    Raises:
+        Refused: the group has ended, so nothing was done.
+    """
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     async def carry_out() -> None:
@@ -58,7 +63,13 @@ async def see_through(group: asyncio.TaskGroup, act: Coroutine[Any, Any, T]) -> 
         except Exception as error:  # a request may fail alone; whoever waits for the outcome tells
             outcome.set_exception(error)
 
-    group.create_task(carry_out())
+    carrying_out = carry_out()
+    try:
+        group.create_task(carrying_out)
+    except RuntimeError:  # the server ends while this request comes
+        carrying_out.close()
+        act.close()
+        raise Refused("clojarsd is ending; nothing was done") from None
     outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be left to tell
     return await asyncio.shield(outcome)
 

@@ -177,7 +177,8 @@ class LogKeeper:
             busy = busy or seen.look is None or seen.look.size != now.size
             seen.look = now
             self._say_where(role, now.lost_path)
-            if now.size > file.most and now.lost_path is None:
+            hopeless = self._full_since is not None and file.keep > 0 and (now.free or 0) < ROOM
+            if now.size > file.most and now.lost_path is None and not hopeless:
                 busy = await self._rotate(role) or busy
             if now.free is not None:
                 least = now.free if least is None else min(least, now.free)

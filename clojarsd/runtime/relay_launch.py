@@ -39,6 +39,9 @@ HELLO_TIMEOUT = 5.0
 """Seconds until a relay process must have answered a `Hello`, one that has just been launched included."""
 END_TIMEOUT = 5.0
 """Seconds until one that was killed, or told to end, must be gone."""
+RECONNECT_EVERY = 0.1
+RECONNECT_FOR = 5.0
+"""Seconds for which one that lives and has lost its channel is looked for."""
 _ABOVE = 10
 """Descriptors for the child are made from here up, so that moving one to 3 in it cannot close another."""
 _NOT_FOR_IT = frozenset(
@@ -226,6 +229,25 @@ async def find(runtime_dir: Path, code: str, owner: Owner) -> Found | None:
         peer.close()
         return None
     return Found(peer, await peer.greet(code))
+
+
+async def find_again(lost: RelayPeer, runtime_dir: Path, code: str, owner: Owner) -> RelayPeer | None:
+    """The same process, which lives and has lost its channel, with another one; None: it is gone, killed if need be."""
+    give_up_at = asyncio.get_running_loop().time() + RECONNECT_FOR
+    while not await lost.wait(RECONNECT_EVERY):
+        with contextlib.suppress(Failed):
+            found = await find(runtime_dir, code, owner)
+            if found is not None and isinstance(found.answer, Welcome) and found.peer.pid == lost.pid:
+                lost.close()
+                owner.own(lost.pid)  # which the closing has undone
+                return found.peer
+            if found is not None:
+                found.peer.close()
+        if asyncio.get_running_loop().time() > give_up_at:
+            log.error("relay_killed", pid=lost.pid, reason="it cannot be reached any more; its connections are cut")
+            await lost.end()
+    lost.close()
+    return None
 
 
 async def launch(runtime_dir: Path, code: str, owner: Owner) -> RelayPeer:

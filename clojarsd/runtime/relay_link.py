@@ -36,7 +36,7 @@ from clojarsd.core.relay_messages import (
     to_relay,
 )
 from clojarsd.runtime.listeners import Listeners
-from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, launch, spawn
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, spawn
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.system.channel import pair
@@ -52,12 +52,9 @@ STEADY = 10.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 """Seconds before the next one is made when one after the other ends; doubled each time."""
-RECONNECT_EVERY = 0.1
-RECONNECT_FOR = 5.0
-"""Seconds for which a relay process that lives and has lost its channel is looked for."""
 CONFIGURE_TIMEOUT = 10.0
 HANDOVER_TIMEOUT = 20.0
-"""Seconds for a new process to start and to have everything: more than the two give each other (runtime/handover.py)."""
+"""Seconds for a new process to start and to have everything: more than the two give each other, see handover.py."""
 
 
 class RelayLink(RelayTraffic):
@@ -146,6 +143,7 @@ class RelayLink(RelayTraffic):
     async def close(self) -> None:
         """End the relay process: what is open is cut. Returns when it is gone."""
         self._is_over = True
+        self._held_back = None
         if self._peer is not None:
             self._tell(Close())
             await self._peer.wait(END_TIMEOUT)
@@ -187,30 +185,16 @@ class RelayLink(RelayTraffic):
             await self._lost.wait()
             self._lost.clear()
             peer, self._peer = self._peer, None
-            if peer is not None and not self._is_over and not await self._reconnect(peer):
+            if peer is None or self._is_over:
+                continue
+            again = await find_again(peer, self._runtime_dir, self._code, self._owner)
+            if again is not None:
+                log.warning("relay_found_again", pid=again.pid)
+                await self._adopt(again)
+            else:
                 log.error("relay_lost", pid=peer.pid, reason=peer.reason)
                 self._mourn()
                 await self._replace()
-
-    async def _reconnect(self, peer: RelayPeer) -> bool:
-        """Whether the process lives, and listens to us again; if not, it is gone afterwards."""
-        give_up_at = self._loop.time() + RECONNECT_FOR
-        while not await peer.wait(RECONNECT_EVERY):
-            with contextlib.suppress(Failed):
-                found = await find(self._runtime_dir, self._code, self._owner)
-                if found is not None and isinstance(found.answer, Welcome) and found.peer.pid == peer.pid:
-                    peer.close()
-                    self._owner.own(found.peer.pid)  # which closing the other has undone
-                    log.warning("relay_found_again", pid=found.peer.pid)
-                    await self._adopt(found.peer)
-                    return True
-                if found is not None:
-                    found.peer.close()
-            if self._loop.time() > give_up_at:
-                log.error("relay_killed", pid=peer.pid, reason="it cannot be reached any more; its connections are cut")
-                await peer.end()
-        peer.close()
-        return False
 
     async def _replace(self) -> None:
         """Make another process with the same listening sockets, at once, or later when they end one after the other."""
@@ -255,7 +239,10 @@ class RelayLink(RelayTraffic):
         if not isinstance(answer, Welcome):
             await self._stay_with(old, new)
             raise Failed(f"cannot replace the relay process: {self._kept or answer}; the old one stays in charge")
-        held_back, self._held_back = self._held_back, None
+        if self._is_over:
+            await new.end()
+            return
+        held_back, self._held_back = self._held_back or [], None
         await self._adopt(new)
         self._say(held_back)
         await old.wait(END_TIMEOUT)

@@ -7,7 +7,7 @@ One supervisor is served at a time. What is news while there is none is kept for
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -48,15 +48,15 @@ from clojarsd.core.relay_messages import (
     ToSupervisor,
     Wanted,
     Welcome,
-    from_supervisor,
     protocol_of,
     to_supervisor,
 )
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.handover import hand_over, take_over
+from clojarsd.runtime.relay_caller import Caller
 from clojarsd.runtime.traffic import Traffic
-from clojarsd.system.channel import Channel, Descriptors
+from clojarsd.system.channel import Descriptors
 from clojarsd.system.relay import RelayResources
 
 log = structlog.get_logger()
@@ -66,7 +66,6 @@ SNAPSHOT_PAUSE = 0.05
 DOUBT_PAUSE = 0.05
 """Seconds in which an instance that cannot be connected to is mentioned once."""
 MOST_EVENTS = 1000
-HELLO_TIMEOUT = 5.0
 
 
 class RelayServer:
@@ -96,12 +95,14 @@ class RelayServer:
         self._ended = ended
         self._start = start
         self._loop = asyncio.get_running_loop()
-        self._callers: set[_Caller] = set()
-        self._supervisor: _Caller | None = None
+        self._callers: set[Caller] = set()
+        self._supervisor: Caller | None = None
         self._accepting = False
         self._has_begun = False
         self._is_closed = False
         self._drains: dict[Role, _DrainNumber] = {}
+        self._deferred: list[tuple[ToRelay, Descriptors]] | None = None
+        """What the supervisor has said since we began to hand over."""
         self._inherited: Mapping[str, Any] = {}
         self._events: deque[Happened] = deque(maxlen=MOST_EVENTS)
         self._snapshot_at: asyncio.TimerHandle | None = None
@@ -114,11 +115,13 @@ class RelayServer:
 
     def connect(self, end: socket.socket, pid: int) -> None:
         """Take a connection of a process that may be a supervisor, with its number; it is judged by its first word."""
-        self._callers.add(_Caller(self, end, pid))
+        self._callers.add(Caller(self, end, pid))
 
     def close(self) -> None:
         """Reset what is open and let go of everything."""
         self._is_closed = True
+        for _, descriptors in self._deferred or ():
+            descriptors.close()
         for caller in list(self._callers):
             self.forget(caller)
         self.traffic.close()
@@ -127,7 +130,7 @@ class RelayServer:
 
     # The supervisor.
 
-    def forget(self, caller: _Caller) -> None:
+    def forget(self, caller: Caller) -> None:
         """It has gone, or is not wanted."""
         caller.close()
         self._callers.discard(caller)
@@ -140,7 +143,7 @@ class RelayServer:
                 self.close()
                 self._ended()
 
-    def greet(self, caller: _Caller, said: dict[str, Any]) -> None:
+    def greet(self, caller: Caller, said: dict[str, Any]) -> None:
         """Serve the caller if it speaks our version and no other one is served."""
         present = self._supervisor
         if present is not None and not present.channel.is_left():
@@ -173,8 +176,11 @@ class RelayServer:
         if self._supervisor is not None:
             self._supervisor.channel.send(to_supervisor(message))
 
-    def hear(self, caller: _Caller, message: ToRelay, descriptors: Descriptors) -> None:
-        """Do what the supervisor says."""
+    def hear(self, caller: Caller, message: ToRelay, descriptors: Descriptors) -> None:
+        """Do what the supervisor says; what it says while we hand over, if that comes to nothing."""
+        if self._deferred is not None:
+            self._deferred.append((message, Descriptors(descriptors.take())))
+            return
         match message:
             case Configure(number, frontends):
                 self._configure(frontends, descriptors)
@@ -202,7 +208,8 @@ class RelayServer:
             case Ping(number):
                 self._tell(Pong(number))
             case HandOver():
-                self._start(self._hand_over(*(socket.socket(fileno=number) for number in descriptors.take(1))))
+                self._deferred = []
+                self._start(self._hand_over(caller, *(socket.socket(fileno=number) for number in descriptors.take(1))))
             case Close():
                 self.close()
                 self._ended()
@@ -241,25 +248,31 @@ class RelayServer:
 
     # From one process to another.
 
-    async def _hand_over(self, end: socket.socket) -> None:
-        """Give everything away and end, or go on; the supervisor says nothing meanwhile, and hears which."""
+    async def _hand_over(self, caller: Caller, end: socket.socket) -> None:
+        """Give everything away and end, or go on; the supervisor hears which."""
+        try:
+            await self._give(end)
+        except Failed as failed:
+            self._tell(Kept(str(failed)))
+            deferred, self._deferred = self._deferred or [], None
+            for message, descriptors in deferred:
+                with contextlib.closing(descriptors):
+                    self.hear(caller, message, descriptors)
+            return
+        self._tell(HandedOver())
+        self.close()
+        self._ended()
+
+    async def _give(self, end: socket.socket) -> None:
         if self.traffic.is_retiring:
             end.close()
-            self._tell(Kept("connections of frontends that were removed are still open"))
-            return
+            raise Failed("connections of frontends that were removed are still open")
         extra = {
             "accepting": self._accepting,
             "eligible_since": {role.value: since for role, since in self.traffic.eligible_since.items()},
             "drains": {role.value: [drain.number, drain.is_over] for role, drain in self._drains.items()},
         }
-        try:
-            await hand_over(end, tuple(self.traffic.frontends.values()), extra=extra)
-        except Failed as failed:
-            self._tell(Kept(str(failed)))
-            return
-        self._tell(HandedOver())
-        self.close()
-        self._ended()
+        await hand_over(end, tuple(self.traffic.frontends.values()), extra=extra)
 
     async def take_over(self, end: socket.socket) -> None:
         """Go on with everything that another process gives.
@@ -353,44 +366,3 @@ class _DrainNumber:
     def __init__(self, number: int, *, is_over: bool = False) -> None:
         self.number = number
         self.is_over = is_over
-
-
-class _Caller:
-    """A process that has connected."""
-
-    def __init__(self, server: RelayServer, end: socket.socket, pid: int) -> None:
-        self.pid = pid
-        self._server = server
-        self._is_known = False
-        self.channel = Channel(end, self._hear, self._lost)
-        self._timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self._lost, "it does not say who it is")
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Say why it is not served."""
-        self.channel.send(to_supervisor(refusal))
-        self._server.forget(self)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._timer.cancel()
-        self.channel.close()
-
-    def _hear(self, said: dict[str, Any], descriptors: Descriptors) -> None:
-        if not self._is_known:
-            self._timer.cancel()
-            self._is_known = True
-            self._server.greet(self, said)
-            return
-        try:
-            message = from_supervisor(said)
-        except ValueError as error:
-            self._lost(f"it says what does not fit: {error}")
-            return
-        if message is None:
-            log.warning("message_not_known", message=str(said.get("class")), pid=os.getpid())
-        else:
-            self._server.hear(self, message, descriptors)
-
-    def _lost(self, reason: str) -> None:
-        log.info("caller_lost", pid=self.pid, reason=reason)
-        self._server.forget(self)

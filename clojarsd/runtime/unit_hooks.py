@@ -46,19 +46,25 @@ class UnitHooks:
             on_end(failure)
 
         if plan is None:
-            self._running = self._loop.call_soon(ended, None)
+            self._running = _Nothing(self._loop.call_soon(ended, None))
             return
         try:
             world = spec()
-            world = replace(world, environment={**world.environment, **self._told(hook, how)})
+            world = replace(world, imposed={**world.imposed, **self._told(hook, how)})
             self._running = self._run(plan.commands(), world, plan.timeout, ended)
         except LaunchFailed as failed:
-            self._running = self._loop.call_soon(ended, str(failed))
+            self._running = _Nothing(self._loop.call_soon(ended, str(failed)))
 
     def cancel(self) -> None:
         """Kill what runs; its end is not told."""
         if self._running is not None:
             self._running.cancel()
+            self._running = None
+
+    def abandon(self) -> None:
+        """Let what runs go on; its end is not told."""
+        if self._running is not None:
+            self._running.abandon()
             self._running = None
 
     def _told(self, hook: HookName, how: ExitStatus | None) -> dict[str, str]:
@@ -71,3 +77,18 @@ class UnitHooks:
             told["EXIT_CODE"] = "exited" if how.signal is None else "killed"
             told["EXIT_STATUS"] = str(how.code if how.signal is None else how.signal)
         return told
+
+
+class _Nothing:
+    """A hook of which nothing runs, and whose end is told in the loop's next turn."""
+
+    def __init__(self, telling: asyncio.Handle) -> None:
+        self._telling = telling
+
+    def cancel(self) -> None:
+        """Tell nothing."""
+        self._telling.cancel()
+
+    def abandon(self) -> None:
+        """Tell nothing."""
+        self._telling.cancel()

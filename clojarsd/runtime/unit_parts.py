@@ -68,6 +68,9 @@ class RunningHook(Protocol):
     def cancel(self) -> None:
         """Kill what runs; the end is not told."""
 
+    def abandon(self) -> None:
+        """Let what runs go on; the end is not told."""
+
 
 class HookRunner(Protocol):
     """Runs the commands of hooks."""

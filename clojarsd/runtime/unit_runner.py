@@ -215,6 +215,7 @@ class UnitRunner:
         self._abandoned = True
         if self._timer is not None:
             self._timer.cancel()
+        self._hooks.abandon()
         if self._process is not None:
             self._process.abandon()
             self._process = None

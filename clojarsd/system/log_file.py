@@ -115,7 +115,9 @@ class LogFile:
                     yield from self._copy(directory, file, start, end)
                 yield from self._commit(directory, file, (start, end), keep)
             except OSError as error:
-                remove_name(self._temporary, directory, unless=self._marked(file))
+                with contextlib.suppress(OSError):  # or it is done when the next rotation begins
+                    if self._marked(file) is None:
+                        remove_name(self._temporary, directory)
                 raise Failed(f"cannot rotate the log {self.path}: {_reason(error)}") from error
 
     def recover(self) -> Iterator[str]:
@@ -210,9 +212,7 @@ class LogFile:
         copy = os.open(self._temporary, flags, 0o600, dir_fd=directory)
         try:
             yield "made"
-            owner = os.fstat(file)
-            os.fchown(copy, owner.st_uid, owner.st_gid)
-            os.fchmod(copy, stat.S_IMODE(owner.st_mode))
+            give_like(copy, os.fstat(file))
             while True:
                 try:
                     os.posix_fallocate(copy, 0, end - start)
@@ -338,11 +338,17 @@ def _copy_some(source: int, target: int, count: int, position: int) -> int:
         return os.sendfile(target, source, position, count)
 
 
-def remove_name(name: str, directory: int, unless: object = None) -> None:
+def remove_name(name: str, directory: int) -> None:
     """Remove it if it is there."""
-    if not unless:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def give_like(file: int, seen: os.stat_result) -> None:
+    """Give the file the owner and the mode that were seen, as far as a plain user may."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(file, seen.st_uid, seen.st_gid)
+    os.fchmod(file, stat.S_IMODE(seen.st_mode))
 
 
 def rename_in(directory: int, name: str, to: str) -> None:

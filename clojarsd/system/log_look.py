@@ -25,7 +25,6 @@ class LogLook:
         size: bytes that count for rotation; of the writer's own file.
         free: bytes that a plain user may still write, or None where it cannot be known.
         lost_path: where the writer's file is now, or "" if it was removed; None while it is the log's.
-        readable: whether that file is known to be the log, so that readers may be given it.
         write_calls: of the writer so far, to whatever; None where it cannot be known.
     """
 

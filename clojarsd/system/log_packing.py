@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
-from clojarsd.system.log_file import PACKED, LogFile, inode_of, remove_name, rename_in
+from clojarsd.system.log_file import PACKED, LogFile, give_like, inode_of, remove_name, rename_in
 from clojarsd.system.program import Program
 from clojarsd.system.threads import Threads
 
@@ -100,8 +100,7 @@ def begin(log: LogFile) -> Packing | None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         target = os.open(_temporary(log), flags, 0o600, dir_fd=directory)
         stack.callback(os.close, target)
-        os.fchown(target, seen.st_uid, seen.st_gid)
-        os.fchmod(target, stat.S_IMODE(seen.st_mode))
+        give_like(target, seen)
         stack.pop_all()
     return Packing(directory, source, target)
 

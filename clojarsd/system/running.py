@@ -19,7 +19,7 @@ from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.names import ExitStatus, LaunchStage
 from clojarsd.system.cgroup import Groups, end_group, is_populated
 from clojarsd.system.family import Family, children_of, descendants_of, end_family
-from clojarsd.system.identity import how_it_ended, identify, mark_of, stat_of
+from clojarsd.system.identity import how_it_ended, identify, is_between_programs, mark_of, stat_of
 from clojarsd.system.sockets import holder_of
 from clojarsd.system.spawning import LAUNCHER, Spare
 
@@ -141,7 +141,6 @@ class Process:
 
     def _command_runs(self) -> None:
         self.identity = identify(self.pid) or self.identity
-        self.mark = self.mark or mark_of(self.pid)  # a launcher that was adopted on its way has none to be seen
         self._events.executed()
         self._shared.replenish()
 
@@ -149,9 +148,10 @@ class Process:
         """Begin to look whether the command runs: nobody tells it of a process adopted while it is being launched."""
         if self._abandoned or self._has_ended:
             return
-        if _is_launcher(self.pid):
+        if _is_launcher(self.pid) or is_between_programs(self.pid):
             self._loop.call_later(_LAUNCH_LOOK_EVERY, self.look_for_command)
         elif (stat := stat_of(self.pid)) is not None and not stat.has_ended:
+            self.mark = self.mark or mark_of(self.pid)  # the launcher showed none
             self._command_runs()
 
     def _end(self) -> None:

@@ -31,6 +31,7 @@ class Inherited:
 
     Attributes:
         control, lock: descriptors of the listening control socket and of its lock.
+        notify: those of the sockets on which instances say how they are, by role.
         generation: how many executions there were under this number, with the one to come.
         version: of the code before, and `by`: who ordered the upgrade.
         directory: a temporary directory that goes with the daemon's end, or None.
@@ -38,6 +39,7 @@ class Inherited:
 
     control: int
     lock: int
+    notify: Mapping[str, int]
     generation: int
     version: str
     by: str
@@ -55,11 +57,15 @@ class Inherited:
             return None
         try:
             inherited = cls(**json.loads(text))
-            for descriptor in (inherited.control, inherited.lock):
+            for descriptor in inherited.descriptors():
                 os.set_inheritable(descriptor, False)
         except (ValueError, TypeError, OSError) as error:
             raise Failed(f"cannot take over: {VARIABLE} cannot be used: {error}") from error
         return inherited
+
+    def descriptors(self) -> list[int]:
+        """All that are handed over."""
+        return [self.control, self.lock, *self.notify.values()]
 
 
 def program() -> list[str]:
@@ -117,7 +123,7 @@ def execute(
     Raises:
         OSError: it cannot be executed; this process is what it was.
     """
-    for descriptor in (inherited.control, inherited.lock):
+    for descriptor in inherited.descriptors():
         os.set_inheritable(descriptor, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     for number in signals:

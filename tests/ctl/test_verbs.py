@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -399,6 +399,39 @@ async def test_top_once(room: Room) -> None:
     assert seen["instances"]["primary"] == {
         "state": "ready", "health": "up", "memory_bytes": 600 * 1024**2, "restarts": 2, "connections": {"http": 2},
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["top"], ["status", "--watch"]])
+async def test_a_terminal_is_drawn_on_again_and_again(room: Room, words: list[str]) -> None:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    shown = bytearray()
+
+    def read() -> int:
+        with suppress(BlockingIOError):
+            shown.extend(os.read(ours, 65536))
+        return shown.count(b"primary and backup can serve")
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        COMMAND,
+        *words,
+        env={**os.environ, "CLOJARSD_SOCKET": str(room.path), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        stdout=theirs,
+    )
+    try:
+        await until(lambda: read() >= 2, "two pictures")
+        process.send_signal(signal.SIGINT)
+        await until(lambda: read() >= 0 and process.returncode is not None, "its end")
+        assert process.returncode == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.slow

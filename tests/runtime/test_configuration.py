@@ -17,14 +17,14 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.health import Result
 from clojarsd.core.history import EventName
 from clojarsd.core.launch import LaunchSpec, World
-from clojarsd.core.names import Address, Health, Role, UnitState
+from clojarsd.core.names import Address, Health, HookName, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.settings import Settings
 from clojarsd.core.unit_events import Restart, Start
 from clojarsd.runtime.configuration import Configuration
 from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
 from clojarsd.runtime.plans import Plans
-from clojarsd.runtime.unit_parts import LaunchReports
+from clojarsd.runtime.unit_parts import LaunchReports, Plan
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.system.probe import Prober
 from clojarsd.system.settings_file import read_settings
@@ -113,9 +113,11 @@ class Runner(UnitRunner):
     """A real runner that also says when it is told something."""
 
     replanned: Callable[[Role], None]
+    planned: Plan
 
-    def replan(self, plan: Any) -> None:
+    def replan(self, plan: Plan) -> None:
         self.replanned(self.role)
+        self.planned = plan
         super().replan(plan)
 
 
@@ -188,11 +190,15 @@ class Room:
         async with asyncio.timeout(PATIENCE):
             await self.units.board.until(lambda view: view.instances[role].is_eligible)
 
-    async def renewed(self, role: Role) -> None:
-        """Restart it, until the next process serves."""
+    async def renewed(self, role: Role, hooks: Sequence[HookName] = ()) -> None:
+        """Restart it, until the next process serves; these hooks run, and succeed."""
         self.units.traffic.calls_back_at_once = True
         self.runners[role].order(Restart(), "root")
+        if HookName.PRE_STOP in hooks:
+            self.units.hooks[-1].on_end(None)
         self.units.exit(role, TERMED)
+        if HookName.PRE_START in hooks:
+            self.units.hooks[-1].on_end(None)
         self.units.execute(role)
         await self.ready(role)
 
@@ -616,8 +622,10 @@ async def test_hooks_of_a_process_get_its_own_ports(room: Room) -> None:
         instances__primary="ports = { http = 8011 }\n",
     )
     await room.configuration.reload("ann")
-    hooks = room.configuration.plans.unit(P, lambda: room.runners[P].in_force).hooks
+    hooks = room.runners[P].planned.hooks
     assert {hook.value: plan.commands() for hook, plan in hooks.items()} == {
         "pre_stop": (("say", "8001"),),
         "pre_start": (("say", "8011"),),
     }
+    await room.renewed(P, [HookName.PRE_STOP, HookName.PRE_START])
+    assert hooks[HookName.PRE_STOP].commands() == (("say", "8011"),)

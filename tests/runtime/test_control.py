@@ -21,6 +21,7 @@ from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Health, Role, UnitState
 from clojarsd.runtime import control
+from clojarsd.runtime.control_request import see_through
 from tests.support.control import DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
 from tests.support.waiting import until
 
@@ -348,6 +349,20 @@ async def test_a_reload_goes_on_when_its_caller_goes_away(room: Room) -> None:
     room.config.may_end.set()
     await until(lambda: room.config.reloaded == ["root"], "the reload")
     assert (await room.ask("GET", "/v1/check"))[0] == 200
+
+
+async def test_what_comes_when_the_server_ends_is_refused() -> None:
+    begun = False
+
+    async def act() -> None:
+        nonlocal begun
+        begun = True
+
+    async with asyncio.TaskGroup() as group:
+        pass
+    with pytest.raises(Refused, match=r"^clojarsd is ending; nothing was done$"):
+        await see_through(group, act())
+    assert not begun
 
 
 async def next_life(room: Room) -> PaperWork:

@@ -346,6 +346,7 @@ STEPS = [(at, packet) for at in ("send", "receive") for packet in (1, 2, 3, 4)]
 """The new process sends hello, got, ready and begun, and gets frontends, clients, all and yours."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 @pytest.mark.parametrize(("at", "packet"), STEPS, ids=[f"{at} {packet}" for at, packet in STEPS])
 def test_the_old_process_goes_on_when_the_new_one_fails(

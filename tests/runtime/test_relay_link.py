@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -565,6 +566,26 @@ async def test_one_that_loses_the_channel_and_lives_is_found_again(pair: Pair) -
         await link.close()
 
 
+async def test_a_relay_process_out_of_descriptors_keeps_its_clients_and_gets_the_frontend_later(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        pid = pid_of(link)
+        client = await pair.client(view)
+        assert await client.ask() == b"p"
+        open_now = len(os.listdir(f"/proc/{pid}/fd"))
+        before = resource.prlimit(
+            pid, resource.RLIMIT_NOFILE, (open_now, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+        await link.configure([pair.plan(), pair.plan("two")])
+        assert link._peer is None or not link._peer.channel.is_open
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        await until(lambda: link.pid is not None, "the link")
+        assert link.pid == pid
+        assert await client.ask() == b"p"
+        assert await (await pair.client(await pair.listening(link, "two"))).ask() == b"p"
+        await link.close()
+
+
 # Frontends change.
 
 
@@ -677,4 +698,96 @@ async def test_many_frontends_have_more_sockets_than_a_packet_holds(pair: Pair) 
         assert link.is_adopted
         assert link.views["f89"].view().listen == last.listen
         assert await (await pair.client(last)).ask() == b"p"
+        await link.close()
+
+
+# One relay process takes over from another.
+
+
+async def test_another_process_takes_everything_over(pair: Pair) -> None:
+    async with pair.link(pair.plan(), pair.plan("two")) as link:
+        view = await pair.listening(link)
+        old = pid_of(link)
+        clients = [await pair.client(view) for _ in range(20)]
+        assert [await client.ask() for client in clients] == [b"p"] * 20
+        drained: list[str] = []
+        link.set_eligible(P, False)
+        link.begin_drain(P, lambda: drained.append("over"))
+        at_backup = await pair.client(view)
+        assert await at_backup.ask() == b"b"
+        await link.replace()
+        assert link.pid != old
+        assert not is_relay(old)
+        assert pair.owned == {link.pid}
+        assert counts(link) == (20, 1, 0)
+        assert accepted(link) == (20, 1, 0)
+        assert [await client.ask() for client in clients] == [b"p"] * 20
+        assert await at_backup.ask() == b"b"
+        assert await (await pair.client(view)).ask() == b"b"
+        assert drained == []
+        for client in clients:
+            client.close()
+        await until(lambda: drained == ["over"], "the end of the drain")
+        new = pid_of(link)
+        await leave_without_ceremony(link)
+    async with pair.link(pair.plan(), pair.plan("two"), begin=False) as link:
+        assert link.pid == new
+        assert await at_backup.ask() == b"b"
+        await link.close()
+    assert list(pair.dir.iterdir()) == []
+
+
+async def test_orders_that_are_given_meanwhile_are_carried_out_afterwards(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        client = await pair.client(view)
+        assert await client.ask() == b"p"
+        async with asyncio.TaskGroup() as group:
+            replacing = group.create_task(link.replace())
+            await until(lambda: link._held_back is not None, "the beginning")
+            link.set_eligible(P, False)
+            link.cut(P)
+            configuring = group.create_task(link.configure([pair.plan(), pair.plan("two")]))
+        assert replacing.done()
+        assert configuring.done()
+        assert await client.is_cut()
+        assert await (await pair.client(view)).ask() == b"b"
+        assert await (await pair.client(await pair.listening(link, "two"))).ask() == b"b"
+        await link.close()
+
+
+async def test_a_process_that_cannot_take_over_leaves_the_old_one_in_charge(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        old = pid_of(link)
+        client = await pair.client(view)
+        assert await client.ask() == b"p"
+        monkeypatch.setattr("clojarsd.runtime.relay_launch.MODULE", "clojarsd.no_such_module")
+        with pytest.raises(Failed, match=r"cannot replace the relay process: .*; the old one stays in charge"):
+            await link.replace()
+        assert link.pid == old
+        assert pair.owned == {old}
+        assert await client.ask() == b"p"
+        link.set_eligible(P, False)
+        await until(lambda: link.views["line"].view().active is B, "the backup")
+        assert await (await pair.client(view)).ask() == b"b"
+        monkeypatch.undo()
+        await link.replace()
+        assert link.pid != old
+        assert await client.ask() == b"p"
+        await link.close()
+
+
+async def test_open_connections_of_removed_frontends_are_not_given_up_for_a_new_process(pair: Pair) -> None:
+    async with pair.link(pair.plan(), pair.plan("two")) as link:
+        old = pid_of(link)
+        client = await pair.client(await pair.listening(link))
+        assert await client.ask() == b"p"
+        await link.configure([pair.plan("two")])
+        with pytest.raises(Failed, match="removed are still open"):
+            await link.replace()
+        assert link.pid == old
+        assert await client.ask() == b"p"
         await link.close()

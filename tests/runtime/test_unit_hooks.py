@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +36,7 @@ class Hooks:
         timeout: float,
         on_end: Callable[[str | None], None],
     ) -> FakeHook:
-        hook = FakeHook(spec.environment["CLOJARSD_HOOK"], self.deeds, on_end, spec)
+        hook = FakeHook(spec.imposed["CLOJARSD_HOOK"], self.deeds, on_end, spec)
         self.run.append((commands, timeout, hook))
         return hook
 
@@ -50,11 +51,9 @@ class Hooks:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the latest hook finds besides the instance's own."""
-        own = a_spec(Role.PRIMARY).environment
-        found = dict(self.run[-1][2].spec.environment)
-        assert own.items() <= found.items()
-        return {key: value for key, value in found.items() if key not in own}
+        """What the latest hook finds besides the instance's own, and whatever the environment file says."""
+        assert self.run[-1][2].spec.environment == a_spec(Role.PRIMARY).environment
+        return dict(self.run[-1][2].spec.imposed)
 
 
 @pytest.fixture
@@ -129,6 +128,11 @@ async def test_a_release_that_cannot_be_resolved_is_a_failure_of_the_hook(hooks:
     assert hooks.run == []
 
 
+async def test_what_is_imposed_on_the_instance_is_on_its_hooks_too(hooks: Hooks) -> None:
+    hooks.begin(HookName.PRE_STOP, spec=lambda: replace(a_spec(Role.PRIMARY), imposed={"SPEED": "9"}))
+    assert hooks.environment == {"SPEED": "9", "CLOJARSD_ROLE": "primary", "CLOJARSD_HOOK": "pre_stop"}
+
+
 async def test_an_error_that_is_no_failed_launch_is_a_bug(hooks: Hooks) -> None:
     def broken() -> LaunchSpec:
         raise ValueError("a bug")
@@ -152,10 +156,13 @@ async def test_a_cancel_after_the_end_kills_nothing(hooks: Hooks) -> None:
 
 
 @pytest.mark.parametrize("plan", [None, HookPlan(refuse_commands, 1.0)])
-async def test_what_was_to_be_told_later_is_not_told_after_a_cancel(hooks: Hooks, plan: HookPlan | None) -> None:
+@pytest.mark.parametrize("let_go", [UnitHooks.cancel, UnitHooks.abandon])
+async def test_what_was_to_be_told_later_is_not_told_after_a_cancel(
+    hooks: Hooks, plan: HookPlan | None, let_go: Callable[[UnitHooks], None]
+) -> None:
     """And the hook that came next can still be killed."""
     hooks.begin(HookName.PRE_START, plan)
-    hooks.hooks.cancel()
+    let_go(hooks.hooks)
     hooks.begin(HookName.PRE_START)
     turned = asyncio.Event()
     asyncio.get_running_loop().call_soon(turned.set)
@@ -163,3 +170,11 @@ async def test_what_was_to_be_told_later_is_not_told_after_a_cancel(hooks: Hooks
     assert hooks.told == []
     hooks.hooks.cancel()
     assert hooks.deeds == ["pre_start cancelled"]
+
+
+async def test_an_abandoned_hook_runs_on_and_is_not_killed_later(hooks: Hooks) -> None:
+    hooks.begin(HookName.PRE_STOP)
+    hooks.hooks.abandon()
+    hooks.hooks.abandon()
+    hooks.hooks.cancel()
+    assert hooks.deeds == ["pre_stop abandoned"]

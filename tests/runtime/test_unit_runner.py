@@ -359,8 +359,8 @@ async def test_hooks_run_at_their_time_in_the_world_of_the_instance() -> None:
     units.hooks[-1].on_end("/bin/true exited with 1")
     assert units.deeds[-1] == "primary signal 15"
     units.exit(ROLE, TERMED)
-    assert units.hooks[-1].spec.environment["EXIT_CODE"] == "exited"
-    assert units.hooks[-1].spec.environment["EXIT_STATUS"] == "143"
+    assert units.hooks[-1].spec.imposed["EXIT_CODE"] == "exited"
+    assert units.hooks[-1].spec.imposed["EXIT_STATUS"] == "143"
     assert units.seen(ROLE).unit.state is UnitState.STOPPING
     units.hooks[-1].on_end(None)
     assert units.seen(ROLE).unit.state is UnitState.STOPPED

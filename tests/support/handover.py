@@ -102,8 +102,8 @@ class Relaying:
     def inherit(self, extra: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         self._inherited = dict(extra)
         for number in descriptors:
-            os.write(number, b"here")
-            os.close(number)
+            with open(number, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
+                pipe.write(b"here")
 
     def drained(self, name: str, role: Role) -> None:
         self._drained.append(role.value)

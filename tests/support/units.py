@@ -143,6 +143,9 @@ class FakeHook:
     def cancel(self) -> None:
         self._deeds.append(f"{self.name} cancelled")
 
+    def abandon(self) -> None:
+        self._deeds.append(f"{self.name} abandoned")
+
 
 class Units:
     """Two runners and the world around them. `deeds`: everything that was done to that world, in its order.
@@ -226,7 +229,7 @@ class Units:
         timeout: float,
         on_end: Callable[[str | None], None],
     ) -> FakeHook:
-        name = f"{spec.environment['CLOJARSD_ROLE']} {spec.environment['CLOJARSD_HOOK']}"
+        name = f"{spec.imposed['CLOJARSD_ROLE']} {spec.imposed['CLOJARSD_HOOK']}"
         self.deeds.append(name)
         self.hooks.append(FakeHook(name, self.deeds, on_end, spec))
         return self.hooks[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -144,6 +146,19 @@ async def test_children_of_what_is_found_belong_to_it(launches: Launches) -> Non
     process.signal(signal.SIGKILL)
     await heard.how_it_ended()
     assert not os.path.exists(f"/proc/{left}")
+
+
+async def test_the_end_of_a_hook_ends_nothing_of_its_instance(launches: Launches) -> None:
+    """A hook has the mark in its environment, and is no instance."""
+    _, pid, left = await leaving_a_daemon(launches, launches.mark(), "ready")
+    fifo = launches.fifo("end")
+    command = (sys.executable, "-I", "-S", "-c", "import sys; open(sys.argv[1]).read()", str(fifo))
+    _, hook = launches(replace(launches.spec, command=command, imposed={MARK: str(launches.mark())}))
+    await hook.runs.wait()
+    await asyncio.to_thread(fifo.write_text, "")
+    assert await hook.how_it_ended() == ExitStatus(0, None)
+    assert runs(left)
+    assert runs(pid)
 
 
 @pytest.mark.parametrize("by_us", [True, False])

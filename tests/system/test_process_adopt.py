@@ -238,11 +238,13 @@ async def test_what_is_left_of_an_instance_that_is_gone_is_ended(launches: Launc
     fifo = launches.fifo()
     program = (
         "import os, sys, time\n"
-        "if os.fork() == 0:\n  os.setsid()\n  open(sys.argv[1], 'w').write(str(os.getpid()))\n  time.sleep(60)"
+        "if os.fork() == 0:\n  os.setsid()\n  open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "time.sleep(60)"
     )
     command = (sys.executable, "-I", "-S", "-c", program, str(fifo))
-    _, heard = launches(replace(launches.spec, command=command, imposed={MARK: str(launches.mark())}))
+    process, heard = launches(replace(launches.spec, command=command, imposed={MARK: str(launches.mark())}))
     left = int(await reads(fifo))
+    os.kill(process.pid, signal.SIGKILL)
     await heard.how_it_ended()
     other = replace(launches.mark(incarnation=2), state_dir="/nowhere")
     assert await launches.processes.end_remains(other) == ()

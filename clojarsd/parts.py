@@ -1,0 +1,313 @@
+"""Makes every long-lived part of the daemon, connects them, and takes up what an earlier daemon left running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from clojarsd.core.adoption import Adoption, Expectation, Found, adopt
+from clojarsd.core.api import Access
+from clojarsd.core.errors import Failed
+from clojarsd.core.history import EventName, stamp
+from clojarsd.core.identity import InstanceMark
+from clojarsd.core.launch import World, log_path
+from clojarsd.core.names import Role
+from clojarsd.core.saved import SavedPair, in_this_boot
+from clojarsd.core.settings import Settings
+from clojarsd.core.view import DaemonView
+from clojarsd.runtime.companions import Companions
+from clojarsd.runtime.configuration import Configuration
+from clojarsd.runtime.control import ControlServer
+from clojarsd.runtime.health_watch import HealthWatch
+from clojarsd.runtime.history import History
+from clojarsd.runtime.hooks_run import HookRun
+from clojarsd.runtime.instance_notify import InstanceNotify
+from clojarsd.runtime.life import Life
+from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
+from clojarsd.runtime.memory_watch import MemoryWatch
+from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.plans import Plans
+from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.state_keeper import StateKeeper
+from clojarsd.runtime.status import Board
+from clojarsd.runtime.unit_parts import Surroundings
+from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.runtime.watchdog import WatchdogTimer
+from clojarsd.system.cgroup import Groups, find_delegated
+from clojarsd.system.control_socket import ControlSocket
+from clojarsd.system.event_store import EventStore
+from clojarsd.system.family import find_marked, still_taken
+from clojarsd.system.identity import boot_id
+from clojarsd.system.kinship import belongs
+from clojarsd.system.notify import Notifier
+from clojarsd.system.notify_socket import NotifySocket
+from clojarsd.system.probe import Prober
+from clojarsd.system.process import Processes
+from clojarsd.system.settings_file import read_settings
+from clojarsd.system.state_file import StateFile
+from clojarsd.system.succession import Inherited, rehearse
+from clojarsd.system.world import look_at_world
+
+log = structlog.get_logger()
+
+
+class Parts:
+    """Every long-lived part, and how they are connected. Made by daemon.py, which runs and leaves them."""
+
+    def __init__(self, settings: Settings, config: Path, world: World, inherited: Inherited | None) -> None:
+        self.settings = settings
+        self.config = config
+        self.world = world
+        self.inherited = inherited
+        self.loop = asyncio.get_running_loop()
+        self.boot = boot_id()
+        self.runners: dict[Role, UnitRunner] = {}
+        self.watches: dict[Role, HealthWatch] = {}
+        self.listeners: dict[Role, NotifySocket] = {}
+        self.bug: asyncio.Future[None] = self.loop.create_future()
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Open everything, take up what runs already, and start nothing yet.
+
+        Raises:
+            Failed: something cannot be had.
+        """
+        service, path = self.settings.service, self.settings.control.socket
+        self.notifier = stack.enter_context(Notifier())
+        if self.inherited is None:
+            self.control_socket = stack.enter_context(ControlSocket.bind(path))
+        else:
+            self.control_socket = stack.enter_context(
+                ControlSocket.inherit(path, self.inherited.control, self.inherited.lock)
+            )
+        self.history = await stack.enter_async_context(History(EventStore(service.state_dir / "events.sqlite")))
+        self.state_file = StateFile(service.state_dir / "state.json")
+        saved, problem = await self._load()
+        self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
+        prober = await stack.enter_async_context(Prober())
+        self.configuration = Configuration(
+            self.config, Plans(self.settings, self.world, prober), self.history, read_settings, look_at_world
+        )
+        self._open_processes(stack, saved)
+        await self._open_relay(stack, saved)
+        self._make_parts(stack)
+        running = await asyncio.to_thread(find_marked, service.state_dir)
+        self._take_up(self._adoption(saved, problem, running))
+
+    async def _load(self) -> tuple[SavedPair | None, str | None]:
+        """The state as it holds in this boot, and what is wrong with the file."""
+        loaded = await asyncio.to_thread(self.state_file.load)
+        if loaded.problem is not None:
+            log.error("state_not_usable", reason=loaded.problem)
+        return (in_this_boot(loaded.pair, self.boot) if loaded.pair is not None else None), loaded.problem
+
+    def _open_processes(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
+        groups, base = None, find_delegated()
+        if base is not None:
+            try:
+                groups = Groups(base, self._on_memory)
+            except OSError as error:
+                log.warning("no_control_groups", reason=(error.strerror or str(error)).lower())
+            else:
+                stack.callback(groups.close)
+                self.loop.add_reader(groups.fileno(), groups.read_events)
+                stack.callback(self.loop.remove_reader, groups.fileno())
+        self.groups = groups
+        self.processes = Processes(groups)
+        for instance in saved.instances.values() if saved is not None else ():
+            if instance.process is not None:
+                self.processes.claim(instance.process.pid)  # before anything is reaped
+        stack.enter_context(self.processes.adopting_orphans())
+
+    async def _open_relay(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
+        plans = self.configuration.plans
+        in_force = {role: plans.unit(role).in_force for role in Role}
+        if saved is not None:
+            in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
+        owner = Owner(self.processes.claim, self.processes.release)
+        frontends = plans.frontends(in_force).values()
+        self.relay = await stack.enter_async_context(
+            RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
+        )
+        self.relay.attach(self.history)
+        if self.groups is not None and self.relay.pid is not None:
+            try:
+                self.groups.join(self.groups.leaf("relay"), self.relay.pid)
+            except OSError as error:
+                log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+
+    def _make_parts(self, stack: AsyncExitStack) -> None:
+        plans, service = self.configuration.plans, self.settings.service
+        generation = self.inherited.generation if self.inherited is not None else 1
+        seen = DaemonView(version("clojarsd"), os.getpid(), stamp(_now()), str(self.config), generation)
+        limits = self.limits = {role: self.settings.instances[role].memory_max for role in Role}
+        self.memory = MemoryWatch(limits, lambda role, reason: self.companions.restart(role, reason))
+        stack.callback(self.memory.close)
+        self.board = Board(
+            service.name,
+            seen,
+            lambda: self.configuration.plans.current_release(),
+            self.relay.views,
+            relay_pid=lambda: self.relay.pid,
+            usage=self.memory.latest,
+        )
+        self.companions = Companions(
+            self.runners,
+            self.history,
+            self.memory,
+            belongs,
+            still_taken,
+            str(service.state_dir),
+            lambda role: self.configuration.plans.settings.instances[role].watchdog,
+        )
+        around = self._surroundings()
+        for role in Role:
+            self.runners[role] = UnitRunner(role, plans.unit(role), around)
+            self.watches[role] = HealthWatch(role, (), self.runners[role])
+            stack.callback(self.runners[role].abandon)
+        self.relay.doubt = lambda role: self.watches[role].hurry()
+        self.relay.changed = self.board.wake
+        self.orders = Orders(
+            self.runners,
+            self.board,
+            lambda: self.configuration.plans.longest_failback,
+            self.configuration.refresh,
+            self.keeper.flushed,
+        )
+        state = service.state_dir / "state.json"
+        rehearsal = partial(rehearse, self.config, state, self.processes.claim, self.processes.release)
+        self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed)
+        self.notified = self._open_notify(stack)
+        self.companions.attach(self.notified, self.leashes, self.orders)
+        self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
+        self.logs = LogKeeper({role: self._log_plan(role) for role in Role}, lambda role: self.runners[role].pid)
+        self.access = self._access()
+        self.control = ControlServer(
+            self.control_socket,
+            self.orders,
+            self.board,
+            self.history,
+            self.access,
+            self.logs.logs,
+            config=self.configuration,
+            life=self.life,
+        )
+
+    def _surroundings(self) -> Surroundings:
+        def launched(role: Role) -> None:
+            self.configuration.launched(role)
+            self.companions.launched(role)
+            self.logs.configure(role, self._log_plan(role))
+
+        return Surroundings(
+            self.processes.launch,
+            self.processes.adopt,
+            partial(HookRun, self.processes.launch),
+            self.relay,
+            self.history,
+            self.board,
+            self._fail,
+            changed=self._save,
+            launched=launched,
+            proved=self.companions.proved,
+            gone=self.companions.gone,
+            rested=self.companions.rested,
+        )
+
+    def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:
+        """The sockets on which instances say how they are."""
+        self.leashes = {role: WatchdogTimer(role, self.companions.watchdog_expired) for role in Role}
+        handed = self.inherited.notify if self.inherited is not None else {}
+        notified = {}
+        for role in Role:
+            try:
+                path = self.configuration.plans.notify_socket(role)
+                listener = NotifySocket(path, self.world.uid, handed.get(role.value))
+            except Failed as failed:
+                if self.settings.instances[role].notify:
+                    raise
+                log.debug("no_notify_socket", role=role.value, reason=str(failed))
+                continue
+            self.listeners[role] = listener
+            stack.callback(listener.detach)  # an instance that runs on finds the next daemon at the same path
+            notified[role] = InstanceNotify(role, listener, self.runners[role], self.leashes[role])
+        return notified
+
+    # What runs already.
+
+    def _adoption(self, saved: SavedPair | None, problem: str | None, running: Found) -> Adoption:
+        plans = self.configuration.plans
+        expected = {}
+        for role in Role:
+            unit, instance = plans.unit(role), self.settings.instances[role]
+            serves = role in self.relay.eligible
+            expected[role] = Expectation(unit.in_force, len(unit.checks), instance.start_timeout, serves)
+        found = adopt(saved, running, expected, self.loop.time(), stamp(_now()))
+        for note in found.notes:
+            log.warning("adopted_by_mark", reason=note, state=problem or "there is no state of it")
+        return found
+
+    def _take_up(self, adoption: Adoption) -> None:
+        for role in Role:
+            self.runners[role].attach(self.watches[role], adoption.instances.get(role))
+        for role, instance in adoption.instances.items():
+            if instance.process is not None and self.runners[role].pid is None:
+                self.processes.release(instance.process.pid)
+        self.leftovers = [
+            InstanceMark(str(self.settings.service.state_dir), role, incarnation)
+            for role, incarnation in adoption.leftovers
+        ]
+
+    # What the parts tell each other.
+
+    def _save(self) -> None:
+        """Have everything that the next daemon must know written soon."""
+        self.keeper.save(
+            SavedPair(
+                service=self.settings.service.name,
+                boot_id=self.boot,
+                generation=self.board.daemon.generation,
+                instances={role: runner.saved() for role, runner in self.runners.items()},
+                saved_at=stamp(_now()),
+            )
+        )
+
+    def _apply(self, settings: Settings) -> None:
+        """Tell a new configuration to those who only look at values."""
+        self.settings = settings
+        for role in Role:
+            self.limits[role] = settings.instances[role].memory_max
+            self.logs.configure(role, self._log_plan(role))
+            if self.runners[role].unit.ready_at is not None:
+                self.companions.proved(role)
+        self.control.access = self._access()
+
+    def _log_plan(self, role: Role) -> LogPlan:
+        instance = self.settings.instances[role]
+        kept = self.runners[role].in_force.log
+        path = Path(log_path(self.settings.service, role))
+        return LogPlan(instance.name, path, kept, instance.log_max_size, instance.log_keep)
+
+    def _access(self) -> Access:
+        return Access(self.settings.control.operators, self.settings.control.viewers, os.geteuid())
+
+    def _on_memory(self, mark: InstanceMark, event: str, times: int) -> None:
+        if event == "oom_kill":
+            text = f"the kernel killed a process of {mark.role.value}: its control group had no memory left"
+            self.history.record(EventName.OOM, text, mark.role, incarnation=mark.incarnation, times=times)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.bug.done():
+            self.bug.set_exception(error)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
