@@ -99,7 +99,7 @@ class Drain:
         if self._when_drained is not None:
             self._deadline = self._loop.call_at(self._deadline.when(), self._expire)
             self._next_look = self._loop.call_soon(self._look_for_quiet)
-            self.look()
+            self._loop.call_soon(self.look)  # not before whoever unfreezes is ready to be told
 
     def quiet_since(self, session: Session) -> float | None:
         """Since when the session has been seen silent, or None."""

@@ -13,6 +13,7 @@ from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.reasons import describe_end, why_not_eligible
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import Unit
+from clojarsd.core.unit_events import DeadlinePassed, Event
 from clojarsd.core.view import CheckView, InstanceView, LastExit, Next
 from clojarsd.runtime.unit_parts import Plan
 
@@ -50,6 +51,13 @@ class UnitMemory:
         """Nothing of what belonged to one process holds any more."""
         self.in_force = self.started_at = self.status_text = self.noticed = None
         self.adopted = False
+
+    def count(self, before: Unit, unit: Unit, event: Event) -> None:
+        """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
+        if before.state is UnitState.BACKOFF and isinstance(event, DeadlinePassed):
+            self.restarts += 1
+        if unit.last_end is not before.last_end and not (unit.ended_by is not None and unit.ended_by.is_asked):
+            self.by = None
 
     def health(self, unit: Unit) -> Health:
         """What the checks say of the process that there is now."""

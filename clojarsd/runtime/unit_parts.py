@@ -48,6 +48,14 @@ class LaunchReports(Protocol):
         """The process is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Passes on how one incarnation's process fares."""
+
+    executed: Callable[[], None]
+    ended: Callable[[ExitStatus | LaunchFailed], None]
+
+
 class Launcher(Protocol):
     """Makes processes."""
 

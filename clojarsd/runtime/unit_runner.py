@@ -22,7 +22,7 @@ from clojarsd.core.unit import Unit, step
 from clojarsd.core.view import InstanceView, LastExit
 from clojarsd.runtime.unit_hooks import UnitHooks
 from clojarsd.runtime.unit_memory import UnitMemory, announcement, merge_records, remembered, saved, view
-from clojarsd.runtime.unit_parts import Checker, Plan, Running, Surroundings
+from clojarsd.runtime.unit_parts import Checker, Plan, Reports, Running, Surroundings
 
 log = structlog.get_logger()
 
@@ -189,7 +189,7 @@ class UnitRunner:
     def _adopt(self, before: SavedInstance) -> None:
         incarnation = before.unit.incarnation
         if before.process is not None:
-            self._process = self._around.adopt(before.process, lambda pid: _Reports(self, incarnation))
+            self._process = self._around.adopt(before.process, lambda pid: self._reports(incarnation))
         if self._process is None:
             self._loop.call_soon(self._ended, incarnation, UNKNOWN_END)
             return
@@ -244,9 +244,10 @@ class UnitRunner:
             self._log.warning("hook_failed", hook=event.hook.value, reason=event.failure)
         if self._unit is before and not effects:
             return
-        if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
+        moved = self._unit.state is not before.state or self._unit.incarnation != before.incarnation
+        if moved:
             self._memory.since = _now()
-        self._count(before, event)
+        self._memory.count(before, self._unit, event)
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
         for effect in effects:
@@ -255,18 +256,10 @@ class UnitRunner:
         self._around.changed()
         if before.ready_at is None and self._unit.ready_at is not None:
             self._around.proved(self.role)
-        if self._unit.state is not before.state and self._unit.state in _AT_REST:
+        if moved and self._unit.state in _AT_REST:
             self._around.rested(self.role)
-        if self._unit.state is not before.state or self._unit.incarnation != before.incarnation:
+        if moved:
             self._log.info(f"unit_{self._unit.state.value}", incarnation=self._unit.incarnation, pid=self.pid)
-
-    def _count(self, before: Unit, event: events.Event) -> None:
-        """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
-        if before.state is UnitState.BACKOFF and isinstance(event, events.DeadlinePassed):
-            self._memory.restarts += 1
-        ended_by = self._unit.ended_by
-        if self._unit.last_end is not before.last_end and not (ended_by is not None and ended_by.is_asked):
-            self._memory.by = None
 
     def _perform(self, effect: events.Effect) -> None:
         traffic = self._around.traffic
@@ -304,12 +297,15 @@ class UnitRunner:
         try:
             planned = self._plan.launch(incarnation, environment)
             self._spec, self._memory.release, self._memory.in_force = planned.spec, planned.release, planned.in_force
-            self._process = self._around.launch(planned.spec, lambda pid: _Reports(self, incarnation))
+            self._process = self._around.launch(planned.spec, lambda pid: self._reports(incarnation))
         except LaunchFailed as failed:
             self.report(events.NotLaunched(incarnation, failed.stage, failed.reason))
             return
         self._memory.started_at = stamp(_now())
         self._around.launched(self.role)
+
+    def _reports(self, incarnation: Incarnation) -> Reports:
+        return Reports(partial(self._executed, incarnation), partial(self._ended, incarnation))
 
     def _executed(self, incarnation: Incarnation) -> None:
         """The command runs, so nobody else had its ports: only from here on do answers on them speak for it."""
@@ -399,22 +395,6 @@ class UnitRunner:
         seen = self._view()
         self._around.traffic.set_eligible(self.role, seen.is_eligible)
         self._around.board.publish(seen)
-
-
-class _Reports:
-    """Tells a runner about the process of one incarnation."""
-
-    def __init__(self, runner: UnitRunner, incarnation: Incarnation) -> None:
-        self._runner = runner
-        self._incarnation = incarnation
-
-    def executed(self) -> None:
-        """The command runs."""
-        self._runner._executed(self._incarnation)
-
-    def ended(self, how: ExitStatus | LaunchFailed) -> None:
-        """The process is gone."""
-        self._runner._ended(self._incarnation, how)
 
 
 def _now() -> datetime:

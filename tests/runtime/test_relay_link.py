@@ -572,10 +572,10 @@ async def test_a_relay_process_out_of_descriptors_keeps_its_clients_and_gets_the
         pid = pid_of(link)
         client = await pair.client(view)
         assert await client.ask() == b"p"
-        open_now = len(os.listdir(f"/proc/{pid}/fd"))
-        before = resource.prlimit(
-            pid, resource.RLIMIT_NOFILE, (open_now, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        )
+        numbers = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+        first_free = min(set(range(len(numbers) + 1)) - numbers)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, hard))
         await link.configure([pair.plan(), pair.plan("two")])
         assert link._peer is None or not link._peer.channel.is_open
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
