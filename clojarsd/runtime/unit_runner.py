@@ -108,7 +108,7 @@ class UnitRunner:
         before, self._memory.by = self._memory.by, by
         kept, self._environment = self._environment, environment or self._environment
         try:
-            self._run([order])
+            self._run(order)
         except Refused as refused:
             self._memory.by, self._environment = before, kept
             verb = type(order).__name__.lower()
@@ -121,7 +121,7 @@ class UnitRunner:
         if self._stepping:
             self._queue.append(event)
         elif not self._abandoned:
-            self._run([event])
+            self._run(event)
 
     def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
         """Take the records of all checks after a result of the one at index `which`."""
@@ -189,7 +189,7 @@ class UnitRunner:
     def _adopt(self, before: SavedInstance) -> None:
         incarnation = before.unit.incarnation
         if before.process is not None:
-            self._process = self._around.adopt(before.process, lambda pid: self._reports(incarnation))
+            self._process = self._around.adopt(before.process, lambda _: self._reports(incarnation))
         if self._process is None:
             self._loop.call_soon(self._ended, incarnation, UNKNOWN_END)
             return
@@ -222,17 +222,16 @@ class UnitRunner:
 
     # Steps and effects.
 
-    def _run(self, news: list[events.Event]) -> None:
-        """Step through the events and through those that their effects bring."""
-        self._queue.extend(news)
+    def _run(self, event: events.Event) -> None:
+        """Step through the event and through those that its effects bring."""
+        self._queue.append(event)
         self._stepping = True
         try:
             while self._queue:
                 self._step(self._queue.popleft())
-        except Refused:
-            raise
         except Exception as bug:
-            self._around.on_bug(bug)  # most callers are callbacks of the loop, which would only log it
+            if not isinstance(bug, Refused):
+                self._around.on_bug(bug)  # most callers are callbacks of the loop, which would only log it
             raise
         finally:
             self._stepping = False

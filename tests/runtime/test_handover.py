@@ -337,6 +337,31 @@ def test_who_connects_meanwhile_waits_in_the_backlog(line: Line) -> None:
     assert "failed" in new.answer()
 
 
+def test_a_handover_that_is_cancelled_leaves_all_where_it_was(line: Line) -> None:
+    line.open()
+    client, instance = line.connect()
+    new = line.process()
+    begin_handover(line.now, new, fatal=signal.SIGSTOP, at="send", packet=4)
+    while "(T)" not in _state_of(new):
+        pass
+    line.now.order("cancel")
+    assert line.now.answer() == {"failed": "cancelled"}
+    converse(client, instance)
+    new.process.send_signal(signal.SIGCONT)
+    assert "has given up waiting" in new.answer()["failed"]
+    converse(client, instance)
+
+
+def test_who_is_given_nothing_says_so(line: Line) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        line.now.order("take", theirs.fileno(), timeout=DEADLINE_S)
+    ours.close()
+    failed = line.now.answer()["failed"]
+    assert failed == "cannot take connections over: the other process: it has gone; the old process goes on"
+    assert line.now.look()["descriptors"] == line.empty
+
+
 def _state_of(process: Process) -> str:
     with open(f"/proc/{process.process.pid}/stat") as stat:
         return f"({stat.read().rsplit(')', 1)[1].split()[0]})"

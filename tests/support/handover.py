@@ -166,9 +166,12 @@ class Relaying:
             "happened": [event.name for event in self._past.events],
         }
 
-    def give(self, number: int, timeout: float, sends: int | None = None) -> None:
+    def give(self, number: int, timeout: float) -> None:
         end = socket.socket(fileno=number)
-        self._group.create_task(self._give(end, timeout))
+        self._giving = self._group.create_task(self._give(end, timeout))
+
+    def cancel(self) -> None:
+        self._giving.cancel()
 
     async def _give(self, end: socket.socket, timeout: float) -> None:
         reader, writer = os.pipe()
@@ -182,6 +185,10 @@ class Relaying:
         except Failed as error:
             os.close(writer)
             self._answer({"failed": str(error)})
+        except asyncio.CancelledError:
+            os.close(writer)
+            self._answer({"failed": "cancelled"})
+            raise
         finally:
             os.close(reader)
 

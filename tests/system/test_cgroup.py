@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from clojarsd.system.identity import stat_of
 from clojarsd.system.process import Processes
 from tests.support.launches import Heard, Launches, failure, launching, reads
 from tests.support.real import unavailable
+from tests.support.systemd_sandbox import boot, missing_for_sandbox
 from tests.support.waiting import PATIENCE
 
 MARK = InstanceMark("/var/lib/clojarsd", Role.PRIMARY, Incarnation(1))
@@ -268,3 +270,46 @@ def test_a_group_that_stays_is_no_end_of_the_daemon(base: Path) -> None:
     os.waitpid(child, 0)
     with suppress(OSError):
         remove(group)
+
+
+DIVIDES = """
+from clojarsd.core.identity import InstanceMark
+from clojarsd.core.names import Incarnation, Role
+from clojarsd.system.cgroup import Groups, find_delegated
+base = find_delegated()
+print(base)
+if base is not None:
+    mark = InstanceMark("/x", Role.BACKUP, Incarnation(2))
+    groups = Groups(base)
+    print(open("/proc/self/cgroup").read().splitlines()[-1].rpartition("/")[2], find_delegated() == base)
+    print(groups.make(mark, {}).name)
+    groups.forget(mark)
+    print(groups.of(mark))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_systemd_says_which_group_is_delegated(tmp_path: Path) -> None:
+    """To root and to a plain user alike; one that is not delegated is left alone."""
+    if reason := missing_for_sandbox():
+        unavailable(f"cannot boot a systemd: {reason}")
+    divided = ["supervisor True", "instance-backup-2", "None"]
+    checkout, program = Path(__file__).parents[2], tmp_path / "divides.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(checkout)!r})\n{DIVIDES}")
+    for path in (program, tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    sandbox = tmp_path / "sandbox"
+    sandbox.mkdir()
+    shared = [checkout, Path(sys.prefix), Path(os.path.realpath(sys.executable)).parent, tmp_path]
+    with boot(sandbox, {}, shared) as machine:
+        for properties, expected in (
+            (("Delegate=yes",), divided),
+            (("Delegate=yes", "User=nobody"), divided),
+            ((), ["None"]),
+            (("User=nobody",), ["None"]),
+        ):
+            given = [word for one in properties for word in ("--property", one)]
+            said = machine.run("systemd-run", "--quiet", "--wait", "--pipe", *given, sys.executable, str(program))
+            assert said.splitlines()[-len(expected) :] == expected
+            assert len(said.splitlines()) == (4 if expected is divided else 1)
