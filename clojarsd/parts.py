@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -16,10 +17,10 @@ from clojarsd.core.adoption import Adoption, Expectation, Found, adopt
 from clojarsd.core.api import Access
 from clojarsd.core.errors import Failed
 from clojarsd.core.history import EventName, stamp
-from clojarsd.core.identity import InstanceMark
+from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.launch import World, log_path
-from clojarsd.core.names import Role
-from clojarsd.core.saved import SavedPair, in_this_boot
+from clojarsd.core.names import Incarnation, Role
+from clojarsd.core.saved import InForce, SavedPair, in_this_boot
 from clojarsd.core.settings import Settings
 from clojarsd.core.view import DaemonView
 from clojarsd.runtime.companions import Companions
@@ -38,7 +39,7 @@ from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.relay_link import RelayLink
 from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
-from clojarsd.runtime.unit_parts import Surroundings
+from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.runtime.watchdog import WatchdogTimer
 from clojarsd.system.cgroup import Groups, find_delegated
@@ -50,7 +51,7 @@ from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
 from clojarsd.system.notify_socket import NotifySocket
 from clojarsd.system.probe import Prober
-from clojarsd.system.process import Processes
+from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile
 from clojarsd.system.succession import Inherited, rehearse
@@ -170,7 +171,7 @@ class Parts:
         )
         around = self._surroundings()
         for role in Role:
-            self.runners[role] = UnitRunner(role, plans.unit(role), around)
+            self.runners[role] = UnitRunner(role, plans.unit(role, partial(self._in_force, role)), around)
             self.watches[role] = HealthWatch(role, (), self.runners[role])
             stack.callback(self.runners[role].abandon)
         self.relay.doubt = lambda role: self.watches[role].hurry()
@@ -209,7 +210,7 @@ class Parts:
 
         return Surroundings(
             self.processes.launch,
-            self.processes.adopt,
+            self._adopt,
             partial(HookRun, self.processes.launch),
             self.relay,
             self.history,
@@ -221,6 +222,19 @@ class Parts:
             gone=self.companions.gone,
             rested=self.companions.rested,
         )
+
+    def _in_force(self, role: Role) -> InForce:
+        return self.runners[role].in_force
+
+    def _adopt(
+        self,
+        identity: ProcessIdentity,
+        make_events: Callable[[int], LaunchReports],
+        role: Role,
+        incarnation: Incarnation,
+    ) -> Process | None:
+        mark = InstanceMark(str(self.settings.service.state_dir), role, incarnation)
+        return self.processes.adopt(identity, make_events, mark)
 
     def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:
         """The sockets on which instances say how they are."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from clojarsd.core.codec import Unfit, decode, encode
 from clojarsd.core.errors import Failed
 from clojarsd.core.health import CheckRecord
-from clojarsd.core.identity import InstanceMark, ProcessIdentity
+from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import Goal, Role
 from clojarsd.core.settings_types import LogTo
 from clojarsd.core.unit_facts import Unit
@@ -50,7 +50,8 @@ class SavedInstance:
         goal_by: who ordered the goal, or None; and when that was (UTC).
         records: of each check, in the order of the settings; checked_at: when each was last made (UTC), or None.
         in_force: what its process was launched with, or None without one.
-        mark: what its process and all that comes from it have in their environment, or None without one.
+        checks: what the records are of.
+        noticed: whether its process has said that it is ready, and status_text: what else it has said, or None.
     """
 
     unit: Unit
@@ -66,7 +67,9 @@ class SavedInstance:
     records: tuple[CheckRecord, ...] = ()
     checked_at: tuple[str | None, ...] = ()
     in_force: InForce | None = None
-    mark: InstanceMark | None = None
+    checks: tuple[str, ...] = ()
+    noticed: bool = False
+    status_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

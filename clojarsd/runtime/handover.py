@@ -98,7 +98,7 @@ async def hand_over(
     clients = 0
     promised = False
     try:
-        with _in_words("cannot hand the connections over"):
+        with _in_words("cannot hand the connections over", "this process goes on"):
             async with asyncio.timeout(timeout):
                 await line.expect("hello", version=VERSION)
                 since = loop.time()
@@ -181,7 +181,7 @@ async def take_over(end: socket.socket, heir: Heir, *, timeout: float = TIMEOUT)
     line = _Line(end)
     stand: dict[str, Standstill] = {}
     try:
-        with _in_words("cannot take connections over"):
+        with _in_words("cannot take connections over", "nothing was touched"):
             async with asyncio.timeout(timeout):
                 line.say("hello", version=VERSION)
                 await _build_all(line, heir, stand)
@@ -303,14 +303,14 @@ def _has_packet(end: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def _in_words(what: str) -> Iterator[None]:
+def _in_words(what: str, now: str) -> Iterator[None]:
     """Raise whatever a broken, dead or foreign process on the other side leads to as `Failed`."""
     try:
         yield
     except TimeoutError as error:
-        raise Failed(f"{what}: not over in time; the old process goes on") from error
+        raise Failed(f"{what}: not over in time; {now}") from error
     except (Failed, OSError, LookupError, TypeError, ValueError) as error:
-        raise Failed(f"{what}: {error}; the old process goes on") from error
+        raise Failed(f"{what}: {error}; {now}") from error
 
 
 @contextlib.contextmanager

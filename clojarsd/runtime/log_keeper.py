@@ -31,7 +31,6 @@ EVERY = 1.0
 """Seconds between two looks at logs that grow."""
 QUIET_LOOK = 10.0
 """Seconds between two looks while nothing is written: a full disk makes no writes."""
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class InstanceLog:
     @classmethod
     def at(cls, role: Role, path: Path) -> Self:
         """A log file that nobody rotates."""
-        return cls(role, LogPlan(role.value, path, LogTo.FILE, sys.maxsize, 0))
+        return cls(role, LogPlan(role.value, path, LogTo.FILE, sys.maxsize, sys.maxsize))
 
     def configure(self, plan: LogPlan) -> None:
         """Go by this plan from now on."""
@@ -128,6 +127,7 @@ class LogKeeper:
         self._seen = {role: _Seen() for role in plans}
         self._directories: dict[Path, os.stat_result | None] = {}
         self._full_since: float | None = None
+        self._room = ROOM
         self._threads = Threads("log-keeper")
         self._pack_threads = Threads("log-packing")
         self._wake = asyncio.Event()
@@ -177,7 +177,7 @@ class LogKeeper:
             busy = busy or seen.look is None or seen.look.size != now.size
             seen.look = now
             self._say_where(role, now.lost_path)
-            hopeless = self._full_since is not None and file.keep > 0 and (now.free or 0) < ROOM
+            hopeless = self._full_since is not None and file.keep > 0 and (now.free or 0) < self._room
             if now.size > file.most and now.lost_path is None and not hopeless:
                 busy = await self._rotate(role) or busy
             if now.free is not None:
@@ -197,7 +197,10 @@ class LogKeeper:
                 if recover:
                     break
         except Failed as failed:
-            if isinstance(failed.__cause__, OSError) and failed.__cause__.errno in _FULL:
+            look_before = self._seen[role].look
+            short = look_before is None or look_before.free is None or look_before.free < file.most
+            if short and isinstance(failed.__cause__, OSError) and failed.__cause__.errno == errno.ENOSPC:
+                self._room = max(ROOM, file.most)
                 self._say_full(str(failed))
             else:
                 self._not_rotated(role, str(failed))
@@ -244,9 +247,10 @@ class LogKeeper:
     def _say_whether_full(self, free: int | None) -> None:
         if free == 0:
             self._say_full("no space is left for plain users")
-        elif self._full_since is not None and free is not None and free >= ROOM:
+        elif self._full_since is not None and free is not None and free >= self._room:
             lasted = asyncio.get_running_loop().time() - self._full_since
-            self._full_since = None
+            self._full_since, self._room = None, ROOM
+            self._unpacked.set()
             for role, seen in self._seen.items():
                 before, now, seen.at_full = seen.at_full, seen.look, None
                 calls = _difference(now, before)
@@ -312,8 +316,9 @@ class LogKeeper:
                 try:
                     while await pack_one(self.logs[role].file, self._pack_threads):
                         pass
-                except Failed as failed:
-                    self._not_rotated(role, str(failed))  # it is tried again after the next rotation
+                except Failed as failed:  # it is tried again after the next rotation
+                    if self._full_since is None:
+                        self._not_rotated(role, str(failed))
 
 
 def _size_of(file: LogFile) -> int | None:

@@ -28,6 +28,7 @@ class UnitMemory:
         noticed: the incarnation that has said READY=1.
         left: what the latest process has left behind, in words; None when nothing.
         adopted: whether another daemon launched the process.
+        executed: whether its command runs: before that others may be on its ports.
     """
 
     since: datetime
@@ -46,11 +47,12 @@ class UnitMemory:
     status_text: str | None = None
     left: str | None = None
     adopted: bool = False
+    executed: bool = False
 
     def forget_process(self) -> None:
-        """Nothing of what belonged to one process holds any more."""
-        self.in_force = self.started_at = self.status_text = self.noticed = None
-        self.adopted = False
+        """Nothing of what belonged to one process holds any more, but for what it was bound to: a hook may follow."""
+        self.started_at = self.status_text = self.noticed = None
+        self.adopted = self.executed = False
 
     def count(self, before: Unit, unit: Unit, event: Event) -> None:
         """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
@@ -83,7 +85,17 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
     deadline = None
     if unit.deadline is not None:
         deadline = stamp(datetime.now(UTC) + timedelta(seconds=unit.deadline - now))
-    reason = why_not_eligible(role, unit, health, checks, plan.policy, deadline)
+    is_ordered = memory.wanted is Goal.DOWN
+    reason = why_not_eligible(
+        role,
+        unit,
+        health,
+        checks,
+        plan.policy,
+        deadline,
+        stopped_by=memory.goal_by if is_ordered else None,
+        stopped_at=memory.goal_at if is_ordered else None,
+    )
     if reason is not None and memory.left is not None:
         reason = f"{reason}; {memory.left}"
     return InstanceView(
@@ -126,7 +138,7 @@ def next_step(unit: Unit, deadline: str | None) -> Next | None:
             return Next("it gets the next stop signal, at last SIGKILL", deadline)
 
 
-def saved(unit: Unit, memory: UnitMemory, process: ProcessIdentity | None) -> SavedInstance:
+def saved(unit: Unit, memory: UnitMemory, plan: Plan, process: ProcessIdentity | None) -> SavedInstance:
     """What the next daemon must know."""
     return SavedInstance(
         unit=unit,
@@ -142,16 +154,23 @@ def saved(unit: Unit, memory: UnitMemory, process: ProcessIdentity | None) -> Sa
         records=memory.records,
         checked_at=tuple(memory.checked_at),
         in_force=memory.in_force,
+        checks=plan.checks,
+        noticed=memory.noticed == unit.incarnation,
+        status_text=memory.status_text,
     )
 
 
-def remembered(before: SavedInstance) -> UnitMemory:
-    """What an earlier daemon knew."""
-    are_dated = len(before.checked_at) == len(before.records)
+def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
+    """What an earlier daemon knew, under a plan that may have other checks."""
+    known, at = before.records, list(before.checked_at)
+    if before.checks != plan.checks or len(known) != len(plan.checks):
+        known = merge_records(before.checks, known, plan.checks, before.unit.ready_at is not None)
+    if len(at) != len(known) or before.checks != plan.checks:
+        at = [None] * len(known)
     return UnitMemory(
         since=datetime.fromisoformat(before.since),
-        records=before.records,
-        checked_at=list(before.checked_at) if are_dated else [None] * len(before.records),
+        records=known,
+        checked_at=at,
         started_at=before.started_at,
         last_exit=before.last_exit,
         release=before.release,
@@ -160,7 +179,8 @@ def remembered(before: SavedInstance) -> UnitMemory:
         goal_by=before.goal_by,
         goal_at=before.goal_at,
         in_force=before.in_force,
-        noticed=before.unit.incarnation if before.unit.state is not UnitState.STARTING else None,
+        noticed=before.unit.incarnation if before.noticed else None,
+        status_text=before.status_text,
     )
 
 

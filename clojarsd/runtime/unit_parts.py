@@ -66,8 +66,15 @@ class Launcher(Protocol):
 class Adopter(Protocol):
     """Finds processes again that another daemon has launched."""
 
-    def __call__(self, identity: ProcessIdentity, make_events: Callable[[int], LaunchReports], /) -> Running | None:
-        """That very process; None when it is gone, whoever has its number now."""
+    def __call__(
+        self,
+        identity: ProcessIdentity,
+        make_events: Callable[[int], LaunchReports],
+        role: Role,
+        incarnation: Incarnation,
+        /,
+    ) -> Running | None:
+        """That very process of that launch; None when it is gone, whoever has its number now."""
 
 
 class RunningHook(Protocol):

@@ -27,6 +27,7 @@ from clojarsd.runtime.unit_parts import Checker, Plan, Reports, Running, Surroun
 log = structlog.get_logger()
 
 _AT_REST = frozenset({UnitState.STOPPED, UnitState.FAILED})
+_WITHOUT_PROCESS = _AT_REST | {UnitState.BACKOFF}
 UNKNOWN_END = ExitStatus(None, None)
 """The end of a process that ended while no daemon was there to see it."""
 
@@ -172,14 +173,12 @@ class UnitRunner:
 
     def saved(self) -> SavedInstance:
         """What the next daemon must know."""
-        return saved(self._unit, self._memory, self._process.identity if self._process is not None else None)
+        process = self._process.identity if self._process is not None else None
+        return saved(self._unit, self._memory, self._plan, process)
 
     def _restore(self, before: SavedInstance) -> None:
-        self._memory = remembered(before)
+        self._memory = remembered(before, self._plan)
         self._unit = before.unit
-        if len(self._memory.records) != len(self._plan.checks):
-            self._memory.records = merge_records((), (), self._plan.checks, before.unit.ready_at is not None)
-            self._memory.checked_at = [None] * len(self._plan.checks)
         if before.unit.has_process:
             self._adopt(before)
         elif before.unit.hook is not None:
@@ -189,11 +188,13 @@ class UnitRunner:
     def _adopt(self, before: SavedInstance) -> None:
         incarnation = before.unit.incarnation
         if before.process is not None:
-            self._process = self._around.adopt(before.process, lambda _: self._reports(incarnation))
+            reports = self._reports(incarnation)
+            self._process = self._around.adopt(before.process, lambda _: reports, self.role, incarnation)
         if self._process is None:
             self._loop.call_soon(self._ended, incarnation, UNKNOWN_END)
             return
         self._memory.adopted = True
+        self._memory.executed = before.process is not None and before.process.executable is not None
         self._around.launched(self.role)
         if before.unit.ready_at is not None:
             self._around.proved(self.role)
@@ -202,13 +203,8 @@ class UnitRunner:
         if self._checks_now():
             self._checker.begin(incarnation, self._memory.records)
         self._log.info("unit_adopted", pid=self.pid, incarnation=incarnation, state=before.unit.state.value)
-        self._around.history.record(
-            EventName.DAEMON_ADOPTED,
-            f"{self.role.value} was found running as process {self.pid}, and is supervised again",
-            self.role,
-            pid=self.pid,
-            incarnation=incarnation,
-        )
+        text = f"{self.role.value} was found running as process {self.pid}, and is supervised again"
+        self._around.history.record(EventName.DAEMON_ADOPTED, text, self.role, pid=self.pid, incarnation=incarnation)
 
     def abandon(self) -> None:
         """Let the process run on, unwatched; a hook's commands run on too."""
@@ -246,6 +242,8 @@ class UnitRunner:
         moved = self._unit.state is not before.state or self._unit.incarnation != before.incarnation
         if moved:
             self._memory.since = _now()
+        if self._unit.state in _WITHOUT_PROCESS:
+            self._memory.in_force = None
         self._memory.count(before, self._unit, event)
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
@@ -290,7 +288,7 @@ class UnitRunner:
         self._memory.records = tuple(CheckRecord() for _ in self._plan.checks)
         self._memory.checked_at = [None] * len(self._plan.checks)
         self._memory.forget_process()
-        self._memory.left = None
+        self._memory.left = self._memory.in_force = None
         self._around.traffic.end_drain(self.role)
         environment, self._environment = self._environment, {}
         try:
@@ -298,6 +296,7 @@ class UnitRunner:
             self._spec, self._memory.release, self._memory.in_force = planned.spec, planned.release, planned.in_force
             self._process = self._around.launch(planned.spec, lambda pid: self._reports(incarnation))
         except LaunchFailed as failed:
+            self._memory.in_force = None
             self.report(events.NotLaunched(incarnation, failed.stage, failed.reason))
             return
         self._memory.started_at = stamp(_now())
@@ -308,21 +307,18 @@ class UnitRunner:
 
     def _executed(self, incarnation: Incarnation) -> None:
         """The command runs, so nobody else had its ports: only from here on do answers on them speak for it."""
+        self._memory.executed = True
         if self._checks_now():
             self._checker.begin(incarnation)
+        text = f"{self.role.value} was launched as process {self.pid}"
         self._around.history.record(
-            EventName.INSTANCE_STARTED,
-            f"{self.role.value} was launched as process {self.pid}",
-            self.role,
-            self._memory.by,
-            pid=self.pid,
-            incarnation=self._unit.incarnation,
+            EventName.INSTANCE_STARTED, text, self.role, self._memory.by, pid=self.pid, incarnation=incarnation
         )
         self._around.changed()
 
     def _checks_now(self) -> bool:
         """Whether there is something to check, and somebody who wants to know."""
-        return self._process is not None and self._unit.state is not UnitState.STOPPING
+        return self._process is not None and self._memory.executed and self._unit.state is not UnitState.STOPPING
 
     def _prove(self) -> None:
         """Report that the process can serve, if all who must say so have said so."""

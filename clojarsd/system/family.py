@@ -1,6 +1,6 @@
 """What a launched process has started: found by its mark and by parentage, and ended with it.
 
-All of this looks through /proc and waits, so it runs in a thread: a look at everything costs about 25 us for each
+All of this looks through /proc and waits, so it runs in a thread: a look at everything costs about 30 us for each
 process of the machine.
 """
 

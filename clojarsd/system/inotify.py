@@ -42,6 +42,9 @@ class EntryWatch:
     """Watches one name in one directory, which need not exist in it. Whoever makes it closes it; use it in one task.
 
     Writes are heard of from the files that have or had the name alone: busy neighbours wake nobody.
+
+    Attributes:
+        has_directory: whether the directory is still there; a new one in its place is not watched.
     """
 
     def __init__(self, path: Path, also: str | None = None) -> None:
@@ -66,6 +69,7 @@ class EntryWatch:
             os.close(self._descriptor)
             raise Failed(f"cannot watch {path.parent}: {reason}")
         self._directory = added
+        self.has_directory = True
         self._watch_file()
         if also is not None:
             _libc.inotify_add_watch(self._descriptor, os.fsencode(also), _FILE)
@@ -91,6 +95,8 @@ class EntryWatch:
         for watch, mask, name in _events(news):
             if watch != self._directory or name == self._name or mask & (_SELF | IN_IGNORED | IN_Q_OVERFLOW):
                 self._changed.set()
+            if watch == self._directory and mask & (_SELF | IN_IGNORED):
+                self.has_directory = False
             if mask & IN_Q_OVERFLOW or (name == self._name and mask & _COMES):
                 self._watch_file()
 

@@ -65,6 +65,8 @@ async def follow(log: LogFile, count: int) -> AsyncGenerator[Sequence[str], None
             while True:
                 while lines := await _threads.run(reader.read):
                     yield lines
+                if not watch.has_directory:
+                    raise Failed(f"cannot go on with the log {log.path}: its directory was removed or renamed")
                 await watch.change()
     finally:
         reader.close()

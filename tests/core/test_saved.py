@@ -95,7 +95,12 @@ def test_after_a_reboot_what_operators_want_and_what_is_counted_holds() -> None:
 def test_after_a_reboot_nothing_runs_and_no_instant_of_the_old_boot_is_left() -> None:
     for instance in in_this_boot(a_pair(), "another").instances.values():
         assert instance.unit == Unit(rotation=Rotation.OUT, incarnation=Incarnation(3))
-        assert (instance.process, instance.in_force, instance.mark, instance.started_at) == (None, None, None, None)
+        assert (instance.process, instance.in_force, instance.status_text, instance.started_at) == (
+            None,
+            None,
+            None,
+            None,
+        )
         assert (instance.release, instance.records, instance.checked_at) == (None, (), ())
         assert instance.since == LATER
 

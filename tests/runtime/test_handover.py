@@ -8,12 +8,16 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.names import Role
+from clojarsd.runtime.handover import _Line
 from tests.support.fronts import LOOPBACK, B, Instance, P, make_plan
 from tests.support.handover import Process, begin_handover, hand_on
 from tests.support.sockets import (
@@ -21,6 +25,7 @@ from tests.support.sockets import (
     in_background,
     noise,
     open_descriptors,
+    pause,
     receive_exactly,
     receive_to_the_end,
     reset,
@@ -325,8 +330,7 @@ def test_who_connects_meanwhile_waits_in_the_backlog(line: Line) -> None:
     client, instance = line.connect()
     new = line.process()
     begin_handover(line.now, new, timeout=1.0, fatal=signal.SIGSTOP, at="receive", packet=2)
-    while "(T)" not in _state_of(new):
-        pass
+    until_stopped(new)
     client.sendall(NEXT)
     late = line.client(REQUEST)
     assert stays_silent(instance)
@@ -342,8 +346,7 @@ def test_a_handover_that_is_cancelled_leaves_all_where_it_was(line: Line) -> Non
     client, instance = line.connect()
     new = line.process()
     begin_handover(line.now, new, fatal=signal.SIGSTOP, at="send", packet=4)
-    while "(T)" not in _state_of(new):
-        pass
+    until_stopped(new)
     line.now.order("cancel")
     assert line.now.answer() == {"failed": "cancelled"}
     converse(client, instance)
@@ -358,13 +361,16 @@ def test_who_is_given_nothing_says_so(line: Line) -> None:
         line.now.order("take", theirs.fileno(), timeout=DEADLINE_S)
     ours.close()
     failed = line.now.answer()["failed"]
-    assert failed == "cannot take connections over: the other process: it has gone; the old process goes on"
+    assert failed == "cannot take connections over: the other process: it has gone; nothing was touched"
     assert line.now.look()["descriptors"] == line.empty
 
 
-def _state_of(process: Process) -> str:
-    with open(f"/proc/{process.process.pid}/stat") as stat:
-        return f"({stat.read().rsplit(')', 1)[1].split()[0]})"
+def until_stopped(process: Process) -> None:
+    """Wait until a signal has stopped it."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (state := Path(f"/proc/{process.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != "T":
+        assert time.monotonic() < deadline, state
+        pause()
 
 
 STEPS = [(at, packet) for at in ("send", "receive") for packet in (1, 2, 3, 4)]
@@ -381,7 +387,7 @@ def test_the_old_process_goes_on_when_the_new_one_fails(
     with unharmed(line) as check:
         new = line.process()
         begin_handover(line.now, new, timeout=0.7, fatal=fatal, at=at, packet=packet)
-        assert line.now.answer()["failed"].endswith("; the old process goes on")
+        assert line.now.answer()["failed"].endswith("; this process goes on")
         check()
         if fatal is signal.SIGSTOP:
             new.process.send_signal(signal.SIGCONT)
@@ -438,7 +444,7 @@ def test_a_new_process_that_never_answers_is_not_waited_for(line: Line) -> None:
             line.now.order("give", ours.fileno(), timeout=0.3)
         converse(client, instance)  # nothing stands still before it has said hello
         failed = line.now.answer()["failed"]
-    assert failed == "cannot hand the connections over: not over in time; the old process goes on"
+    assert failed == "cannot hand the connections over: not over in time; this process goes on"
     converse(client, instance)
 
 
@@ -458,7 +464,7 @@ def test_who_speaks_otherwise_gets_nothing(line: Line, said: bytes, why: str) ->
     with ours:
         line.now.order("give", ours.fileno(), timeout=DEADLINE_S)
         theirs.send(said) if said else theirs.close()
-        assert line.now.answer()["failed"] == f"cannot hand the connections over: {why}; the old process goes on"
+        assert line.now.answer()["failed"] == f"cannot hand the connections over: {why}; this process goes on"
     theirs.close()
     converse(client, instance)
 
@@ -467,3 +473,17 @@ def test_frontends_without_clients_go_over_too(line: Line) -> None:
     line.open()
     line.hand_on()
     line.connect()
+
+
+async def test_what_is_revoked_cannot_be_committed_and_what_is_committed_cannot_be_revoked() -> None:
+    """So that exactly one process goes on, at whatever moment the patience of the old one ends."""
+    for commits_first in (True, False):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.closing(_Line(ours)) as old, contextlib.closing(_Line(theirs)) as new:
+            if commits_first:
+                new.commit()
+                assert old.revoke()
+            else:
+                assert not old.revoke()
+                with pytest.raises(Failed, match="given up waiting"):
+                    new.commit()

@@ -135,6 +135,7 @@ def test_the_view_has_everything() -> None:
     assert (seen.goal_by, seen.goal_at, seen.adopted, seen.status_text) == ("ann", AT, True, "indexing")
     assert (seen.ports, seen.next, seen.reload_signal) == ({"http": 1}, None, 1)
     kept.forget_process()
+    kept.in_force = None
     stopped = view(ROLE, Unit(), kept, a_plan("http", ports={"http": 2}), None, 0.0)
     assert (stopped.ports, stopped.adopted, stopped.status_text, stopped.started_at) == ({"http": 2}, False, None, None)
     assert stopped.release == "1.jar", "the latest one is still told"
@@ -161,29 +162,41 @@ def test_what_is_left_behind_is_told_of_an_instance_that_does_not_serve(
 
 
 def test_what_is_saved_is_remembered() -> None:
+    plan = a_plan("http", "tcp")
     kept = memory(UP, CheckRecord())
     kept.restarts, kept.last_exit, kept.release, kept.in_force = 2, LastExit(ExitStatus(3, None), AT), "1.jar", IN_FORCE
     kept.wanted, kept.goal_by, kept.goal_at, kept.started_at = Goal.DOWN, "ann", AT, AT
+    kept.noticed, kept.status_text = FIRST, "all is well"
     identity = ProcessIdentity(901, 1, "boot")
-    before = saved(READY, kept, identity)
+    before = saved(READY, kept, plan, identity)
     assert (before.unit, before.process, before.since) == (READY, identity, stamp(SINCE))
-    again = remembered(before)
-    assert again.noticed == FIRST, "it was ready, so it has said so"
-    assert replace(again, noticed=None) == kept
-    assert saved(READY, again, identity) == before
+    again = remembered(before, plan)
+    assert again == kept
+    assert saved(READY, again, plan, identity) == before
 
 
-def test_who_is_starting_has_not_said_that_it_is_ready() -> None:
-    starting = replace(READY, state=UnitState.STARTING, ready_at=None)
-    assert remembered(saved(starting, memory(), None)).noticed is None
+def test_who_has_said_that_it_is_ready_need_not_say_it_again() -> None:
+    plan, starting = a_plan("http"), replace(READY, state=UnitState.STARTING, ready_at=None)
+    silent, told = memory(UP), memory(UP)
+    told.noticed = FIRST
+    assert remembered(saved(starting, silent, plan, None), plan).noticed is None
+    assert remembered(saved(starting, told, plan, None), plan).noticed == FIRST
 
 
 def test_times_that_do_not_fit_the_records_are_forgotten() -> None:
     """A document of another making must not end the daemon when it first shows the instance."""
-    before = replace(saved(READY, memory(UP, DOWN), None), checked_at=(AT,))
-    again = remembered(before)
+    plan = a_plan("http", "tcp")
+    before = replace(saved(READY, memory(UP, DOWN), plan, None), checked_at=(AT,))
+    again = remembered(before, plan)
     assert again.records == (UP, DOWN)
-    assert [check.at for check in again.checks(READY, a_plan("http", "tcp"))] == [None, None]
+    assert [check.at for check in again.checks(READY, plan)] == [None, None]
+
+
+def test_records_follow_their_checks_through_another_configuration() -> None:
+    before = saved(READY, memory(UP, DOWN), a_plan("http", "tcp"), None)
+    again = remembered(before, a_plan("tcp", "exec", "http"))
+    assert [record.health for record in again.records] == [Health.DOWN, Health.UP, Health.UP]
+    assert again.checked_at == [None, None, None]
 
 
 # What the history is told.

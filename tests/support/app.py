@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -128,6 +129,16 @@ def daemonize_child() -> int:
     return pid
 
 
+def leave_listeners() -> None:
+    """Start a grandchild in a session of its own that has the ports we listen on open and outlives us."""
+    for descriptor, name in descriptors().items():
+        if name.startswith("socket:"):
+            with socket.socket(fileno=os.dup(descriptor)) as found:
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    os.set_inheritable(descriptor, True)
+    os.waitpid(os.posix_spawnp("setsid", ["setsid", "--fork", "sleep", "600"], os.environ), 0)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Make the file appear with all of its text at once."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -146,6 +157,7 @@ def arguments() -> Namespace:
     add("--print-lines", type=int, default=0, help="so many numbered lines to stdout, then as many to stderr")
     add("--spawn-child", action="store_true", help="start a child in our process group; it outlives us")
     add("--daemonize-child", action="store_true", help="start a child in a session of its own")
+    add("--leave-listeners", action="store_true", help="a grandchild in a session of its own has our ports, for ever")
     add("--ignore-term", action="store_true", help="live on after SIGTERM; so do the children we start")
     add("--exit-at-once", type=int, metavar="CODE", help="do not serve, exit")
     add("--exit-while", type=Path, metavar="PATH", help="... but only while this file exists")
@@ -158,6 +170,8 @@ def arguments() -> Namespace:
 
 def announce(args: Namespace) -> None:
     """Tell the test that both ports are served."""
+    if args.leave_listeners:
+        leave_listeners()
     if args.ready_file is not None:
         write_whole(args.ready_file, f"{os.getpid()}\n")
     if args.ready_fd is not None:

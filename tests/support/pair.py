@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -83,6 +84,7 @@ class Pair:
     failback: str = "1s"
     ports: list[int] = field(default_factory=lambda: free_ports(6))
     environment: dict[str, str] = field(default_factory=dict)
+    program: Sequence[str] = (sys.executable, "-m", "clojarsd")
     daemon: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -111,12 +113,12 @@ class Pair:
         )
         return self.config
 
-    def begin(self, program: Sequence[str] = (sys.executable, "-m", "clojarsd")) -> Self:
+    def begin(self, program: Sequence[str] | None = None) -> Self:
         """Start the daemon; return when it takes orders."""
         self.write_config()
         with (self.home / "daemon.log").open("ab") as output:
             self.daemon = subprocess.Popen(
-                [*program, "-c", str(self.config)],
+                [*(program or self.program), "-c", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -309,30 +311,41 @@ def get(opened: http.client.HTTPConnection, path: str) -> bytes:
 
 @dataclass
 class Failure:
-    """One request that got no whole answer."""
+    """One request that got no whole answer. client: the number of who asked."""
 
     error: str
     began: float
     ended: float
+    client: int = 0
 
 
 class Clients:
     """Clients that ask `/who` over and over until the block ends, and count.
 
+    Args:
+        keep_alive: each keeps its connection; one that is closed between two requests costs none.
+        pause: seconds between a client's answer and its next request.
+
     Attributes:
         answered: by name of the instance.
+        connections: how many were opened.
         failures: every request that got no answer.
         answers: (instant, name) of each answer, in their order.
     """
 
-    def __init__(self, port: int, count: int = 1, *, keep_alive: bool = False) -> None:
+    def __init__(self, port: int, count: int = 1, *, keep_alive: bool = False, pause: float = 0.0) -> None:
         self._port = port
         self._keep_alive = keep_alive
+        self._pause = pause
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._loop) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._loop, args=(number,)) for number in range(count)]
+        self._opened: list[int] = []
         self.failures: list[Failure] = []
         self.answers: list[tuple[float, str]] = []
-        self.connections = 0
+
+    @property
+    def connections(self) -> int:
+        return len(self._opened)
 
     @property
     def answered(self) -> dict[str, int]:
@@ -357,19 +370,29 @@ class Clients:
             assert time.monotonic() < deadline, (self.answered, self.failures[:5])
             time.sleep(0.005)
 
-    def _loop(self) -> None:
+    def _loop(self, number: int) -> None:
         while not self._stop.is_set():
             with connection(self._port) as opened:
-                self.connections += 1
-                while not self._stop.is_set() and self._ask(opened) and self._keep_alive:
-                    pass
+                self._opened.append(number)
+                while not (self._stop.is_set() or _was_left(opened)) and self._ask(opened, number) and self._keep_alive:
+                    self._stop.wait(self._pause)
+            self._stop.wait(self._pause)
 
-    def _ask(self, opened: http.client.HTTPConnection) -> bool:
+    def _ask(self, opened: http.client.HTTPConnection, number: int) -> bool:
         began = time.monotonic()
         try:
             name = json.loads(get(opened, "/who"))["name"]
         except (OSError, http.client.HTTPException, AssertionError) as error:
-            self.failures.append(Failure(repr(error), began, time.monotonic()))
+            self.failures.append(Failure(repr(error), began, time.monotonic(), number))
             return False
         self.answers.append((time.monotonic(), name))
         return True
+
+
+def _was_left(opened: http.client.HTTPConnection) -> bool:
+    """Whether the other side has closed the connection, between two requests."""
+    if opened.sock is None:
+        return False
+    poller = select.poll()
+    poller.register(opened.sock, select.POLLIN)
+    return bool(poller.poll(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clojarsd.core.health import CheckRecord, Result
-from clojarsd.core.identity import InstanceMark, ProcessIdentity
+from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, Rotation, UnitState
 from clojarsd.core.restart import Failures
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
@@ -46,7 +46,9 @@ def an_instance(role: Role = Role.PRIMARY, *, checked: str = "200 in 3 ms") -> S
         records=(CheckRecord(Health.UP, 4, Result(True, checked, 0.003)), CheckRecord()),
         checked_at=(LATER, None),
         in_force=InForce("127.0.0.1", {"http": 8001, "nailgun": 8101}, notify=True, cgroup=True),
-        mark=InstanceMark("/var/lib/clojarsd", role, Incarnation(3)),
+        checks=("http /health", "tcp nailgun"),
+        noticed=True,
+        status_text="all is well",
     )
 
 

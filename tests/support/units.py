@@ -49,7 +49,7 @@ class FakeProcess:
 
     @property
     def identity(self) -> ProcessIdentity:
-        return ProcessIdentity(self.pid, 1, "boot")
+        return ProcessIdentity(self.pid, 1, "boot", (1, 2))
 
     def signal(self, number: int) -> None:
         self._deeds.append(f"{self._role.value} signal {number}")
@@ -213,10 +213,15 @@ class Units:
     def _count_save(self) -> None:
         self.saves += 1
 
-    def _adopt(self, identity: ProcessIdentity, make_events: Callable[[int], LaunchReports]) -> FakeProcess | None:
+    def _adopt(
+        self,
+        identity: ProcessIdentity,
+        make_events: Callable[[int], LaunchReports],
+        role: Role,
+        incarnation: Incarnation,
+    ) -> FakeProcess | None:
         if identity.pid not in self.running:
             return None
-        role = Role.PRIMARY if identity.pid % 2 else Role.BACKUP
         self.deeds.append(f"{role.value} adopted")
         process = FakeProcess(identity.pid, make_events(identity.pid), self.deeds, role)
         self.launched[role].append(process)

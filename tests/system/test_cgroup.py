@@ -297,12 +297,11 @@ def test_systemd_says_which_group_is_delegated(tmp_path: Path) -> None:
     divided = ["supervisor True", "instance-backup-2", "None"]
     checkout, program = Path(__file__).parents[2], tmp_path / "divides.py"
     program.write_text(f"import sys\nsys.path.insert(0, {str(checkout)!r})\n{DIVIDES}")
-    for path in (program, tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
     sandbox = tmp_path / "sandbox"
     sandbox.mkdir()
     shared = [checkout, Path(sys.prefix), Path(os.path.realpath(sys.executable)).parent, tmp_path]
     with boot(sandbox, {}, shared) as machine:
+        machine.run("install", "-D", "--mode=0644", str(program), "/srv/divides.py")
         for properties, expected in (
             (("Delegate=yes",), divided),
             (("Delegate=yes", "User=nobody"), divided),
@@ -310,6 +309,6 @@ def test_systemd_says_which_group_is_delegated(tmp_path: Path) -> None:
             (("User=nobody",), ["None"]),
         ):
             given = [word for one in properties for word in ("--property", one)]
-            said = machine.run("systemd-run", "--quiet", "--wait", "--pipe", *given, sys.executable, str(program))
+            said = machine.run("systemd-run", "--quiet", "--wait", "--pipe", *given, sys.executable, "/srv/divides.py")
             assert said.splitlines()[-len(expected) :] == expected
             assert len(said.splitlines()) == (4 if expected is divided else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import re
@@ -20,6 +21,7 @@ from clojarsd.system.log_packing import pack_one
 from clojarsd.system.log_tail import LogReader
 from clojarsd.system.threads import Threads
 from tests.support.control import DEADLINE_S
+from tests.support.waiting import until
 
 MOST = 20_000
 STEPS = ("made", "copied", "marked", "moved 3", "moved 2", "moved 1", "renamed", "removed")
@@ -198,6 +200,28 @@ async def test_a_packing_that_was_cut_leaves_nothing_half(log: Path) -> None:
     rotate(file)
     assert not list(log.parent.glob("*ing"))
     assert written(log) == lines(0, 7000)
+
+
+def children() -> set[str]:
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+async def test_a_packing_that_is_cancelled_ends_its_program(log: Path) -> None:
+    before = children()
+    rotated = log.with_name("primary.log.2")
+    rotated.write_bytes(os.urandom(1 << 20) * 60)
+    log.with_name("primary.log.1").write_text("latest\n")
+    threads = Threads("test")
+    task = asyncio.ensure_future(pack_one(LogFile(log, MOST), threads))
+    packing = log.with_name("primary.log.packing")
+    await until(lambda: packing.exists() and packing.stat().st_size > 0, "some of the packed file")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    threads.close()
+    assert children() == before
+    assert rotated.stat().st_size == 60 << 20
+    assert not rotated.with_name("primary.log.2.gz").exists()
 
 
 async def test_a_file_that_is_rotated_on_while_it_is_packed(log: Path) -> None:

@@ -212,6 +212,19 @@ def test_pages_removed_from_the_head_lose_and_repeat_nothing(log: Path) -> None:
         reader.close()
 
 
+async def test_a_follower_is_told_that_the_directory_has_gone(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "primary.log"
+    log.parent.mkdir()
+    log.write_text("a\n")
+    async with following(log, 1) as lines:
+        assert await lines.next() == ["a"]
+        log.unlink()
+        log.parent.rmdir()
+        with pytest.raises(Failed) as failed:
+            await lines.next()
+    assert str(failed.value) == f"cannot go on with the log {log}: its directory was removed or renamed"
+
+
 async def test_nothing_is_read_after_the_end(log: Path) -> None:
     log.write_text("a\n")
     reader = LogReader(LogFile(log))

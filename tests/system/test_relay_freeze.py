@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -221,6 +222,30 @@ def test_a_reset_that_is_being_delivered_comes_after_all_that_was_sent_before_it
     hands.move(relayed)
     rest, was_reset = receive_to_the_end(far)
     assert (received + rest == sent, was_reset) == (True, True)
+    assert relayed.reason() is reason
+
+
+@both_sides
+def test_a_loss_that_was_noticed_by_a_failed_send_is_still_no_end(hands: Hands, side: str) -> None:
+    relayed = hands.first.connect(receive_buffer=8192)
+    lost, other, reason = ends_of(relayed, side)
+    near = relayed.session.client if side == "client" else relayed.session.instance
+    sent = noise(8 * MIB)
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            lost.sendall(sent)
+
+    with in_background(send):
+        received = receive_exactly(other, 100_000)
+        hands.first.call(lambda: near.shutdown(socket.SHUT_WR))
+        other.sendall(b"to nobody")
+        hands.first.until(lambda: relayed.session._lost is not None, lambda: relayed.session._phase)
+        assert hands.move(relayed).lost == ("up" if side == "client" else "down")
+        rest, was_reset = receive_to_the_end(other)
+        with contextlib.suppress(OSError):
+            lost.shutdown(socket.SHUT_RDWR)
+    assert (sent.startswith(received + rest), was_reset) == (True, True)
     assert relayed.reason() is reason
 
 
