@@ -118,6 +118,7 @@ class Daemon:
                 self.parts.control.why_ending = (
                     "clojarsd is ending" if end is End.STOP else "clojarsd is being upgraded"
                 )
+                await self.parts.control.finish()
                 for task in tasks:
                     task.cancel()
         return end

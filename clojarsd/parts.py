@@ -234,7 +234,11 @@ class Parts:
         incarnation: Incarnation,
     ) -> Process | None:
         mark = InstanceMark(str(self.settings.service.state_dir), role, incarnation)
-        return self.processes.adopt(identity, make_events, mark)
+        try:
+            return self.processes.adopt(identity, make_events, mark)
+        except OSError as error:  # it runs, and cannot be watched: better no daemon than a second process
+            reason = (error.strerror or str(error)).lower()
+            raise Failed(f"cannot take up {role.value}, which runs as process {identity.pid}: {reason}") from error
 
     def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:
         """The sockets on which instances say how they are."""

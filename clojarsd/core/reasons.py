@@ -12,16 +12,23 @@ from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
 
 
-def describe_end(role: Role, end: Exited | NotLaunched, ended_by: EndCause | None) -> str:
-    """How the latest process ended: `exited with 1`, `cannot start backup: opening its log: ...`."""
+def describe_end(
+    role: Role, end: Exited | NotLaunched, ended_by: EndCause | None, hook_failure: str | None = None
+) -> str:
+    """How the latest process ended: `exited with 1`, `cannot start backup: opening its log: ...`.
+
+    Args:
+        hook_failure: how its post_start failed, if that is why it was ended.
+    """
     if isinstance(end, NotLaunched):
         return f"cannot start {role.value}: {end.stage.value}: {end.reason}"
     status = end.status
-    how = f"exited with {status.code}" if status.signal is None else f"was killed by {signal_name(status.signal)}"
+    how = str(status) if status.signal is None else f"was killed by {signal_name(status.signal)}"
     if ended_by is EndCause.START_TIMEOUT:
         return f"was not ready in time and was ended ({how})"
     if ended_by is EndCause.POST_START:
-        return f"was ended because its post_start failed ({how})"
+        why = f": {hook_failure}" if hook_failure is not None else ""
+        return f"was ended because its post_start failed{why} ({how})"
     return how
 
 
@@ -44,7 +51,7 @@ def why_not_eligible(
         stopped_at: when they gave it (UTC); None when that is not known.
     """
     state = unit.state
-    ended = describe_end(role, unit.last_end, unit.ended_by) if unit.last_end is not None else None
+    ended = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure) if unit.last_end is not None else None
     if state is UnitState.READY:
         return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
     if state is UnitState.STARTING:

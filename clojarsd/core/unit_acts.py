@@ -78,7 +78,7 @@ def prove(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 
 def hook_ended_at_start(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """What pre_start and post_start wait for; a failure of the first is a failed launch, of the second a failed start."""
+    """A start goes on; a failure of pre_start is a failed launch, one of post_start a failed start."""
     assert isinstance(event, HookEnded)
     if event.hook is not unit.hook:
         return unit, ()

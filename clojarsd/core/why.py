@@ -253,6 +253,8 @@ def _how_the_last_ended(role: str, seen: Json, past: _Past) -> list[str]:
     if last is None:
         return []
     how = f"exited with {last['code']}" if last["signal"] is None else f"was killed by signal {last['signal']}"
+    if last["code"] is None and last["signal"] is None:
+        how = "ended, and nobody saw how"
     if ended is not None and abs(_instant(ended["at"]) - _instant(last["at"])) <= RECORDED_LATE:
         how = ended["message"].removeprefix(f"{role} ")
     found = dict.fromkeys(text for text in past.evidence(role, last["at"]))

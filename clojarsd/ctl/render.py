@@ -154,7 +154,9 @@ def _past(seen: Json, now: datetime) -> str:
     launches = f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched"
     parts = [clean(seen["name"]), launches, f"restarts {seen['restarts']}"]
     if (last := seen["last_exit"]) is not None:
-        how = f"code {last['code']}" if last["signal"] is None else f"signal {last['signal']}"
+        how = f"signal {last['signal']}" if last["signal"] is not None else f"code {last['code']}"
+        if last["code"] is None and last["signal"] is None:
+            how = "nobody saw how"
         parts.append(f"last exit: {how}, {age(last['at'], now)} ago")
     if seen.get("adopted"):
         parts.append("adopted")

@@ -30,8 +30,9 @@ class Budget:
         self._waiting.append(look)
 
     def forget(self, look: Callable[[], None]) -> None:
-        """Do not have this called any more."""
-        self._waiting.remove(look)
+        """Do not have this called any more, if it was."""
+        if look in self._waiting:
+            self._waiting.remove(look)
 
     def has_room(self) -> bool:
         """Whether one more client may be taken."""

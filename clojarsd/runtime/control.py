@@ -41,6 +41,9 @@ CONNECTIONS_PER_USER = 64
 ACCEPTED_AT_ONCE = 16
 ACCEPT_PAUSE = 1.0
 """Seconds until the next try when the process is out of descriptors."""
+FINISH_TIMEOUT = 0.5
+FINISH_LOOK = 0.005
+"""Seconds that callers have to be answered at the end, and between two looks whether they are."""
 RESTORE_PAUSE = 5.0
 """Seconds until the next try to make a socket that was removed."""
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -100,6 +103,7 @@ class ControlServer:
         self._daemon_desk = DaemonDesk(history, self._streams, config, life)
         self._group: asyncio.TaskGroup
         self._accepting: socket.socket | None = None
+        self._server: web.Server | None = None
         self._is_closing = False
         self.why_ending = "clojarsd is ending"
 
@@ -123,6 +127,7 @@ class ControlServer:
         )
         await runner.setup()
         assert runner.server is not None
+        self._server = runner.server
         try:
             async with self._group:
                 self._accept_from(self._listener.socket, runner.server)
@@ -132,6 +137,19 @@ class ControlServer:
             self._stop_accepting()
             self._streams.close(self.why_ending)
             await runner.cleanup()
+
+    async def finish(self) -> None:
+        """Take no further caller, end what is streamed, and let those who are in be answered, for a moment.
+
+        To be called before `serve` is cancelled. Whoever comes later waits in the backlog, for whoever has it next.
+        """
+        self._is_closing = True
+        self._stop_accepting()
+        self._streams.close(self.why_ending)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FINISH_TIMEOUT
+        while self._server is not None and self._server.connections and loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(FINISH_LOOK)  # aiohttp tells nobody when a connection has ended
 
     # Connections.
 

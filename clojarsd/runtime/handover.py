@@ -91,7 +91,8 @@ async def hand_over(
     Raises:
         Failed: the new process did not take them; says why.
     """
-    line = _Line(end)
+    with _in_words("cannot hand the connections over", "this process goes on"):
+        line = _Line(end)
     stand: list[Standstill] = []
     loop = asyncio.get_running_loop()
     since = loop.time()
@@ -178,7 +179,8 @@ async def take_over(end: socket.socket, heir: Heir, *, timeout: float = TIMEOUT)
     Raises:
         Failed: they were not given, or could not be built; says why.
     """
-    line = _Line(end)
+    with _in_words("cannot take connections over", "nothing was touched"):
+        line = _Line(end)
     stand: dict[str, Standstill] = {}
     try:
         with _in_words("cannot take connections over", "nothing was touched"):
@@ -205,10 +207,11 @@ async def _build_all(line: _Line, heir: Heir, stand: dict[str, Standstill]) -> N
     for document in message["frontends"]:
         frozen = decode(FrozenFrontend, document)
         name = frozen.plan.name
+        frontend = heir.frontend(frozen.plan)
         listeners = [socket.socket(fileno=number) for number in brought.take(frozen.listeners)]
         for listener in listeners:
             listener.setblocking(False)
-        stand[name] = Standstill.thaw(heir.frontend(frozen.plan), frozen, listeners, partial(heir.drained, name))
+        stand[name] = Standstill.thaw(frontend, frozen, listeners, partial(heir.drained, name))
     with _without_collector():
         while True:
             message, brought = await line.expect("clients", "all")
@@ -227,8 +230,11 @@ class _Line:
     def __init__(self, end: socket.socket) -> None:
         self._news: asyncio.Queue[tuple[dict[str, Any], Descriptors] | str] = asyncio.Queue()
         self._current = Descriptors()
-        self._twin = end.dup()
-        """Of our end, for the one message of which both sides must know whether it was sent in time."""
+        try:  # a twin for the one message of which both sides must know whether it was sent in time
+            self._twin = end.dup()
+        except OSError:
+            end.close()
+            raise
         self._channel = Channel(end, self._keep, self._news.put_nowait)
 
     def say(self, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:

@@ -191,7 +191,7 @@ def announcement(role: Role, event: EventName, unit: Unit, reason: str | None) -
             message = "is ready"
         case EventName.INSTANCE_EXITED:
             assert unit.last_end is not None
-            message = describe_end(role, unit.last_end, unit.ended_by)
+            message = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure)
         case EventName.INSTANCE_FAILED:
             message = f"is not started again: {reason}"
         case EventName.DRAIN_STARTED:

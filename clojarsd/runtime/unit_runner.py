@@ -16,7 +16,7 @@ from clojarsd.core.errors import LaunchFailed, Refused
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, Role, UnitState
+from clojarsd.core.names import UNKNOWN_END, ExitStatus, Goal, Health, HookName, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import Unit, step
 from clojarsd.core.view import InstanceView, LastExit
@@ -28,8 +28,6 @@ log = structlog.get_logger()
 
 _AT_REST = frozenset({UnitState.STOPPED, UnitState.FAILED})
 _WITHOUT_PROCESS = _AT_REST | {UnitState.BACKOFF}
-UNKNOWN_END = ExitStatus(None, None)
-"""The end of a process that ended while no daemon was there to see it."""
 
 
 class UnitRunner:

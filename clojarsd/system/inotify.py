@@ -42,9 +42,6 @@ class EntryWatch:
     """Watches one name in one directory, which need not exist in it. Whoever makes it closes it; use it in one task.
 
     Writes are heard of from the files that have or had the name alone: busy neighbours wake nobody.
-
-    Attributes:
-        has_directory: whether the directory is still there; a new one in its place is not watched.
     """
 
     def __init__(self, path: Path, also: str | None = None) -> None:
@@ -69,7 +66,8 @@ class EntryWatch:
             os.close(self._descriptor)
             raise Failed(f"cannot watch {path.parent}: {reason}")
         self._directory = added
-        self.has_directory = True
+        self._parent = path.parent
+        self._parent_inode = _inode(path.parent)
         self._watch_file()
         if also is not None:
             _libc.inotify_add_watch(self._descriptor, os.fsencode(also), _FILE)
@@ -81,6 +79,13 @@ class EntryWatch:
     def __exit__(self, *exc_info: object) -> None:
         self._loop.remove_reader(self._descriptor)
         os.close(self._descriptor)
+
+    def has_directory(self) -> bool:
+        """Whether the directory is still there; a new one in its place is not watched. Blocks.
+
+        The kernel says nothing of its removal while somebody has a removed file of it open.
+        """
+        return self._parent_inode is not None and self._parent_inode == _inode(self._parent)
 
     async def change(self) -> None:
         """Return when the entry, or the directory itself, may have changed since this returned last."""
@@ -95,14 +100,20 @@ class EntryWatch:
         for watch, mask, name in _events(news):
             if watch != self._directory or name == self._name or mask & (_SELF | IN_IGNORED | IN_Q_OVERFLOW):
                 self._changed.set()
-            if watch == self._directory and mask & (_SELF | IN_IGNORED):
-                self.has_directory = False
             if mask & IN_Q_OVERFLOW or (name == self._name and mask & _COMES):
                 self._watch_file()
 
     def _watch_file(self) -> None:
         """Hear of writes to the file that has the name now; if there is none, the directory tells when it comes."""
         _libc.inotify_add_watch(self._descriptor, self._path, _FILE | IN_DONT_FOLLOW)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return None
+    return seen.st_dev, seen.st_ino
 
 
 def _events(news: bytes) -> Iterator[tuple[int, int, bytes]]:

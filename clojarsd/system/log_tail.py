@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -25,6 +26,8 @@ MOST_SCANNED = 64 * 1024 * 1024
 """Bytes before the end in which the last lines are looked for; beyond that there are fewer of them."""
 MOST_FILES = 16
 """Rotated files in which the last lines are looked for."""
+DIRECTORY_LOOK = 10.0
+"""Seconds without news after which a follower looks whether the directory is still there."""
 MOST_THREADS = 4
 """Reads under way at once, of all readers together; more wait, and hold up nothing but each other."""
 _PAGE = 4096
@@ -65,9 +68,14 @@ async def follow(log: LogFile, count: int) -> AsyncGenerator[Sequence[str], None
             while True:
                 while lines := await _threads.run(reader.read):
                     yield lines
-                if not watch.has_directory:
-                    raise Failed(f"cannot go on with the log {log.path}: its directory was removed or renamed")
-                await watch.change()
+                try:
+                    async with asyncio.timeout(DIRECTORY_LOOK):
+                        await watch.change()
+                except TimeoutError:
+                    if not await _threads.run(watch.has_directory):
+                        raise Failed(
+                            f"cannot go on with the log {log.path}: its directory was removed or renamed"
+                        ) from None
     finally:
         reader.close()
 

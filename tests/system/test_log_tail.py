@@ -212,7 +212,8 @@ def test_pages_removed_from_the_head_lose_and_repeat_nothing(log: Path) -> None:
         reader.close()
 
 
-async def test_a_follower_is_told_that_the_directory_has_gone(tmp_path: Path) -> None:
+async def test_a_follower_is_told_that_the_directory_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DIRECTORY_LOOK", 0.02)
     log = tmp_path / "logs" / "primary.log"
     log.parent.mkdir()
     log.write_text("a\n")
