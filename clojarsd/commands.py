@@ -51,10 +51,10 @@ def check(outer: Path, config: Path | None, state: Path | None) -> None:
     """Check the configuration and start nothing: exit 0 when it can be used, 1 when not."""
     path = config or outer
     settings = _read(path)
-    for sentence in features_not_acted_on(settings):
-        click.echo(f"{path}: {sentence}", err=True)
     if state is not None:
         _exit_on_error(lambda: _check_state(state))
+    for sentence in features_not_acted_on(settings):
+        click.echo(f"{path}: {sentence}", err=True)
     click.echo(f"{path}: good")
     if state is not None:
         click.echo(f"{CAN_TAKE_OVER}{version('clojarsd')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
@@ -84,37 +83,37 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
     Raises:
         Failed: it could not be prepared.
     """
-    with _home(directory) as home:
-        ports = _choose_ports()
-        kind, command = _application()
-        config = home / "clojarsd.toml"
-        text = _configuration(home, ports, command)
+    home, begun = _home(directory), False
+    ports = _choose_ports()
+    kind, command = _application()
+    config = home / "clojarsd.toml"
+
+    def tell() -> None:
+        nonlocal begun
+        begun = True
+        socket_path, ctl = shlex.quote(str(home / "run" / "control.sock")), _clojarsctl()
+        print(NEXT.format(kind=kind, home=home, socket=socket_path, ctl=ctl, http=ports["http"][0]), flush=True)
+
+    try:
         try:
-            config.write_text(text)
+            config.write_text(_configuration(home, ports, command))
         except OSError as error:
             raise _unusable(home, error) from error
-        told = NEXT.format(
-            kind=kind,
-            home=home,
-            socket=shlex.quote(str(home / "run" / "control.sock")),
-            ctl=_clojarsctl(),
-            http=ports["http"][0],
-        )
-        run(read_settings(config), config, lambda: print(told, flush=True), home if directory is None else None)
+        run(read_settings(config), config, tell, home if directory is None else None)
+    finally:
+        if directory is None and not begun:  # once the pair runs, it goes with the pair
+            shutil.rmtree(home, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _home(directory: Path | None) -> Iterator[Path]:
+def _home(directory: Path | None) -> Path:
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="clojarsd-demo-") as made:
-            yield _short_enough(Path(made))
-        return
+        return _short_enough(Path(tempfile.mkdtemp(prefix="clojarsd-demo-")))
     home = _short_enough(directory.absolute())
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(home, error) from error
-    yield home
+    return home
 
 
 def _unusable(home: Path, error: OSError) -> Failed:

@@ -154,7 +154,7 @@ def test_without_a_directory_nothing_is_left(demo: Callable[..., Demo], tmp_path
 def prepared(directory: Path | None) -> Settings:
     """The settings that the demo would run with."""
     found: list[Settings] = []
-    run_demo(directory, lambda settings, config, when_up: found.append(settings))
+    run_demo(directory, lambda settings, config, when_up, temporary: found.append(settings))
     return found[0]
 
 

@@ -96,7 +96,11 @@ def _unknown(
     now: float,
     at: str,
 ) -> SavedInstance:
-    """A process of which only its mark tells: it is ready if it serves, else it has to prove itself."""
+    """A process of which only its mark tells: it is ready if it serves, else it has to prove itself.
+
+    Nothing that was saved of an earlier process holds for it. It was launched after the state was saved, so whoever
+    wanted the instance down then has wanted it up since.
+    """
     unit = Unit(
         goal=Goal.UP,
         state=UnitState.READY if expected.serves else UnitState.STARTING,
@@ -107,11 +111,17 @@ def _unknown(
     if before is not None:
         unit = replace(unit, rotation=before.unit.rotation, failures=before.unit.failures)
     record = CheckRecord(Health.UP if expected.serves else Health.UNKNOWN)
-    fresh = SavedInstance(unit=unit, since=at) if before is None else replace(before, unit=unit, since=at)
-    return replace(
-        fresh,
+    fresh = SavedInstance(
+        unit=unit,
+        since=at,
         process=process,
         records=(record,) * expected.checks,
         checked_at=(None,) * expected.checks,
         in_force=expected.in_force,
     )
+    if before is None:
+        return fresh
+    kept = replace(fresh, restarts=before.restarts, last_exit=before.last_exit)
+    if before.wanted is Goal.DOWN:
+        return kept
+    return replace(kept, goal_by=before.goal_by, goal_at=before.goal_at)

@@ -20,10 +20,16 @@ class Budget:
     """
 
     def __init__(self, descriptors: int) -> None:
-        self._most = max(descriptors // DESCRIPTORS_OF_A_CLIENT, 1)
+        self._descriptors = descriptors
+        self._most = 0
+        self.keep_free(0)
         self._used = 0
         self._is_spent = False
         self._waiting: list[Callable[[], None]] = []
+
+    def keep_free(self, descriptors: int) -> None:
+        """Leave so many of them to others; clients that are there already may stay."""
+        self._most = max((self._descriptors - descriptors) // DESCRIPTORS_OF_A_CLIENT, 1)
 
     def when_room(self, look: Callable[[], None]) -> None:
         """Have this called whenever there is room again after there was none."""

@@ -239,6 +239,11 @@ class RelayServer:
                 self.traffic.frontends[name].listen(listeners[name])
                 if self._accepting:
                     self.traffic.frontends[name].begin()
+        self._keep_descriptors_free()
+
+    def _keep_descriptors_free(self) -> None:
+        """For the listening sockets, once more for while they are changed."""
+        self._budget.keep_free(2 * sum(len(one.listeners) for one in self.traffic.frontends.values()))
 
     def _add(self, wanted: Wanted) -> None:
         frontend = self.frontend(wanted.plan)
@@ -283,6 +288,7 @@ class RelayServer:
         frontends = await take_over(end, self)
         since = {role: self._inherited["eligible_since"].get(role.value) for role in Role}
         self.traffic.inherit(frontends, since)
+        self._keep_descriptors_free()
         self._accepting = self._has_begun = bool(self._inherited["accepting"])
         for name, (number, is_over) in self._inherited["drains"].items():
             role = Role(name)

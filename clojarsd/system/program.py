@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 BLOCK = 65536
+PLAIN_ENVIRONMENT: Mapping[str, str] = {"PATH": os.defpath, "LANG": "C.UTF-8"}
 DEATH_TIMEOUT = 1.0
 """Seconds that a killed program may take to die."""
 
@@ -20,13 +21,22 @@ class Program:
     It may be reaped by somebody else who reaps the daemon's orphans, so its exit status is not asked for.
     """
 
-    def __init__(self, command: Sequence[str], stdin: int | None = None, stdout: int | None = None) -> None:
-        """Start it, with nothing of the daemon's environment.
+    def __init__(
+        self,
+        command: Sequence[str],
+        stdin: int | None = None,
+        stdout: int | None = None,
+        *,
+        environment: Mapping[str, str] = PLAIN_ENVIRONMENT,
+        with_errors: bool = False,
+    ) -> None:
+        """Start it, with nothing of the daemon's environment unless that is given.
 
         Args:
             command: looked up on the default path unless it has a slash.
             stdin: /dev/null if None.
             stdout: where the output goes; if None it is what `read` gives, and stderr is dropped, else stderr is.
+            with_errors: `read` gives stdout and stderr as they come.
 
         Raises:
             OSError: it cannot be started.
@@ -42,15 +52,14 @@ class Program:
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
             actions.append((os.POSIX_SPAWN_DUP2, theirs if stdout is None else stdout, 1))
-            if stdout is None:
+            if stdout is None and not with_errors:
                 actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, theirs, 2))
-            environment = {"PATH": os.defpath, "LANG": "C.UTF-8"}
             self.pid = os.posix_spawnp(
                 command[0],
                 list(command),
-                environment,
+                dict(environment),
                 file_actions=actions,
                 setsid=True,
                 setsigmask=[],

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -21,6 +21,7 @@ CAN_TAKE_OVER = "can take over: "
 REHEARSAL_TIMEOUT = 60.0
 MOST_TOLD = 2000
 """Characters of a rehearsal's output that are told when it went wrong."""
+_TRACEBACK = "Traceback (most recent call last)"
 HELD_BACK = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 """Signals that wait from just before the execution until the new code can take them."""
 
@@ -74,41 +75,60 @@ def program() -> list[str]:
     return [sys.executable, *words[1:]]
 
 
-async def rehearse(config: Path, state: Path, own: Callable[[int], None], disown: Callable[[int], None]) -> str:
+async def rehearse(
+    config: Path,
+    state: Path,
+    own: Callable[[int], None],
+    disown: Callable[[int], None],
+    timeout: float = REHEARSAL_TIMEOUT,
+) -> str:
     """The version of the code that is installed now, if a child that runs it can read what it would take over.
+
+    The child has the environment that the code will have, since that decides which code it is (PYTHONPATH).
 
     Args:
         own, disown: told which child is not to be reaped by others.
+        timeout: seconds that it may take.
 
     Raises:
         Failed: it cannot; says why.
     """
     command = [*program(), "check", "--config", str(config), "--take-over", str(state)]
     try:
-        child = Program(command)
+        child = Program(command, environment=os.environ, with_errors=True)
     except OSError as error:
         raise Failed(f"{command[0]}: {(error.strerror or str(error)).lower()}") from error
     own(child.pid)
     try:
         async with child:
-            output = await _read(child)
+            output = await _read(child, timeout)
     finally:
         disown(child.pid)
     lines = output.strip().splitlines()
-    if not lines or not lines[-1].startswith(CAN_TAKE_OVER):
-        raise Failed(f"the new code cannot take over: {' '.join(lines)[-MOST_TOLD:] or 'it said nothing'}")
-    return lines[-1].removeprefix(CAN_TAKE_OVER)
+    for line in reversed(lines):
+        if line.startswith(CAN_TAKE_OVER):
+            return line.removeprefix(CAN_TAKE_OVER)
+    raise Failed(f"the new code cannot take over: {_told(lines)}")
 
 
-async def _read(child: Program) -> str:
+async def _read(child: Program, timeout: float) -> str:
     output = b""
     try:
-        async with asyncio.timeout(REHEARSAL_TIMEOUT):
+        async with asyncio.timeout(timeout):
             while more := await child.read():
                 output = (output + more)[-MOST_TOLD * 4 :]
     except TimeoutError:
-        raise Failed(f"the new code has not said within {REHEARSAL_TIMEOUT:g} s that it can take over") from None
+        raise Failed(f"the new code has not said within {timeout:g} s that it can take over") from None
     return output.decode(errors="replace")
+
+
+def _told(lines: Sequence[str]) -> str:
+    """What a rehearsal that went wrong has said, as one line; of a traceback the error itself."""
+    if not lines:
+        return "it said nothing"
+    if any(line.startswith(_TRACEBACK) for line in lines):
+        return lines[-1][:MOST_TOLD]
+    return "; ".join(lines)[-MOST_TOLD:]
 
 
 def execute(
@@ -125,12 +145,17 @@ def execute(
     """
     for descriptor in inherited.descriptors():
         os.set_inheritable(descriptor, True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    hold_signals_back()
     for number in signals:
         os.kill(os.getpid(), number)
     command = [*program(), "--config", str(config)]
     variables = {**os.environ, **environment, VARIABLE: json.dumps(asdict(inherited))}
     os.execve(command[0], command, variables)
+
+
+def hold_signals_back() -> None:
+    """Let signals wait for the new code: to be called while there still are handlers, and again by `execute`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
 
 def let_signals_in() -> None:

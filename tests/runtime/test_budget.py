@@ -47,3 +47,30 @@ def test_an_episode_is_said_once() -> None:
 
 def test_the_smallest_limit_still_lets_one_client_in() -> None:
     assert Budget(-100).has_room()
+
+
+def test_descriptors_for_others_are_not_for_clients() -> None:
+    budget = Budget(6)
+    budget.keep_free(4)
+    budget.take()
+    assert not budget.has_room()
+    budget.keep_free(2)
+    assert budget.has_room()
+
+
+def test_who_does_not_wait_any_more_is_not_called() -> None:
+    called: list[str] = []
+    budget = Budget(2)
+    look = called.append
+    budget.when_room(lambda: look("other"))
+
+    def gone() -> None:
+        look("gone")
+
+    budget.when_room(gone)
+    budget.forget(gone)
+    budget.forget(gone)
+    budget.take()
+    assert not budget.has_room()
+    budget.give_back()
+    assert called == ["other"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -183,7 +183,7 @@ def test_a_restart_is_refused_when_the_other_could_not_take_over(pair: Pair) -> 
         f"cannot restart primary: backup could not take over, it is stopped (stopped by {stopped['goal_by']} at"
         f" {stopped['goal_at']}; `clojarsctl start backup` starts it); nothing was done; --force restarts all the same"
     ) in refused.stderr
-    assert stopped["goal_by"] == getpass.getuser()
+    assert stopped["goal_by"] == pwd.getpwuid(os.geteuid()).pw_name
     assert pair.pid("primary") == before
     with Clients(pair.http, 2, keep_alive=True) as clients:
         pair.done("restart", "primary", "--force")
