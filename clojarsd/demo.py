@@ -83,51 +83,44 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
     Raises:
         Failed: it could not be prepared.
     """
-    home, begun = _home(directory), False
-    ports = _choose_ports()
-    kind, command = _application()
-    config = home / "clojarsd.toml"
-
-    def tell() -> None:
-        nonlocal begun
-        begun = True
-        socket_path, ctl = shlex.quote(str(home / "run" / "control.sock")), _clojarsctl()
-        print(NEXT.format(kind=kind, home=home, socket=socket_path, ctl=ctl, http=ports["http"][0]), flush=True)
-
+    home = Path(tempfile.mkdtemp(prefix="clojarsd-demo-")) if directory is None else directory.absolute()
+    begun = False
     try:
-        try:
-            config.write_text(_configuration(home, ports, command))
-        except OSError as error:
-            raise _unusable(home, error) from error
+        config, told = _prepare(home)
+
+        def tell() -> None:
+            nonlocal begun
+            begun = True
+            print(told, flush=True)
+
         run(read_settings(config), config, tell, home if directory is None else None)
     finally:
         if directory is None and not begun:  # once the pair runs, it goes with the pair
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _home(directory: Path | None) -> Path:
-    if directory is None:
-        return _short_enough(Path(tempfile.mkdtemp(prefix="clojarsd-demo-")))
-    home = _short_enough(directory.absolute())
+def _prepare(home: Path) -> tuple[Path, str]:
+    """The configuration, written into the directory, and what to tell when the pair runs; raises Failed."""
+    _check_length(home)
+    ports = _choose_ports()
+    kind, command = _application()
+    config = home / "clojarsd.toml"
     try:
         home.mkdir(parents=True, exist_ok=True)
+        config.write_text(_configuration(home, ports, command))
     except OSError as error:
-        raise _unusable(home, error) from error
-    return home
+        raise Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}") from error
+    path = shlex.quote(str(home / "run" / "control.sock"))
+    return config, NEXT.format(kind=kind, home=home, socket=path, ctl=_clojarsctl(), http=ports["http"][0])
 
 
-def _unusable(home: Path, error: OSError) -> Failed:
-    return Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}")
-
-
-def _short_enough(home: Path) -> Path:
-    """The directory, if the kernel takes the path of a socket in it."""
+def _check_length(home: Path) -> None:
+    """Raise Failed if the kernel does not take the path of a socket in the directory."""
     if len(os.fsencode(home / "run" / "control.sock")) > LONGEST_SOCKET_PATH:
         raise Failed(
             f"cannot run the demo in {home}: the path of its control socket would be too long;"
             " name a shorter directory with --dir"
         )
-    return home
 
 
 def _configuration(home: Path, ports: dict[str, tuple[int, ...]], command: list[str]) -> str:

@@ -134,7 +134,7 @@ class Parts:
         if saved is not None:
             in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
         owner = Owner(self.processes.claim, self.processes.release)
-        frontends = plans.frontends(in_force).values()
+        frontends = (await asyncio.to_thread(plans.frontends, in_force)).values()
         self.relay = await stack.enter_async_context(
             RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
         )

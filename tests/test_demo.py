@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -99,6 +102,30 @@ def short_path() -> Iterator[Path]:
         yield Path(made)
 
 
+def status_of(path: str) -> dict[str, Any]:
+    """What `clojarsctl status` says of the demo with that socket."""
+    shown = subprocess.run(
+        [str(CLOJARSCTL), "--socket", path, "--json", "status"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    found = json.loads(shown.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def until_both_run(path: str) -> dict[str, Any]:
+    """Both instances by role, as soon as both run their command."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found: dict[str, Any] = status_of(path)["instances"]
+        if all(one["pid"] is not None and one["eligible"] for one in found.values()):
+            return found
+        assert time.monotonic() < deadline, found
+
+
 def without_java(tmp_path: Path) -> str:
     """A PATH with nothing on it."""
     (tmp_path / "bin").mkdir()
@@ -133,8 +160,10 @@ def test_the_demo_runs_a_pair_and_says_how_to_use_it(
     assert status.returncode == 0, status.stderr
     assert "primary" in status.stdout
     made = psutil.Process(running.process.pid).children(recursive=True)
-    assert len(made) == 2
-    assert ("java" in made[0].name()) == (kind == "java")
+    pids = [one["pid"] for one in until_both_run(path[1]).values()]
+    for pid in pids:
+        assert ("java" in psutil.Process(pid).name()) == (kind == "java")
+    made += [psutil.Process(pid) for pid in pids]
     assert running.interrupt() == 0
     assert not any(one.is_running() for one in made)
     assert not Path(path[1]).exists()
@@ -149,6 +178,23 @@ def test_without_a_directory_nothing_is_left(demo: Callable[..., Demo], tmp_path
     assert running.interrupt() == 0
     assert list(short_path.iterdir()) == []
     assert running.errors[0] == "No JDK 11 or later here: the demo's application runs in Python instead.\n"
+
+
+@pytest.mark.slow
+def test_its_directory_stays_as_long_as_the_pair_whichever_code_is_in_charge(
+    demo: Callable[..., Demo], tmp_path: Path, short_path: Path
+) -> None:
+    running = demo(PATH=without_java(tmp_path), TMPDIR=str(short_path))
+    running.until_up()
+    path = SOCKET.search(running.said)
+    assert path is not None
+    before = until_both_run(path[1])
+    subprocess.run([str(CLOJARSCTL), "--socket", path[1], "daemon", "upgrade"], check=True, timeout=PATIENCE)
+    after = status_of(path[1])
+    assert after["daemon"]["generation"] == 2
+    assert [after["instances"][role]["pid"] for role in before] == [one["pid"] for one in before.values()]
+    assert running.interrupt() == 0
+    assert list(short_path.iterdir()) == []
 
 
 def prepared(directory: Path | None) -> Settings:

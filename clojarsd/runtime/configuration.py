@@ -107,7 +107,7 @@ class Configuration:
             self._moved.clear()
             async with self._changing:
                 try:
-                    await self._frontends.configure(self._frontend_plans(self._plans))
+                    await self._frontends.configure(await self._frontend_plans(self._plans))
                 except Failed as failed:
                     log.error("frontends_not_moved", reason=str(failed))
 
@@ -170,13 +170,15 @@ class Configuration:
                 seen = await asyncio.to_thread(self._look, new.service.user)
                 world = replace(seen, soft_nofile=world.soft_nofile)
             plans = replace(self._plans, settings=new, world=world)
-            await self._frontends.configure(self._frontend_plans(plans))
+            await self._frontends.configure(await self._frontend_plans(plans))
         except Failed as failed:
             raise Refused(f"cannot reload: {failed}; nothing was changed") from failed
         return plans
 
-    def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
-        return plans.frontends({role: self._in_force(plans, role) for role in Role}).values()
+    async def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
+        """The frontends before what runs now; in a thread, since a host that is a name is looked up."""
+        in_force = {role: self._in_force(plans, role) for role in Role}
+        return (await asyncio.to_thread(plans.frontends, in_force)).values()
 
     def _running(self) -> dict[Role, InForce]:
         """What each process is bound to; another one may have come or gone after every wait."""
