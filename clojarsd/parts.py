@@ -73,6 +73,7 @@ class Parts:
         self.runners: dict[Role, UnitRunner] = {}
         self.watches: dict[Role, HealthWatch] = {}
         self.listeners: dict[Role, NotifySocket] = {}
+        self._grouped: int | None = None
         self.bug: asyncio.Future[None] = self.loop.create_future()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -139,11 +140,22 @@ class Parts:
             RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
         )
         self.relay.attach(self.history)
-        if self.groups is not None and self.relay.pid is not None:
-            try:
-                self.groups.join(self.groups.leaf("relay"), self.relay.pid)
-            except OSError as error:
-                log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+        self._group_relay()
+
+    def _group_relay(self) -> None:
+        """See to it that the relay process, also one that took another's place, is in the group that is its own."""
+        pid = self.relay.pid
+        if self.groups is None or pid is None or pid == self._grouped:
+            return
+        self._grouped = pid
+        try:
+            self.groups.join(self.groups.leaf("relay"), pid)
+        except OSError as error:
+            log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+
+    def _relay_changed(self) -> None:
+        self._group_relay()
+        self.board.wake()
 
     def _make_parts(self, stack: AsyncExitStack) -> None:
         plans, service = self.configuration.plans, self.settings.service
@@ -175,7 +187,7 @@ class Parts:
             self.watches[role] = HealthWatch(role, (), self.runners[role])
             stack.callback(self.runners[role].abandon)
         self.relay.doubt = lambda role: self.watches[role].hurry()
-        self.relay.changed = self.board.wake
+        self.relay.changed = self._relay_changed
         self.orders = Orders(
             self.runners,
             self.board,
@@ -276,6 +288,8 @@ class Parts:
     def _take_up(self, adoption: Adoption) -> None:
         for role in Role:
             self.runners[role].attach(self.watches[role], adoption.instances.get(role))
+            if role in self.relay.draining:  # begun by an earlier daemon, and nobody waits for it any more
+                self.relay.end_drain(role)
         for role, instance in adoption.instances.items():
             if instance.process is not None and self.runners[role].pid is None:
                 self.processes.release(instance.process.pid)

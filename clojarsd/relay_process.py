@@ -10,6 +10,7 @@ without uvloop, which needs ssl: the relay's own poller does the work, and both 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 
 for _name in ("ssl", "rich"):
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--take-over", type=int, default=None, metavar="DESCRIPTOR")
     arguments = parser.parse_args()
     set_up_logs()
+    faulthandler.enable()  # a supervisor that gets no answer sends SIGABRT: then this says where it stood
     os.chdir("/")  # hold no directory that may be unmounted
     try:
         asyncio.run(_serve(arguments.socket, arguments.code, arguments.take_over))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.history import EventName
+from clojarsd.core.history import EventName, stamp
 from clojarsd.core.names import Address, Role
-from clojarsd.core.view import FrontendView
+from clojarsd.core.view import FrontendView, Next
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
@@ -170,16 +171,27 @@ class Frontend:
             active=self._router.active,
             connections={**counts, None: len(self._hold)},
             accepted_total=dict(self._accepted),
+            next=self._failback(),
         )
+
+    def _failback(self) -> Next | None:
+        """When new connections go home again, if they do by themselves."""
+        if self._router.changes_at is None:
+            return None
+        at = datetime.now(UTC) + timedelta(seconds=self._router.changes_at - self._loop.time())
+        return Next("primary gets its new connections", stamp(at))
 
     # Routing.
 
     def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
         """Take who may get connections, and since when, and act on it at once."""
+        before = self._router.changes_at
         self._router.set_eligible(eligible_since)
         for role in Role:
             if eligible_since[role] is None:
                 self._redirect(role)
+        if self._router.changes_at != before:
+            self.changed()
 
     def _route_changed(self, moved_from: Role | None) -> None:
         active = self._router.active

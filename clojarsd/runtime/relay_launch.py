@@ -118,9 +118,16 @@ class RelayPeer:
 
     def kill(self) -> None:
         """Kill the process, if it has not ended."""
+        self._signal(signal.SIGKILL)
+
+    def abort(self) -> None:
+        """End the process so that it says where it stands (faulthandler), if it can."""
+        self._signal(signal.SIGABRT)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     async def end(self) -> None:
         """Kill the process if it has not ended, and wait until it has; then everything of this is closed."""

@@ -173,8 +173,11 @@ class RelayLink(RelayTraffic):
             peer = self._peer
             if peer is None or self._is_over or self._held_back is not None:
                 continue
-            if self._unanswered >= MOST_UNANSWERED:
-                log.error("relay_killed", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
+            if self._unanswered == MOST_UNANSWERED:
+                log.error("relay_aborted", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
+                peer.abort()
+            elif self._unanswered > MOST_UNANSWERED:
+                log.error("relay_killed", pid=peer.pid, reason="it has not ended by itself")
                 peer.kill()
             number += 1
             self._unanswered += 1

@@ -46,6 +46,11 @@ class Router:
         """Whether the primary was ever active, so that its return is a failback."""
         return self._route.primary_has_served
 
+    @property
+    def changes_at(self) -> float | None:
+        """The loop time at which the primary gets new connections again if it stays eligible; None: no such time."""
+        return self._route.recheck_at
+
     def resume(self, active: Role | None, *, primary_has_served: bool) -> None:
         """Begin where another process has ended, until it is said who is eligible."""
         self._route = Route(active, primary_has_served=primary_has_served)

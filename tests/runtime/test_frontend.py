@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from clojarsd.core.errors import Failed
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address
-from clojarsd.runtime.budget import Budget
-from clojarsd.runtime.frontend import RELEASES_A_TURN, Frontend
-from tests.support.fronts import LOOPBACK, B, Front, Instance, P, make_plan, pending_timers
+from clojarsd.runtime.frontend import RELEASES_A_TURN
+from tests.support.fronts import LOOPBACK, B, Front, Instance, P, pending_timers
 from tests.support.sockets import (
     Rig,
     in_background,
@@ -287,6 +286,21 @@ def test_an_ipv6_address_beside_an_ipv4_one_leaves_that_side_alone(rig: Rig) -> 
             with socket.create_connection((host, port)) as client:
                 client.sendall(b"hello")
                 converse(client, front.primary, b"hello").close()
+
+
+def test_the_view_says_when_the_primary_gets_its_connections_back(rig: Rig) -> None:
+    told = threading.Event()
+    with Front(rig, failback=3600.0) as front:
+        front.eligible(primary=False, backup=True)
+        assert rig.call(lambda: front.frontend.view().next) is None
+        front.frontend.changed = told.set
+        front.eligible(primary=True, backup=True)
+        assert told.is_set()
+        due = rig.call(lambda: front.frontend.view().next)
+        assert due is not None
+        assert due.what == "primary gets its new connections"
+        left = datetime.fromisoformat(due.at) - datetime.now(UTC)
+        assert timedelta(seconds=3500) < left <= timedelta(seconds=3600)
 
 
 def test_changes_of_the_route_are_told(rig: Rig) -> None:

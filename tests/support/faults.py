@@ -162,8 +162,8 @@ class Load:
                 assert [one for one in cut if one.began > gone_at] == [], f"all was gone at {gone_at}"
 
     def names_since(self, instant: float) -> set[str]:
-        """The instances that have answered since then."""
-        return {name for clients in (self.fresh, self.kept) for at, name in clients.answers if at > instant}
+        """The instances that have answered what was asked since then."""
+        return {name for clients in (self.fresh, self.kept) for at, name in clients.asked if at > instant}
 
 
 class Transfer:

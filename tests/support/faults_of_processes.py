@@ -220,7 +220,9 @@ def _is_in_charge(pair: Pair) -> None:
 
 @fault("an instance that ignores SIGTERM")
 def deaf_instance(scene: Scene) -> None:
-    with Pair(scene.home, command=[*STAND_IN, "--ignore-term"], app='stop_timeout = "500ms"\n') as pair:
+    patience = 'stop_timeout = "500ms"\n'
+    command = [*STAND_IN, "--ignore-term"]
+    with Pair(scene.home, command=command, primary_extra=patience, backup_extra=patience) as pair:
         with Load(pair) as load:
             began = time.monotonic()
             pair.done("restart", "all")

@@ -331,6 +331,7 @@ class Clients:
         connections: how many were opened.
         failures: every request that got no answer.
         answers: (instant, name) of each answer, in their order.
+        asked: the same with the instant at which it was asked.
     """
 
     def __init__(self, port: int, count: int = 1, *, keep_alive: bool = False, pause: float = 0.0) -> None:
@@ -342,6 +343,7 @@ class Clients:
         self._opened: list[int] = []
         self.failures: list[Failure] = []
         self.answers: list[tuple[float, str]] = []
+        self.asked: list[tuple[float, str]] = []
 
     @property
     def connections(self) -> int:
@@ -385,6 +387,7 @@ class Clients:
         except (OSError, http.client.HTTPException, AssertionError) as error:
             self.failures.append(Failure(repr(error), began, time.monotonic(), number))
             return False
+        self.asked.append((began, name))
         self.answers.append((time.monotonic(), name))
         return True
 

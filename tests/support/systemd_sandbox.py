@@ -106,6 +106,8 @@ def boot(directory: Path, units: Mapping[str, str], shared: Sequence[Path] = ())
             # every command of a test goes in by this number: make sure that it leads away from the machine itself
             for name in ("mnt", "pid", "net"):
                 assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+            # it goes on to tell how its jobs are, and would wait for ever for room in the queue of a socket nobody reads
+            listener.close()
             yield Sandbox(pid)
         finally:
             # its child, PID 1 of the sandbox, dies with it and takes all others along

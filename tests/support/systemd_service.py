@@ -253,8 +253,9 @@ def write_version(machine: Sandbox, version: str) -> None:
 def running(machine: Sandbox) -> Iterator[Service]:
     """The service, started, with both instances eligible; stopped when the block is left, and nothing may be left."""
     service = Service(machine)
-    service.systemctl("start", "clojarsd")
+    began = machine.call("systemctl", "start", "clojarsd")
     try:
+        assert began.returncode == 0, began.stderr + service.journal()
         service.when_both_are_eligible()
         yield service
     finally:
