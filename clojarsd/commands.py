@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +19,8 @@ from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile
-from clojarsd.system.succession import CAN_TAKE_OVER, Inherited, execute
+from clojarsd.system.succession import CAN_TAKE_OVER, Inherited, execute, hold_signals_back
+from clojarsd.system.threads import take_no_signals
 
 DEFAULT_CONFIG = Path("/etc/clojarsd.toml")
 
@@ -96,12 +100,21 @@ def run(
 def _run(settings: Settings, config: Path, when_up: Callable[[], None], directory: Path | None) -> None:
     import uvloop
 
-    from clojarsd.daemon import serve
+    from clojarsd.daemon import Successor, serve
 
+    hold_signals_back()  # until there are handlers, and from all threads that begin before
     inherited = Inherited.take()
     temporary = str(directory) if directory is not None else inherited.directory if inherited is not None else None
     set_up_logs()
-    successor = uvloop.run(serve(settings, config, when_up, inherited, temporary))
+
+    async def live() -> Successor | None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="clojarsd", initializer=take_no_signals))
+        # The loop's own threads begin with its first lookup, and hold back for ever what is held back then.
+        await loop.getnameinfo(("127.0.0.1", 0), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        return await serve(settings, config, when_up, inherited, temporary)
+
+    successor = uvloop.run(live())
     if successor is not None:
         flush_logs(1.0)
         try:

@@ -101,8 +101,10 @@ class Parts:
         self._open_processes(stack, saved)
         await self._open_relay(stack, saved)
         self._make_parts(stack)
-        running = await asyncio.to_thread(find_marked, service.state_dir)
+        users = () if self.world.uid is None else (self.world.uid,)
+        running = await asyncio.to_thread(find_marked, service.state_dir, users)
         self._take_up(self._adoption(saved, problem, running))
+        self._save()  # what only its mark told of is known to the next daemon from here on
 
     async def _load(self) -> tuple[SavedPair | None, str | None]:
         """The state as it holds in this boot, and what is wrong with the file."""
@@ -124,9 +126,10 @@ class Parts:
                 stack.callback(self.loop.remove_reader, groups.fileno())
         self.groups = groups
         self.processes = Processes(groups)
-        for instance in saved.instances.values() if saved is not None else ():
-            if instance.process is not None:
-                self.processes.claim(instance.process.pid)  # before anything is reaped
+        known = saved.instances.values() if saved is not None else ()
+        self.claimed = {instance.process.pid for instance in known if instance.process is not None}
+        for pid in self.claimed:
+            self.processes.claim(pid)  # before anything is reaped
         stack.enter_context(self.processes.adopting_orphans())
 
     async def _open_relay(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
@@ -286,13 +289,12 @@ class Parts:
         return found
 
     def _take_up(self, adoption: Adoption) -> None:
-        for role in Role:
+        for pid in self.claimed - {self.relay.pid}:  # in a container a new process has easily the number of an old one
+            self.processes.release(pid)
+        for role in Role:  # in the same turn of the loop: who is adopted is claimed again
             self.runners[role].attach(self.watches[role], adoption.instances.get(role))
             if role in self.relay.draining:  # begun by an earlier daemon, and nobody waits for it any more
                 self.relay.end_drain(role)
-        for role, instance in adoption.instances.items():
-            if instance.process is not None and self.runners[role].pid is None:
-                self.processes.release(instance.process.pid)
         self.leftovers = [
             InstanceMark(str(self.settings.service.state_dir), role, incarnation)
             for role, incarnation in adoption.leftovers

@@ -109,6 +109,7 @@ class Companions:
         self._heard: Mapping[Role, Heard] = {}
         self._leashes: Mapping[Role, Leash] = {}
         self._orders: Orders
+        self._told_hung: dict[Role, Incarnation] = {}
         self._loop = asyncio.get_running_loop()
 
     def attach(self, heard: Mapping[Role, Heard], leashes: Mapping[Role, Leash], orders: Orders) -> None:
@@ -126,9 +127,11 @@ class Companions:
             self._heard[role].begin(incarnation, lambda pid: self._belongs(pid, leader, mark))
 
     def proved(self, role: Role) -> None:
-        """It has become ready: from here on it has to say that it lives, if that was agreed."""
-        agreed = self._units[role].in_force.watchdog
-        if agreed is not None and (wanted := self._watchdogs(role)) is not None:
+        """It has become ready, or the settings have changed: it has to say that it lives, if that was agreed."""
+        agreed, wanted = self._units[role].in_force.watchdog, self._watchdogs(role)
+        if agreed is None or wanted is None:
+            self._leashes[role].end()
+        else:
             self._leashes[role].begin(max(agreed, wanted))
 
     def gone(self, role: Role) -> None:
@@ -142,15 +145,23 @@ class Companions:
         """No other process is to come: whoever has the ports now keeps the next one from them."""
         in_force = self._units[role].in_force
         ports = {name: Address(in_force.host, port) for name, port in in_force.ports.items()}
-        looking = self._loop.run_in_executor(None, self._still_taken, ports)
+        try:
+            looking = self._loop.run_in_executor(None, self._still_taken, ports)
+        except RuntimeError as error:  # the kernel gives no more threads, and nothing depends on this look
+            log.warning("ports_not_looked_at", role=role.value, reason=str(error))
+            return
         looking.add_done_callback(lambda looked: self._show_taken(role, looked))
 
     def restart(self, role: Role, reason: str) -> None:
         """Restart an instance without an outage, for a reason in words.
 
         Raises:
-            Refused: the other one could not take over.
+            Refused: the other one could not take over; or it is not up, or being ended, which an operator may have
+                ordered: that is not overridden.
         """
+        unit = self._units[role].unit
+        if unit.cause is not None or unit.ready_at is None:
+            raise Refused(f"cannot restart {role.value}: it is {unit.state.value}; nothing was done")
         work = self._orders.submit(Verb.RESTART, (role,), BY_DAEMON)
         assert work is not None
         text = f"clojarsd restarts {role.value}: {reason}"
@@ -159,10 +170,11 @@ class Companions:
     def watchdog_expired(self, role: Role, seconds: float) -> None:
         """It has not said for so long that it lives; while the other could not take over it gets that time again."""
         reason = f"it has not said within {seconds:g} s that it is alive (watchdog)"
-        incarnation = self._units[role].unit.incarnation
-        self._history.record(
-            EventName.INSTANCE_HUNG, f"{role.value} hangs: {reason}", role, incarnation=incarnation, seconds=seconds
-        )
+        unit = self._units[role].unit
+        if unit.cause is None and self._told_hung.get(role) != unit.incarnation:
+            self._told_hung[role] = unit.incarnation  # once, however often its restart is put off
+            text = f"{role.value} hangs: {reason}"
+            self._history.record(EventName.INSTANCE_HUNG, text, role, incarnation=unit.incarnation, seconds=seconds)
         try:
             self.restart(role, reason)
         except Refused as refused:

@@ -49,7 +49,11 @@ class HealthWatch:
         self._retargeted = asyncio.Event()
         self._hurried = asyncio.Event()
         self._records: list[CheckRecord] = []
+        self._round = 0
+        """How often it was said what to check: what was asked before may be answered after, and is old news then."""
         self._known: tuple[CheckRecord, ...] = ()
+        self._unmade: set[PlannedCheck] = set()
+        """Those that could not be made when that was tried last: said once for each episode."""
         self._log = log.bind(role=role.value)
 
     def begin(self, incarnation: Incarnation, known: Sequence[CheckRecord] = ()) -> None:
@@ -60,15 +64,18 @@ class HealthWatch:
         """
         self._target = incarnation
         self._known = tuple(known)
+        self._round += 1
         self._retargeted.set()
 
     def replan(self, checks: Sequence[PlannedCheck]) -> None:
         """Make these checks from the next `begin` on."""
         self._checks = tuple(checks)
+        self._unmade.clear()
 
     def end(self) -> None:
         """Check nothing."""
         self._target = None
+        self._round += 1
         self._retargeted.set()
 
     def hurry(self) -> None:
@@ -83,14 +90,14 @@ class HealthWatch:
             async with asyncio.TaskGroup() as group:
                 tasks = []
                 if (target := self._target) is not None:
-                    checks = self._checks
+                    checks, number = self._checks, self._round
                     self._records = list(self._known) or [CheckRecord() for _ in checks]
-                    tasks = [group.create_task(self._repeat(target, which, one)) for which, one in enumerate(checks)]
+                    tasks = [group.create_task(self._repeat(target, number, *one)) for one in enumerate(checks)]
                 await self._retargeted.wait()
                 for task in tasks:
                     task.cancel()
 
-    async def _repeat(self, incarnation: Incarnation, which: int, check: PlannedCheck) -> NoReturn:
+    async def _repeat(self, incarnation: Incarnation, number: int, which: int, check: PlannedCheck) -> NoReturn:
         has_passed = self._records[which].health is Health.UP
         loop, next_hurry_at = asyncio.get_running_loop(), 0.0
         while True:
@@ -101,7 +108,7 @@ class HealthWatch:
                 self._note_change(check, self._records[which], record)
                 has_passed = has_passed or result.passed
                 self._records[which] = record
-                if self._target == incarnation:
+                if self._round == number:
                     self._unit.checked(incarnation, tuple(self._records), which)
             pause = check.interval if has_passed else check.interval / STARTING_SPEED
             with suppress(TimeoutError):
@@ -116,13 +123,19 @@ class HealthWatch:
         A check that breaks may fail alone: it has not passed, and the next one is made.
         """
         try:
-            return await check.ask()
+            result = await check.ask()
         except Failed as failed:
-            self._log.warning("check_not_made", kind=check.kind, reason=str(failed))
+            if check not in self._unmade:
+                self._unmade.add(check)
+                self._log.warning("check_not_made", kind=check.kind, reason=str(failed))
             return None
         except Exception as error:
             self._log.exception("check_broke", kind=check.kind)
             return Result(False, f"the check itself broke ({type(error).__name__}: {error})", 0.0)
+        if check in self._unmade:
+            self._unmade.discard(check)
+            self._log.info("check_made_again", kind=check.kind)
+        return result
 
     def _note_change(self, check: PlannedCheck, before: CheckRecord, after: CheckRecord) -> None:
         if after.health is not before.health:

@@ -13,6 +13,7 @@ from clojarsd.core.errors import ClojarsdError, Failed, Refused
 from clojarsd.core.names import Role
 from clojarsd.runtime.orders import Orders, Work
 from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.system.succession import hold_signals_back
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ class Life:
         version: of this code.
         rehearse: gives the version of the code that would take over; raises Failed.
         kept: returns when everything that the next daemon must know is safe on the disk; raises Failed.
+        hold_signals: lets signals wait for the code that comes.
     """
 
     def __init__(
@@ -42,15 +44,18 @@ class Life:
         runners: Mapping[Role, UnitRunner],
         rehearse: Callable[[], Awaitable[str]],
         kept: Callable[[], Awaitable[None]],
+        hold_signals: Callable[[], None] = hold_signals_back,
     ) -> None:
         self._version = version
         self._orders = orders
         self._runners = runners
         self._rehearse = rehearse
         self._kept = kept
+        self._hold_signals = hold_signals
         self._group: asyncio.TaskGroup
         self._ended = asyncio.Event()
         self._is_upgrading = False
+        self._is_stopped = False
         self._stops: list[Work] = []
         self.end: End | None = None
         self.by = ""
@@ -79,12 +84,15 @@ class Life:
         work.note(None, "the primary is stopped, then the backup, then clojarsd")
         self._stops.append(work)
         self._finish(End.STOP, by)
+        if self._is_stopped:
+            self.stopped()
         return work
 
     def stopped(self) -> None:
         """The pair is stopped."""
-        for work in self._stops:
-            work.finish("primary and backup are stopped; clojarsd ends")
+        self._is_stopped = True
+        while self._stops:
+            self._stops.pop().finish("primary and backup are stopped; clojarsd ends")
 
     def upgrade(self, by: str) -> Work:
         """Let the code that is installed now take over, if it can; the work ends well just before that.
@@ -142,5 +150,7 @@ class Life:
     def _finish(self, end: End, by: str) -> None:
         if self.end is None:
             self.end, self.by = end, by
+            if end is End.UPGRADE:
+                self._hold_signals()
             self._orders.refuse("clojarsd is stopping" if end is End.STOP else "clojarsd is being upgraded")
             self._ended.set()

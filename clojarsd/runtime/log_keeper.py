@@ -17,8 +17,10 @@ import structlog
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.names import Role
 from clojarsd.core.settings_types import LogTo
+from clojarsd.system.freezer import thaw
 from clojarsd.system.inotify import EntryWatch
 from clojarsd.system.journal import journal_lines, no_journal
+from clojarsd.system.log_cut import Writer
 from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_look import ROOM, LogLook, look, restore_directory
 from clojarsd.system.log_packing import pack_one
@@ -111,6 +113,7 @@ class _Seen:
     lost_path: str | None = None
     not_rotated: str | None = None
     at_full: LogLook | None = None
+    group: Path | None = None
 
 
 class LogKeeper:
@@ -119,11 +122,18 @@ class LogKeeper:
     Args:
         plans: one for each role.
         pid_of: the process of a role's instance, launched or adopted; None while there is none.
+        group_of: the control group of that instance, in which nobody else is; None where it has none.
     """
 
-    def __init__(self, plans: Mapping[Role, LogPlan], pid_of: Callable[[Role], int | None]) -> None:
+    def __init__(
+        self,
+        plans: Mapping[Role, LogPlan],
+        pid_of: Callable[[Role], int | None],
+        group_of: Callable[[Role], Path | None] = lambda role: None,
+    ) -> None:
         self.logs = {role: InstanceLog(role, plan) for role, plan in plans.items()}
         self._pid_of = pid_of
+        self._group_of = group_of
         self._seen = {role: _Seen() for role in plans}
         self._directories: dict[Path, os.stat_result | None] = {}
         self._full_since: float | None = None
@@ -145,6 +155,7 @@ class LogKeeper:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pack())
                 for role in self._in_files():
+                    await self._know_writer(role)
                     await self._rotate(role, recover=True)
                 self._unpacked.set()
                 while True:
@@ -167,6 +178,7 @@ class LogKeeper:
         for role in self._in_files():
             file, seen = self.logs[role].file, self._seen[role]
             directory = file.path.parent
+            await self._know_writer(role)
             known = self._directories.get(directory)
             self._directories[directory] = await self._threads.run(restore_directory, directory, known)
             try:
@@ -193,10 +205,12 @@ class LogKeeper:
             steps = file.recover if recover else file.rotate
             while await self._threads.run(lambda: list(steps())):
                 count += 1
+                self._say_cut(role)
                 self._unpacked.set()
                 if recover:
                     break
         except Failed as failed:
+            self._say_cut(role)
             look_before = self._seen[role].look
             short = look_before is None or look_before.free is None or look_before.free < file.most
             if short and isinstance(failed.__cause__, OSError) and failed.__cause__.errno == errno.ENOSPC:
@@ -211,6 +225,30 @@ class LogKeeper:
         if count:
             log.debug("log_rotated", role=role.value, path=str(file.path), rotations=count)
         return count > 0
+
+    async def _know_writer(self, role: Role) -> None:
+        """Know who writes to the log; what a daemon that died has left standing still runs on."""
+        group, seen = self._group_of(role), self._seen[role]
+        if group is not None and group != seen.group and await self._threads.run(thaw, group):
+            log.warning("instance_thawed", role=role.value, group=str(group))
+        seen.group = group
+        self.logs[role].file.writer = Writer(self._pid_of(role), group)
+
+    def _say_cut(self, role: Role) -> None:
+        """Say how much a rotation by truncation may have lost."""
+        file = self.logs[role].file
+        cut, file.cut = file.cut, None
+        if cut is None:
+            return
+        tell = log.info if cut.lost == 0 else log.warning
+        tell(
+            "log_truncated",
+            role=role.value,
+            path=str(file.path),
+            kept_bytes=cut.copied,
+            at_most_lost_bytes=cut.lost if cut.lost is not None else "unknown",
+            held_still_s=None if cut.still is None else round(cut.still, 4),
+        )
 
     def _not_rotated(self, role: Role, reason: str) -> None:
         seen = self._seen[role]

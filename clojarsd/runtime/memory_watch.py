@@ -49,6 +49,7 @@ class MemoryWatch:
         self._records: dict[Role, MemoryRecord] = {}
         self._refused: set[Role] = set()
         self._measured: set[Role] = set()
+        self._is_blind = False
         self._looking = Threads("usage")
         self._measuring = {role: Threads(f"memory-{role.value}") for role in Role}
 
@@ -86,7 +87,14 @@ class MemoryWatch:
         pids = dict(self._pids)
         if not pids:
             return
-        seen = await self._looking.run(self._look, tuple(pids.values()))
+        try:
+            seen = await self._looking.run(self._look, tuple(pids.values()))
+        except OSError as error:  # no descriptor is left to look with: the next sample tries again
+            if not self._is_blind:
+                self._is_blind = True
+                log.warning("memory_not_seen", reason=(error.strerror or str(error)).lower())
+            return
+        self._is_blind = False
         async with asyncio.TaskGroup() as group:
             for role, pid in pids.items():
                 if pid in seen and self._pids.get(role) == pid:

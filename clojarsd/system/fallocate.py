@@ -15,34 +15,40 @@ _PUNCH_HOLE = 0x02
 _COLLAPSE_RANGE = 0x08
 _SYNC_WAIT_WRITE_WAIT = 0x07
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_SMALLEST_UNIT = 4096
 _LARGEST_UNIT = 1024 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Removal(enum.Enum):
-    """How the head of a file is removed. The writer of a file opened with O_APPEND notices neither."""
+    """How the head of a file is removed. The writer of a file opened with O_APPEND notices none of them."""
 
     COLLAPSE = "collapse"
     """What follows moves to the file's beginning (ext4, xfs)."""
     PUNCH = "punch"
     """Its space is given back, and the file keeps its size: a hole takes its place (tmpfs, btrfs)."""
+    TRUNCATE = "truncate"
+    """All of it is, which every file system can; what comes in the last moment is in danger."""
 
 
-def removal_for(directory: int, scratch: str) -> tuple[Removal, int] | None:
-    """How heads can be removed on the directory's file system, and of which they must be multiples; None: not at all.
+def removal_for(directory: int, scratch: str, forced: Removal | None = None) -> tuple[Removal, int]:
+    """How heads can be removed on the directory's file system, and of which they must be multiples.
 
     Args:
         scratch: the name of a file that is made and removed in the directory.
+        forced: the one way that is wanted, instead of the best one.
 
     Raises:
-        OSError: it cannot be tried.
+        OSError: it cannot be tried, or is not possible in the way that is forced.
     """
-    unit = max(os.fstatvfs(directory).f_bsize, 4096)
+    if forced is Removal.TRUNCATE:
+        return forced, _SMALLEST_UNIT
+    unit = max(os.fstatvfs(directory).f_bsize, _SMALLEST_UNIT)
     trial = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
         os.unlink(scratch, dir_fd=directory)
-        for way in Removal:
+        for way in (Removal.COLLAPSE, Removal.PUNCH) if forced is None else (forced,):
             for step in (unit, 65536, _LARGEST_UNIT):  # clusters may be larger than blocks
                 os.ftruncate(trial, 2 * step)
                 try:
@@ -52,17 +58,22 @@ def removal_for(directory: int, scratch: str) -> tuple[Removal, int] | None:
                         raise
                 else:
                     return way, step
-        return None
+        if forced is not None:
+            raise OSError(errno.EOPNOTSUPP, f"its file system cannot {forced.value}")
+        return Removal.TRUNCATE, _SMALLEST_UNIT
     finally:
         os.close(trial)
 
 
 def remove_head(file: int, start: int, end: int, way: Removal) -> None:
-    """Remove what is before `end`, where everything before `start` is a hole already.
+    """Remove what is before `end`, where everything before `start` is a hole already; with TRUNCATE, what follows too.
 
     Raises:
         OSError: nothing was removed.
     """
+    if way is Removal.TRUNCATE:
+        os.ftruncate(file, 0)
+        return
     mode = _COLLAPSE_RANGE if way is Removal.COLLAPSE else _PUNCH_HOLE | _KEEP_SIZE
     length = end - start
     if _libc.fallocate(file, mode, ctypes.c_long(start), ctypes.c_long(length)) != 0:

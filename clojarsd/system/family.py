@@ -12,14 +12,22 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from clojarsd.core.identity import MAIN, InstanceMark, ProcessIdentity
 from clojarsd.core.names import Address, Incarnation, Role
-from clojarsd.system.identity import ProcessStat, identify, is_between_programs, mark_of, stat_of, variable_of
+from clojarsd.system.identity import (
+    ProcessStat,
+    identify,
+    is_between_programs,
+    mark_of,
+    stat_of,
+    user_of,
+    variable_of,
+)
 from clojarsd.system.sockets import holder_of
 
 CHILDREN = Path("/proc/thread-self/children")
@@ -100,15 +108,24 @@ def end_family(family: Family, within: float) -> tuple[str, ...]:
             return ()
 
 
-def find_marked(state_dir: str | os.PathLike[str]) -> dict[Role, list[tuple[Incarnation, ProcessIdentity]]]:
+def find_marked(
+    state_dir: str | os.PathLike[str], users: Collection[int] = ()
+) -> dict[Role, list[tuple[Incarnation, ProcessIdentity]]]:
     """The running instances that daemons with this state directory have launched, the latest incarnation first.
 
-    Only the main processes: what they have started has their mark too, but not their number.
+    Only the main processes: what they have started has their mark too, but not their number. Anybody can give a process
+    such a mark, so that of a stranger's says nothing.
+
+    Args:
+        users: numbers of the users that instances run as, besides root and this one.
     """
     found: dict[Role, list[tuple[Incarnation, ProcessIdentity]]] = {}
+    trusted = {0, os.geteuid(), *users}
     for pid in _all_pids():
         mark, stat = mark_of(pid), stat_of(pid)
         if mark is None or stat is None or stat.has_ended or mark.state_dir != os.fspath(state_dir):
+            continue
+        if user_of(pid) not in trusted:
             continue
         identity = identify(pid)
         if identity is not None and stat.session == pid and variable_of(pid, MAIN) == str(pid):

@@ -105,6 +105,15 @@ def variable_of(pid: int, name: str) -> str | None:
     return None
 
 
+def user_of(pid: int) -> int | None:
+    """The number of the user who has started the process, whoever it acts as; None when that cannot be seen."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_bytes().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"Uid:")), None)
+
+
 def is_between_programs(pid: int) -> bool:
     """Whether nothing can be seen of its environment now, as in the middle of an exec; or it has none at all."""
     try:

@@ -7,9 +7,12 @@ The writer has the file open with O_APPEND, so where it writes follows the file'
 3. renames `NAME.1` to `NAME.2` and so on, and `NAME.rotating` to `NAME.1`;
 4. removes the head, and the mark with it, from `NAME`.
 
+Where the file system can remove no head, 4 copies the rest to `NAME.1` as well, and truncates `NAME`; see `log_cut`.
+
 A process that is killed before 2 leaves a copy that nothing refers to; one that is killed after 2 leaves the mark, and
 whoever comes next goes on from there: that the mark is there says that the head was not removed, and that
-`NAME.rotating` is there says that it was not renamed. The files, `NAME` last, are at all other times exactly what was
+`NAME.rotating` is there says that it was not renamed. How much of a log that is to be truncated was copied, the length
+of `NAME.1` says. The files, `NAME` last, are at all other times exactly what was
 written; a line may be cut where one ends, and goes on where the next begins.
 """
 
@@ -23,19 +26,19 @@ import re
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
 from clojarsd.system.fallocate import Removal, first_byte, flush_range, removal_for, remove_head
+from clojarsd.system.log_cut import Cut, Writer, catch_up, copy_range, cut
+from clojarsd.system.log_names import give_like, inode_of, is_there, open_latest, remove_name, rename_in
 
-COPIED_AT_ONCE = 8 * 1024 * 1024
 PACKED = ".gz"
 _MARK = b"clojarsd moved %020d bytes of this log to a rotated file, and goes on with that when it runs again\n"
 _MARK_LENGTH = len(_MARK % 0)
 _MARK_PATTERN = re.compile(re.escape(_MARK).replace(rb"%020d", rb"(\d{20})"))
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_CANNOT_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _MOST_REMEMBERED = 1000
 """Rotations that a slow reader may be behind."""
 
@@ -49,16 +52,22 @@ class LogFile:
         path: the file that its writer has open.
         most: bytes beyond which it is rotated, and that go to one rotated file.
         keep: how many rotated files there may be; with 0, what is removed is gone.
+        way: how heads are to be removed; None: in the best way that the file system knows.
+        writer: who writes to it, as far as that is known.
+        cut: what the last rotation that was a truncation has come to.
         stray: where the writer's file can still be opened when it has lost the path, and which file that is.
         changing: held while names and places change together. A reader that found `generation` the same before and
             after a read, and even, has read undisturbed.
         generation: how often that began or ended.
     """
 
-    def __init__(self, path: Path, most: int = 64 * 1024**2, keep: int = 5) -> None:
+    def __init__(self, path: Path, most: int = 64 * 1024**2, keep: int = 5, way: Removal | None = None) -> None:
         self.path = path
         self.most = most
         self.keep = keep
+        self.way = way
+        self.writer = Writer()
+        self.cut: Cut | None = None
         self.stray: tuple[str, tuple[int, int]] | None = None
         self.changing = threading.Lock()
         self.generation = 0
@@ -106,13 +115,15 @@ class LogFile:
             try:
                 keep = self.keep
                 yield from self._recover(directory, file)
-                _, unit = self._ways(directory)
+                way, unit = self._ways(directory)
                 start, size = first_byte(file), os.fstat(file).st_size
                 if size - start <= max(self.most, 2 * unit):
                     return
                 end = max(start // unit + 1, min(start + self.most, size - 1) // unit) * unit
+                if way is Removal.TRUNCATE:
+                    end = size - 1  # a mark counts as such only where something follows what it speaks of
                 if keep > 0:
-                    yield from self._copy(directory, file, start, end)
+                    end = yield from self._copy(directory, file, start, end)
                 yield from self._commit(directory, file, (start, end), keep)
             except OSError as error:
                 with contextlib.suppress(OSError):  # or it is done when the next rotation begins
@@ -200,14 +211,16 @@ class LogFile:
         device = os.fstat(directory).st_dev
         if self._way_on != device:
             remove_name(f"{self._temporary}-trial", directory)
-            self._way = removal_for(directory, f"{self._temporary}-trial")
+            self._way = removal_for(directory, f"{self._temporary}-trial", self.way)
             self._way_on = device
-        if self._way is None:
-            raise OSError(errno.EOPNOTSUPP, "its file system can remove the head of no file")
+        assert self._way is not None
         return self._way
 
-    def _copy(self, directory: int, file: int, start: int, end: int) -> Iterator[str]:
-        """Copy the range to the temporary file; when the disk is full, rotated files make room, the oldest first."""
+    def _copy(self, directory: int, file: int, start: int, end: int) -> Generator[str, None, int]:
+        """Copy the range to the temporary file; when the disk is full, rotated files make room, the oldest first.
+
+        Returns how far it was copied: further, where all is to be copied sooner or later.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         copy = os.open(self._temporary, flags, 0o600, dir_fd=directory)
         try:
@@ -220,17 +233,18 @@ class LogFile:
                 except OSError as error:
                     if error.errno not in _FULL or not self._drop_oldest(directory):
                         raise
-            position = start
-            while position < end:
-                copied = _copy_some(file, copy, min(COPIED_AT_ONCE, end - position), position)
-                if copied == 0:
-                    raise OSError(errno.ESTALE, "it was truncated meanwhile")
-                position += copied
+            copy_range(file, copy, start, end)
             os.fsync(copy)
+            if self._ways(directory)[0] is Removal.TRUNCATE:
+                catch_up(file, copy, end)
+                end = start + os.lseek(copy, 0, os.SEEK_CUR) - 1
+                os.ftruncate(copy, end - start)
             yield "copied"
         finally:
             os.close(copy)
-        flush_range(file, end, 0)  # or the removal would write it, and the writer wait for that
+        if self._ways(directory)[0] is not Removal.TRUNCATE:
+            flush_range(file, end, 0)  # or the removal would write it, and the writer wait for that
+        return end
 
     def _commit(self, directory: int, file: int, head: tuple[int, int], keep: int) -> Iterator[str]:
         with self._change():
@@ -239,7 +253,7 @@ class LogFile:
                 flush_range(file, head[0], 4096)
                 yield "marked"
                 yield from self._rename(directory, keep)
-            yield from self._remove(file, head, kept=keep > 0)
+            yield from self._remove(directory, file, head, kept=keep > 0)
 
     def _recover(self, directory: int, file: int) -> Iterator[str]:
         """See the module's docstring."""
@@ -250,9 +264,9 @@ class LogFile:
         start = first_byte(file)
         self._ways(directory)
         with self._change():
-            if _exists(self._temporary, directory):
+            if is_there(self._temporary, directory):
                 yield from self._rename(directory, max(self.keep, 1))
-            yield from self._remove(file, (start, start + length), kept=True)
+            yield from self._remove(directory, file, (start, start + length), kept=True)
 
     def _rename(self, directory: int, keep: int) -> Iterator[str]:
         """Give the copy the number 1, and those before it the next ones, up to the first number that is free."""
@@ -272,23 +286,42 @@ class LogFile:
         os.fsync(directory)
         yield "renamed"
 
-    def _remove(self, file: int, head: tuple[int, int], *, kept: bool) -> Iterator[str]:
+    def _remove(self, directory: int, file: int, head: tuple[int, int], *, kept: bool) -> Iterator[str]:
         assert self._way is not None
         start, end = head
-        remove_head(file, 0, end, self._way[0])
-        seen = os.fstat(file)
-        if self._inode != inode_of(seen):
-            self._inode, self._removed, self._hole = inode_of(seen), 0, 0
+        inode = inode_of(os.fstat(file))
+        if self._inode != inode:
+            self._inode, self._removed, self._hole = inode, 0, 0
             self._rotated.clear()
-        if self._way[0] is Removal.COLLAPSE:
-            self._removed += end
-        else:
-            self._hole = end
-        if kept:
-            self._rotated.appendleft(end - start)
-        else:
-            self._rotated.clear()
+        with contextlib.ExitStack() as stack:
+            if kept and self._way[0] is Removal.TRUNCATE:
+                copy = open_latest(f"{self.path.name}.1", directory, end - start, file)
+                stack.callback(os.close, copy)
+                self.cut = self._cut(directory, file, copy, start)
+                end = start + self.cut.copied
+                stack.callback(os.fsync, copy)
+            else:
+                remove_head(file, 0, end, self._way[0])
+            if self._way[0] is Removal.PUNCH:
+                self._hole = end
+            else:
+                self._removed += end
+                self._hole = 0
+            if kept:
+                self._rotated.appendleft(end - start)
+            else:
+                self._rotated.clear()
         yield "removed"
+
+    def _cut(self, directory: int, file: int, copy: int, start: int) -> Cut:
+        while True:
+            try:
+                return cut(file, copy, start, self.writer)
+            except OSError as error:
+                numbers = self.rotated(directory)
+                if error.errno not in _FULL or len(numbers) < 2:  # the first one is the copy
+                    raise
+                self._drop(directory, max(numbers))
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -321,47 +354,6 @@ class LogFile:
     def _drop(self, directory: int, number: int) -> None:
         for ending in ("", PACKED):
             remove_name(f"{self.path.name}.{number}{ending}", directory)
-
-
-def inode_of(seen: os.stat_result) -> tuple[int, int]:
-    """What tells this file from all others, as long as it is open somewhere."""
-    return seen.st_dev, seen.st_ino
-
-
-def _copy_some(source: int, target: int, count: int, position: int) -> int:
-    """Bytes copied from that position to where the target is."""
-    try:
-        return os.copy_file_range(source, target, count, position)
-    except OSError as error:
-        if error.errno not in _CANNOT_COPY:
-            raise
-        return os.sendfile(target, source, position, count)
-
-
-def remove_name(name: str, directory: int) -> None:
-    """Remove it if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
-
-
-def give_like(file: int, seen: os.stat_result) -> None:
-    """Give the file the owner and the mode that were seen, as far as a plain user may."""
-    with contextlib.suppress(PermissionError):
-        os.fchown(file, seen.st_uid, seen.st_gid)
-    os.fchmod(file, stat.S_IMODE(seen.st_mode))
-
-
-def rename_in(directory: int, name: str, to: str) -> None:
-    """Give a file of the directory another name, which is free or is taken from another."""
-    os.rename(name, to, src_dir_fd=directory, dst_dir_fd=directory)
-
-
-def _exists(name: str, directory: int) -> bool:
-    try:
-        os.lstat(name, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _reason(error: OSError) -> str:

@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from clojarsd.system.log_file import LogFile, inode_of
+from clojarsd.system.log_file import LogFile
+from clojarsd.system.log_names import inode_of
 
 ROOM = 1024 * 1024
 """Bytes that must be free again before a disk that was full no longer counts as such."""
@@ -95,7 +96,7 @@ def _written(pid: int) -> tuple[tuple[int, int], str, int, int] | None:
 def _free(directory: Path) -> int | None:
     with contextlib.suppress(OSError):
         seen = os.statvfs(directory)
-        return seen.f_bavail * seen.f_frsize
+        return seen.f_bavail * seen.f_frsize if seen.f_blocks else None  # some say nothing of their size
     return None
 
 

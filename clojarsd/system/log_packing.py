@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
-from clojarsd.system.log_file import PACKED, LogFile, give_like, inode_of, remove_name, rename_in
+from clojarsd.system.log_file import PACKED, LogFile
+from clojarsd.system.log_names import give_like, inode_of, remove_name, rename_in
 from clojarsd.system.program import Program
 from clojarsd.system.threads import Threads
 

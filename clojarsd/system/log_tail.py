@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.system.inotify import EntryWatch
-from clojarsd.system.log_file import LogFile, inode_of
+from clojarsd.system.log_file import LogFile
+from clojarsd.system.log_names import inode_of
 from clojarsd.system.log_past import PastFile, open_past, scan_back
 from clojarsd.system.threads import Threads
 

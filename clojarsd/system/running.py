@@ -94,7 +94,8 @@ class Process:
         What descends from it now is remembered: it may be about to leave what it started, with nothing that tells.
         """
         if not self._has_ended and self._pidfd >= 0:
-            self._known |= descendants_of(self.pid)
+            with suppress(OSError):  # no descriptor is left to look with: the signal matters more
+                self._known |= descendants_of(self.pid)
             self._send(number, _WHOLE_GROUP)
 
     def signal_main(self, number: int) -> None:
@@ -136,11 +137,20 @@ class Process:
             failure = marshal.loads(told)
             self._failed = LaunchFailed(LaunchStage[failure["stage"]], failure["reason"])
             self._taken = failure["taken"]
-        elif (stat := stat_of(self.pid)) is not None and not stat.has_ended:
+        elif self._seems_to_run():
             self._command_runs()
 
+    def _seems_to_run(self) -> bool:
+        """Whether the process has not ended, as far as that can be seen; else its pidfd tells soon."""
+        try:
+            stat = stat_of(self.pid)
+        except OSError:  # no descriptor is left to look with
+            return True
+        return stat is not None and not stat.has_ended
+
     def _command_runs(self) -> None:
-        self.identity = identify(self.pid) or self.identity
+        with suppress(OSError):
+            self.identity = identify(self.pid) or self.identity
         self._events.executed()
         self._shared.replenish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +11,9 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+
+START_PAUSE = 0.1
+"""Seconds until the next try to have a first thread, when the kernel gives none."""
 
 
 class Threads:
@@ -37,8 +41,7 @@ class Threads:
 
         self._acts.put(carry_out)
         if self._started < self._most:
-            self._started += 1
-            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+            await self._start_one()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
@@ -46,6 +49,26 @@ class Threads:
         for _ in range(self._started):
             self._acts.put(None)
 
+    async def _start_one(self) -> None:
+        """Start another thread; when the kernel gives none, those there are do the work; the first is waited for."""
+        while True:
+            number = self._started + 1
+            try:
+                threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+            except RuntimeError:  # "can't start new thread" is all that Python says of it
+                if self._started:
+                    return
+                await asyncio.sleep(START_PAUSE)
+            else:
+                self._started = number
+                return
+
     def _work(self) -> None:
+        take_no_signals()
         while (act := self._acts.get()) is not None:
             act()
+
+
+def take_no_signals() -> None:
+    """Leave signals for the process to its main thread, which has handlers for them or holds them back."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -242,6 +242,20 @@ async def test_checks_that_answer_at_once_leave_the_loop_its_turns() -> None:
     assert asked.count == ended_at
 
 
+async def test_an_answer_that_comes_just_after_the_checks_have_changed_is_not_told() -> None:
+    """Whoever has changed them knows of no check with that number any more."""
+    first, second, heard = Asked(), Asked(), Heard()
+    async with watching(heard, planned(first), planned(second)) as watch:
+        watch.begin(FIRST)
+        await until(lambda: first.questions and second.questions, "both questions")
+        second.questions[0].set_result(GOOD)  # it is read in the next turn of the loop, which is too late
+        watch.replan((planned(Asked()),))
+        watch.begin(FIRST, (CheckRecord(),))
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert heard.told == []
+
+
 async def test_cancelling_takes_the_question_under_way_back() -> None:
     asked, heard = Asked(), Heard()
     async with watching(heard, planned(asked)) as watch:
@@ -267,3 +281,14 @@ async def test_a_check_that_could_not_be_made_leaves_the_verdict_as_it_was() -> 
         await heard.times(2)
     assert heard.health[:2] == [Health.UP, Health.UP]
     assert heard.told[1][1] == (CheckRecord(Health.UP, 2, GOOD),)
+
+
+async def test_that_a_check_cannot_be_made_is_said_once_for_each_episode() -> None:
+    broken = Failed("cannot check: too many open files")
+    asked, heard = Asked(broken, broken, GOOD, broken, GOOD), Heard()
+    with structlog.testing.capture_logs() as logs:
+        async with watching(heard, planned(asked, 0.001)) as watch:
+            watch.begin(FIRST)
+            await heard.times(2)
+    said = [line["event"] for line in logs if "made" in line["event"]]
+    assert said == ["check_not_made", "check_made_again"] * 2

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from clojarsd.core.names import Role
 from clojarsd.core.settings_types import LogTo
 from clojarsd.runtime import log_keeper as module
 from clojarsd.runtime.log_keeper import InstanceLog, LogKeeper, LogPlan
+from clojarsd.system.fallocate import Removal
 from clojarsd.system.log_look import look
 from tests.support.control import DEADLINE_S
 from tests.support.real import unavailable
@@ -179,6 +180,40 @@ async def test_a_removed_log_is_said_once_and_can_still_be_read(path: Path, writ
     )
 
 
+async def test_each_truncation_says_what_it_may_have_lost(path: Path, writer: Writer) -> None:
+    with structlog.testing.capture_logs() as logged:
+        async with keeping(path, lambda: writer.pid) as keeper:
+            keeper.logs[Role.PRIMARY].file.way = Removal.TRUNCATE
+            for number in (1, 2):
+                writer.say("x" * 15_000)
+                await until(lambda: len(cuts(logged)) == number, f"truncation {number}")  # noqa: B023  # waited for
+            writer.say("last")
+            await until(lambda: path.stat().st_size == 5, "the last line")
+            shown_now = await shown(keeper.logs[Role.PRIMARY], 5)
+    assert shown_now == ["x" * 15_000, "x" * 15_000, "last"]
+    first = {"event": "log_truncated", "log_level": "info", "role": "primary", "path": str(path)}
+    assert cuts(logged) == [{**first, "kept_bytes": 15_001, "at_most_lost_bytes": 0, "held_still_s": None}] * 2
+
+
+def cuts(logged: Sequence[Any]) -> list[Any]:
+    return [entry for entry in logged if entry["event"] == "log_truncated"]
+
+
+async def test_an_instance_that_a_killed_daemon_left_standing_still_runs_on(path: Path, tmp_path: Path) -> None:
+    group = tmp_path / "group"
+    group.mkdir()
+    (group / "cgroup.freeze").write_text("1\n")
+    path.touch()
+    with structlog.testing.capture_logs() as logged:
+        keeper = LogKeeper({Role.PRIMARY: plan(path)}, lambda role: None, lambda role: group)
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(keeper.run())
+            await until(lambda: "instance_thawed" in warnings(logged), "the warning")
+            task.cancel()
+    assert (group / "cgroup.freeze").read_text() == "0"
+    assert warnings(logged) == ["instance_thawed"]
+
+
 async def test_a_log_that_somebody_renames_is_said_once(path: Path, writer: Writer) -> None:
     with structlog.testing.capture_logs() as logged:
         async with keeping(path, lambda: writer.pid) as keeper:
@@ -331,6 +366,6 @@ def test_every_line_is_there_once_and_in_order_and_followed_so(directory: str, t
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rotated = json.loads(target.read_text())["rotated"]
-    assert (rotated["missing"], rotated["wrong"], rotated["followed"]) == (0, 0, 200_000)
+    assert (rotated["missing_bytes"], rotated["wrong"], rotated["followed"]) == (0, 0, 200_000)
     assert rotated["rotations"] >= 5
     assert os.path.exists(directory)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
+import structlog
 
 from clojarsd.core.errors import Refused
 from clojarsd.core.names import Role
@@ -76,6 +79,24 @@ async def test_memory_that_stays_above_restarts_once(machine: Machine) -> None:
     machine.uses[12] = (200, 150)
     await machine.samples(3)
     assert len(machine.restarts) == 3
+
+
+async def test_a_look_that_the_kernel_refuses_is_told_once_and_made_again(machine: Machine) -> None:
+    good, machine.watch._look = machine.watch._look, _refused
+    with structlog.testing.capture_logs() as logs:
+        await machine.samples(3)
+        machine.watch._look = good
+        await machine.samples(1)
+        machine.watch._look = _refused
+        await machine.samples(1)
+    assert [(line["event"], line["reason"]) for line in logs] == [("memory_not_seen", "too many open files")] * 2
+    seen = machine.watch.latest(Role.PRIMARY)
+    assert seen is not None
+    assert seen.rss_bytes == 50 * MIB
+
+
+def _refused(pids: Iterable[int]) -> Mapping[int, Usage]:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def test_rss_alone_restarts_nobody(machine: Machine) -> None:

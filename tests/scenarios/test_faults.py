@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import faults_of_files, faults_of_processes, faults_of_resources
-from tests.support.faults import Act, CannotInject, Outcome, Scene, table
+from tests.support.fault_matrix import FAULTS
+from tests.support.faults import CannotInject, Outcome, Scene, table
 from tests.support.real import unavailable
 
 pytestmark = pytest.mark.slow
-
-FAULTS: dict[str, Act] = {
-    **faults_of_processes.fault.acts,
-    **faults_of_files.fault.acts,
-    **faults_of_resources.fault.acts,
-}
 
 
 @pytest.fixture(scope="session")

@@ -186,9 +186,7 @@ def test_a_configuration_that_cannot_be_used_keeps_the_old_code_in_charge(pair: 
     pair.config.write_text(good.replace('stop_timeout = "10s"', "stop_timeout = 5"))
     version = pair.status()["daemon"]["version"]
     sentence = refused_upgrade(pair)
-    assert sentence.startswith(
-        f"clojarsctl: cannot upgrade: the new code cannot take over: {pair.config}: app.stop_timeout: 5: "
-    )
+    assert sentence.startswith(f"cannot upgrade: the new code cannot take over: {pair.config}: app.stop_timeout: 5: ")
     assert sentence.endswith(f"; clojarsd {version} stays in charge")
     pair.config.write_text(good)
     pair.done("daemon", "upgrade")
@@ -197,10 +195,10 @@ def test_a_configuration_that_cannot_be_used_keeps_the_old_code_in_charge(pair: 
 def test_code_that_cannot_be_loaded_keeps_the_old_code_in_charge(copied: Pair, code: Path) -> None:
     broken = code / "clojarsd" / "parts.py"
     good = broken.read_text()
-    broken.write_text("import no_such_module\n" + good)
+    broken.write_text(good + "\nimport no_such_module\n")
     version = copied.status()["daemon"]["version"]
     assert refused_upgrade(copied) == (
-        "clojarsctl: cannot upgrade: the new code cannot take over: ModuleNotFoundError: No module named"
+        "cannot upgrade: the new code cannot take over: ModuleNotFoundError: No module named"
         f" 'no_such_module'; clojarsd {version} stays in charge"
     )
     broken.write_text(good)
@@ -250,7 +248,7 @@ def test_an_upgrade_waits_for_no_order_and_is_refused_while_one_is_under_way(pai
         assert refused.returncode == 3
         version = pair.status()["daemon"]["version"]
         assert refused.stderr.splitlines()[-1] == (
-            f"clojarsctl: cannot upgrade: an order is under way: restart primary (by {ME}); clojarsd {version} goes on"
+            f"cannot upgrade: an order is under way: restart primary (by {ME}); clojarsd {version} goes on"
         )
         assert slow.getresponse().status == 200
     pair.until_active("primary")
@@ -336,7 +334,7 @@ def test_what_was_stopped_by_order_stays_stopped_under_the_next_daemon(tmp_path:
         )
         sentence = f"stopped by {ME} at {before['goal_at']}; `clojarsctl start backup` starts it"
         assert after["reason"] == sentence
-        assert sentence in pair.done("status")
+        assert sentence in " ".join(pair.done("status").split())
         pair.done("start", "backup")
         started = pair.instance("backup")
         assert (started["goal"], started["goal_by"], started["eligible"]) == ("up", ME, True)
@@ -363,7 +361,6 @@ def test_the_history_goes_on_over_daemons(pair: Pair) -> None:
     assert names.count("daemon-started") == 2
     assert names.count("daemon-adopted") == 2
     assert names.count("instance-started") == 2
-    assert json.loads(json.dumps(pair.events()))
 
 
 def test_clients_notice_neither_the_death_of_the_daemon_nor_the_next_one(pair: Pair) -> None:

@@ -3,135 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.real import unavailable
-from tests.support.systemd_sandbox import Sandbox, boot, missing_for_sandbox
+from tests.support.systemd_sandbox import Sandbox
+from tests.support.systemd_service import CONFIG, ROLES, USER, Service, both_are_eligible, installed, running, standing
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
-
-CHECKOUT = Path(__file__).parents[2]
-UNIT = CHECKOUT / "systemd" / "clojarsd.service"
-PROGRAMS = Path(sys.prefix) / "bin"
-DEADLINE_S = 60.0
-USER = "clojars-test"
-"""No user of the machine, where a real clojarsd may be installed."""
-T = TypeVar("T")
-
-CONFIG = """
-[service]
-user = "{user}"
-group = "{user}"
-
-[app]
-command = [{python}, "/srv/app.py", "--port", "{{port.http}}", "--line-port", "{{port.nailgun}}", "--name", "{{role}}"]
-directory = "/"
-
-[instances.primary]
-name = "clojars"
-ports = {{ http = 8001, nailgun = 8101 }}
-
-[instances.backup]
-name = "clojars-backup"
-ports = {{ http = 8002, nailgun = 8102 }}
-
-[[checks]]
-kind = "http"
-port = "http"
-path = "/health"
-interval = "100ms"
-
-[frontends.http]
-listen = "127.0.0.1:8080"
-port = "http"
-mode = "relay"
-drain = "5s"
-
-[control]
-operators = ["root"]
-"""
-
-
-class Service:
-    """clojarsd.service in the sandbox."""
-
-    def __init__(self, machine: Sandbox) -> None:
-        self.machine = machine
-        self.complaint = ""
-
-    def systemctl(self, *arguments: str) -> str:
-        return self.machine.run("systemctl", *arguments).strip()
-
-    def show(self, name: str) -> str:
-        """One property, as `systemctl show` prints it."""
-        return self.systemctl("show", "--property", name, "--value", "clojarsd")
-
-    def status(self) -> Any:
-        """What `clojarsctl status --json` says, or None when the daemon is not reachable."""
-        asked = self.machine.call(str(PROGRAMS / "clojarsctl"), "--json", "status")
-        self.complaint = asked.stderr
-        return json.loads(asked.stdout) if asked.returncode == 0 else None
-
-    def until(self, look: Callable[[], T], fits: Callable[[T], bool]) -> T:
-        """The first look that fits; each look is a process of its own, which is pause enough."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not fits(seen := look()):
-            assert time.monotonic() < deadline, f"last seen: {seen}\n{self.complaint}\n{self.journal()}"
-        return seen
-
-    def when_both_are_eligible(self) -> Any:
-        return self.until(self.status, both_are_eligible)
-
-    def journal(self) -> str:
-        return self.machine.run("journalctl", "--no-pager", "--output=cat", "--unit=clojarsd")
-
-    def processes_of_the_user(self) -> list[str]:
-        return self.machine.call("pgrep", "-u", USER).stdout.split()
-
-
-def both_are_eligible(status: Any) -> bool:
-    return status is not None and all(status["instances"][role]["eligible"] for role in ("primary", "backup"))
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    if reason := missing_for_sandbox():
-        unavailable(f"cannot boot a systemd: {reason}")
-    directory = tmp_path_factory.mktemp("systemd")
-    python = os.path.realpath(sys.executable)
-    (directory / "clojarsd.toml").write_text(CONFIG.format(python=json.dumps(python), user=USER))
-    program = str(PROGRAMS / "clojarsd").replace("%", "%%").replace("$", "$$")
-    units = {
-        "clojarsd.service": UNIT.read_text(),
-        "clojarsd.service.d/checkout.conf": f'[Service]\nExecStart=\nExecStart="{program}" -c /etc/clojarsd.toml\n',
-    }
-    sandbox_directory = directory / "sandbox"
-    sandbox_directory.mkdir()
-    with boot(sandbox_directory, units, shared=[CHECKOUT, Path(sys.prefix), Path(python).parent, directory]) as machine:
-        machine.run("useradd", "--system", "--user-group", "--no-create-home", USER)
-        machine.run("rm", "-rf", "/var/lib/clojarsd", "/var/log/clojarsd")
-        machine.run("install", "--mode=0644", str(directory / "clojarsd.toml"), "/etc/clojarsd.toml")
-        # the service user need not be able to read this checkout
-        machine.run("install", "-D", "--mode=0644", str(CHECKOUT / "demo" / "app.py"), "/srv/app.py")
+    with installed(tmp_path_factory.mktemp("systemd")) as machine:
         yield machine
 
 
 @pytest.fixture
 def service(machine: Sandbox) -> Iterator[Service]:
-    """Started, and both instances eligible; stopped afterwards."""
-    service = Service(machine)
-    service.systemctl("start", "clojarsd")
-    service.when_both_are_eligible()
-    yield service
-    machine.call("systemctl", "stop", "clojarsd")
-    machine.call("systemctl", "reset-failed", "clojarsd")
+    with running(machine) as service:
+        yield service
 
 
 def test_the_shipped_unit_has_nothing_that_systemd_does_not_understand(machine: Sandbox) -> None:
@@ -155,9 +47,19 @@ def test_the_daemon_is_root_and_its_instances_are_not(service: Service) -> None:
     owners = {
         name: service.machine.run("ps", "-o", "user:32=", "-p", str(pid)).strip()
         for name, pid in [("daemon", status["daemon"]["pid"])]
-        + [(role, status["instances"][role]["pid"]) for role in ("primary", "backup")]
+        + [(role, status["instances"][role]["pid"]) for role in ROLES]
     }
     assert owners == {"daemon": "root", "primary": USER, "backup": USER}
+
+
+def test_each_instance_has_a_control_group_and_so_have_the_relay_process_and_the_daemon(service: Service) -> None:
+    status = service.status()
+    members = service.members()
+    groups = {name: f"instance-{name}-{status['instances'][name]['incarnation']}" for name in ROLES}
+    for name, pid in standing(status).items():
+        assert members[groups.get(name, name)] == [str(pid)]
+    assert str(status["daemon"]["pid"]) in members["supervisor"]
+    assert "." not in members
 
 
 def test_instances_do_not_inherit_the_line_to_systemd(service: Service) -> None:
@@ -170,34 +72,107 @@ def test_a_stopped_service_leaves_no_process(service: Service) -> None:
     service.systemctl("stop", "clojarsd")
     assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
     assert service.processes_of_the_user() == []
+    assert service.members() == {}
     assert service.status() is None
-    assert "daemon_stopped" in service.journal()
+    journal = service.journal()
+    assert "daemon_stopped" in journal
+    assert "the daemon has left" not in journal
 
 
-def test_a_killed_daemon_is_started_again(service: Service) -> None:
-    """After `kill -9` there is another daemon, and the pair is complete again with nobody's help."""
-    killed = service.show("MainPID")
-    service.systemctl("kill", "--signal=KILL", "--kill-whom=main", "clojarsd")
-    service.until(service.status, lambda seen: both_are_eligible(seen) and str(seen["daemon"]["pid"]) != killed)
-    assert service.show("NRestarts") == "1"
+def test_a_restart_ends_the_pair_in_order_and_starts_it_again(service: Service) -> None:
+    before = standing(service.status())
+    service.systemctl("restart", "clojarsd")
+    after = standing(service.when_both_are_eligible())
+    assert not set(before.values()) & set(after.values())
+    assert service.show("NRestarts") == "0"
+    journal = service.journal()
+    assert journal.rindex("unit_stopped role=primary") < journal.rindex("unit_stopping role=backup")
+
+
+def test_a_reload_reads_the_configuration_and_replaces_nothing(service: Service) -> None:
+    before = standing(service.status())
+    text = service.machine.run("cat", CONFIG)
+    service.write_settings(text.replace('drain = "5s"', 'drain = "6s"'))
+    try:
+        service.systemctl("reload", "clojarsd")
+        assert 'drain = "6s"' in service.ctl("config", "show").stdout
+        assert standing(service.status()) == before
+    finally:
+        service.write_settings(text)
+
+
+def test_a_reload_of_a_configuration_that_cannot_be_used_fails_and_changes_nothing(service: Service) -> None:
+    """`systemctl reload` says so by its exit status, the journal has why, and the service runs on."""
+    before = standing(service.status())
+    text = service.machine.run("cat", CONFIG)
+    service.write_settings("nonsense = 1\n" + text)
+    try:
+        assert service.machine.call("systemctl", "reload", "clojarsd").returncode == 1
+    finally:
+        service.write_settings(text)
+    assert "nonsense" in service.journal().rpartition("Reloading clojarsd.service")[2]
     assert service.show("ActiveState") == "active"
+    assert standing(service.status()) == before
 
 
 def test_a_daemon_that_was_asked_to_end_stays_down(service: Service) -> None:
     """An exit with 0 is nobody's accident: systemd does not undo it."""
-    service.systemctl("kill", "--signal=TERM", "--kill-whom=main", "clojarsd")
-    service.until(lambda: service.show("ActiveState"), lambda state: state == "inactive")
+    service.kill_daemon("TERM")
+    assert service.when_inactive() == "success"
     assert service.show("NRestarts") == "0"
     assert service.processes_of_the_user() == []
 
 
-def test_a_configuration_that_cannot_be_used_is_named_in_the_journal(machine: Sandbox) -> None:
+def test_clojarsctl_daemon_stop_is_a_stop_of_the_service(service: Service) -> None:
+    assert service.ctl("daemon", "stop").returncode == 0
+    assert service.when_inactive() == "success"
+    assert service.show("NRestarts") == "0"
+    assert service.members() == {}
+
+
+def test_a_stop_may_take_longer_than_the_unit_says_where_the_configuration_does(machine: Sandbox) -> None:
+    """Two instances that have to be killed after 4 s each: the daemon asks systemd for that time."""
+    with running(machine) as service, service.drop_in("TimeoutStopSec=2s"):
+        service.systemctl("restart", "clojarsd")  # the time-out of a running unit is what it was
+        service.when_both_are_eligible()
+        for role in ROLES:
+            service.fault(role, "ignore-term")
+        service.systemctl("stop", "clojarsd")
+        assert service.show("Result") == "success"
+
+
+def test_an_operators_stop_is_remembered_across_a_boot(machine: Sandbox) -> None:
+    """Also when the machine loses its power: `status` says who stopped the backup, and when."""
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    machine.run("sh", "-c", f"cat {boot_id} > /srv/boot_id && mount --bind /srv/boot_id {boot_id}")
+    try:
+        with running(machine) as service:
+            service.ctl("stop", "backup")
+            reason = service.status()["instances"]["backup"]["reason"]
+            assert reason.startswith("stopped by root at ")
+            machine.run("systemctl", "kill", "--signal=KILL", "--kill-whom=all", "clojarsd")
+            machine.call("systemctl", "stop", "clojarsd")
+            machine.run("sh", "-c", "echo 0f0f0f0f-1111-4222-8333-444444444444 > /srv/boot_id; rm -rf /run/clojarsd")
+            service.systemctl("start", "clojarsd")
+            seen = service.until(service.status, lambda seen: seen and seen["instances"]["primary"]["eligible"])
+            assert seen["instances"]["backup"]["reason"] == reason
+            assert service.ctl("start", "backup").returncode == 0
+    finally:
+        machine.run("umount", boot_id)
+
+
+def test_a_configuration_that_cannot_be_used_is_named_in_the_journal_until_it_can_be(machine: Sandbox) -> None:
+    """The service comes up by itself when the file is good again."""
     service = Service(machine)
-    machine.run("sh", "-c", "cp /etc/clojarsd.toml /etc/good.toml && echo 'nonsense = 1' > /etc/clojarsd.toml")
+    text = machine.run("cat", CONFIG)
+    service.write_settings("nonsense = 1\n" + text)
     try:
         machine.run("systemctl", "start", "--no-block", "clojarsd")
-        service.until(service.journal, lambda text: "/etc/clojarsd.toml: nonsense:" in text)
+        service.until(lambda: int(service.show("NRestarts")), lambda restarts: restarts > 1)
+        assert f"{CONFIG}: nonsense:" in service.journal()
+        service.write_settings(text)
+        service.until(service.status, both_are_eligible)
     finally:
+        service.write_settings(text)
         machine.call("systemctl", "stop", "clojarsd")
-        machine.run("mv", "/etc/good.toml", "/etc/clojarsd.toml")
         machine.call("systemctl", "reset-failed", "clojarsd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import select
@@ -70,7 +71,7 @@ class Scene:
         Args:
             failed: how many of the requests were not answered that somebody should have answered; None: all of them.
         """
-        failed = len(load.failures) if failed is None else failed
+        failed = load.failed if failed is None else failed
         self.outcomes.append(Outcome(self.fault, happened, failed, load.answered + failed, seconds))
 
 
@@ -96,29 +97,56 @@ class Faults:
 class Load:
     """Clients of a pair's frontend `http`: some with a connection for each request, some that keep theirs.
 
+    Args:
+        inside: so many slow requests, of so many milliseconds, are inside the primary when the block begins.
+        pause, kept_pause: seconds between two requests of a client of either kind.
+
     Attributes:
         fresh, kept: both kinds.
+        cut: slow requests that got no whole answer; known when the block has ended.
     """
 
     def __init__(
-        self, pair: Pair, *, fresh: int = 2, kept: int = 4, pause: float = 0.02, kept_pause: float = 0.02
+        self,
+        pair: Pair,
+        *,
+        fresh: int = 2,
+        kept: int = 4,
+        inside: int = 0,
+        slow_ms: int = 60_000,
+        pause: float = 0.02,
+        kept_pause: float = 0.02,
     ) -> None:
         self._pair = pair
         self._counts = fresh, kept
+        self._inside = inside
+        self._slow_ms = slow_ms
+        self._waiting: list[http.client.HTTPConnection] = []
+        self._stack = ExitStack()
         self.fresh = Clients(pair.http, fresh, pause=pause)
         self.kept = Clients(pair.http, kept, keep_alive=True, pause=kept_pause)
-        self._stack = ExitStack()
+        self.cut = 0
 
     def __enter__(self) -> Self:
         self._pair.until(is_normal)
         with ExitStack() as stack:
+            for _ in range(self._inside):
+                opened = stack.enter_context(connection(self._pair.http))
+                opened.request("GET", f"/slow?ms={self._slow_ms}")
+                self._waiting.append(opened)
+            self._pair.until(lambda seen: seen["frontends"]["http"]["connections"]["primary"] == self._inside)
             stack.enter_context(self.fresh)
             stack.enter_context(self.kept)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        with self._stack:
+            for opened in self._waiting if kind is None else ():
+                try:
+                    assert opened.getresponse().read().endswith(f" after {self._slow_ms} ms\n".encode())
+                except (OSError, http.client.HTTPException):
+                    self.cut += 1
 
     @property
     def failures(self) -> list[Failure]:
@@ -131,7 +159,13 @@ class Load:
 
     @property
     def answered(self) -> int:
-        return len(self.fresh.answers) + len(self.kept.answers)
+        """Requests that got their answer; known when the block has ended."""
+        return len(self.fresh.answers) + len(self.kept.answers) + self._inside - self.cut
+
+    @property
+    def failed(self) -> int:
+        """Requests that got none; known when the block has ended."""
+        return len(self.failures) + self.cut
 
     @property
     def reopened(self) -> int:
@@ -140,20 +174,21 @@ class Load:
 
     def prove(self) -> None:
         """Return when each kind of client was asked and answered again, whatever was under way before."""
-        self.fresh.await_answers(self._counts[0] + 2)
-        self.kept.await_answers(self._counts[1] + 2)
+        for clients, count in zip((self.fresh, self.kept), self._counts, strict=True):
+            clients.await_answers(count + 2)
 
     def assert_nothing_lost(self) -> None:
         """No request failed, and no connection was even closed."""
         assert not self.errors
-        assert self.reopened == 0
+        assert (self.reopened, self.cut) == (0, 0)
 
     def assert_only_inside(self, gone_at: float, refused: bool = False) -> None:
-        """All that failed was inside what was gone by that instant: at most one request of each client.
+        """What failed was inside what was gone by that instant: all slow requests, and at most one of each client.
 
         Args:
             refused: there was nobody to connect to for a while; who was refused is not counted here.
         """
+        assert self.cut == self._inside
         for clients in (self.fresh, self.kept):
             cut = [one for one in clients.failures if not (refused and "refused" in one.error)]
             who = [failure.client for failure in cut]

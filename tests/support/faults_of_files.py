@@ -215,7 +215,7 @@ def removed_logs(scene: Scene) -> None:
 def removed_sockets(scene: Scene) -> None:
     run = scene.home / "run"
     names = ("control.sock", "relay.sock", "notify-primary.sock", "notify-backup.sock")
-    with Pair(scene.home, app="notify = false\n") as pair:
+    with Pair(scene.home) as pair:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()

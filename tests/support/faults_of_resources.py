@@ -9,7 +9,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.support.faults import (
     until_said,
 )
 from tests.support.pair import Pair
+from tests.support.waiting import PATIENCE
 
 fault = Faults()
 
@@ -60,25 +61,49 @@ def relay_without_descriptors(scene: Scene) -> None:
     with Pair(scene.home) as pair:
         with Load(pair) as load:
             before = pids(pair)
-            with _no_descriptors_left(before["relay"]):
+            with _no_descriptors_left(before["relay"], step_by_step=_served_or(load, lambda: _is_paused(pair))):
                 until_said(pair, "event=accept_paused")
-                asked = len(load.kept.answers)
-                pair.until_true(lambda: len(load.kept.answers) >= asked + 8, "answers on connections that are open")
+                answered = len(load.fresh.answers)
+                load.kept.await_answers(12)
+                assert len(load.fresh.answers) <= answered + 2, "at most those who were inside"
                 began = time.monotonic()
-            seconds = until_normal(pair, began)
             load.prove()
+            seconds = until_normal(pair, began)
             assert pids(pair) == before
         load.assert_nothing_lost()
-        assert len(said(pair, "event=accept_paused")) <= 2, "once for each frontend"
+        assert len(said(pair, "event=accept_paused")) == 1, "clients come to one frontend"
     scene.tell(load, "open connections went on, new ones waited in the backlog and were served", seconds)
 
 
+def _is_paused(pair: Pair) -> bool:
+    return bool(said(pair, "event=accept_paused"))
+
+
+def _served_or(load: Load, is_over: Callable[[], bool]) -> Callable[[], None]:
+    """Return when some more clients have been served, or it is over."""
+
+    def wait() -> None:
+        deadline, target = time.monotonic() + PATIENCE, len(load.fresh.answers) + 4
+        while len(load.fresh.answers) < target and not is_over():
+            assert time.monotonic() < deadline, load.errors
+            time.sleep(0.005)
+
+    return wait
+
+
 @contextmanager
-def _no_descriptors_left(pid: int) -> Iterator[None]:
-    """Within the block the process can open nothing; what it has open stays."""
+def _no_descriptors_left(pid: int, step_by_step: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within the block the process can open nothing; what it has open stays.
+
+    Args:
+        step_by_step: called after each one that was taken away.
+    """
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # lower than all numbers that may become free
+    most = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
     try:
+        for limit in range(most, 2, -1):  # down below all numbers that may become free
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+            step_by_step()
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)

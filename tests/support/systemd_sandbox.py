@@ -106,7 +106,7 @@ def boot(directory: Path, units: Mapping[str, str], shared: Sequence[Path] = ())
             # every command of a test goes in by this number: make sure that it leads away from the machine itself
             for name in ("mnt", "pid", "net"):
                 assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
-            # it goes on to tell how its jobs are, and would wait for ever for room in the queue of a socket nobody reads
+            # it goes on to tell of its jobs, and would wait for ever for room in a queue that nobody reads
             listener.close()
             yield Sandbox(pid)
         finally:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 from tests.support.real import unavailable
 from tests.support.systemd_sandbox import Sandbox, boot, missing_for_sandbox
 from tests.support.waiting import PATIENCE
@@ -36,7 +34,8 @@ group = "{user}"
 [app]
 command = [{python}, "/srv/app.py", "--port", "{{port.http}}", "--line-port", "{{port.nailgun}}", "--name", "{{role}}"]
 directory = "/"
-stop_timeout = "10s"
+stop_timeout = "4s"
+restart_delay = "100ms"
 
 [instances.primary]
 name = "clojars"
@@ -165,8 +164,21 @@ class Service:
             found.setdefault(str(Path(path).parent), []).append(pid)
         return found
 
-    def reset_counts(self) -> None:
-        self.machine.call("systemctl", "reset-failed", "clojarsd")
+    def fault(self, role: str, name: str) -> None:
+        """Give an instance a fault of demo/app.py."""
+        url = f"http://127.0.0.1:{8001 + ROLES.index(role)}/fault/{name}"
+        self.machine.run(sys.executable, "-c", f"import urllib.request as u; u.urlopen({url!r}, b'', 30).read()")
+
+    def begin_stop(self, verb: str = "stop") -> None:
+        """Begin to stop the pair, of which the primary does not end when it is asked to; it is now being asked."""
+        self.fault("primary", "ignore-term")
+        self.systemctl(verb, "--no-block", "clojarsd")
+        self.until(self.status, lambda seen: seen["instances"]["primary"]["state"] == "stopping")
+
+    def when_inactive(self) -> str:
+        """The result of the unit, as soon as it is neither active nor on its way."""
+        self.until(lambda: self.show("ActiveState"), lambda state: state in ("inactive", "failed"))
+        return self.show("Result")
 
     def write_settings(self, text: str) -> None:
         """Replace the configuration file."""
@@ -251,7 +263,7 @@ def write_version(machine: Sandbox, version: str) -> None:
 
 @contextlib.contextmanager
 def running(machine: Sandbox) -> Iterator[Service]:
-    """The service, started, with both instances eligible; stopped when the block is left, and nothing may be left."""
+    """The service, started, with both instances eligible; stopped when the block is left, which leaves nothing."""
     service = Service(machine)
     began = machine.call("systemctl", "start", "clojarsd")
     try:
@@ -260,16 +272,5 @@ def running(machine: Sandbox) -> Iterator[Service]:
         yield service
     finally:
         machine.call("systemctl", "stop", "clojarsd")
-        service.reset_counts()
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with installed(tmp_path_factory.mktemp("systemd")) as machine:
-        yield machine
-
-
-@pytest.fixture
-def service(machine: Sandbox) -> Iterator[Service]:
-    with running(machine) as service:
-        yield service
+        machine.call("systemctl", "reset-failed", "clojarsd")
+    assert service.members() == {}

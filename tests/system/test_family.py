@@ -17,10 +17,12 @@ import pytest
 from clojarsd.core.identity import MARK, InstanceMark
 from clojarsd.core.names import Address, ExitStatus, Incarnation, Role
 from clojarsd.system.family import _kill, children_of, find_marked, still_taken
-from clojarsd.system.identity import identify, mark_of, stat_of
+from clojarsd.system.identity import identify, mark_of, stat_of, user_of
 from clojarsd.system.process import Processes
 from tests.support.launches import Heard, Launches, launching, reads
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
+
+STRANGER = 65534
 
 LEAVES_A_DAEMON = """
 import os, sys, time
@@ -279,3 +281,18 @@ def test_ports_that_are_still_taken_are_told() -> None:
 
 def test_a_machine_without_lists_of_children_needs_no_subreaper(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Processes()._shared.is_subreaper is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_strangers_process_with_our_mark_is_no_instance(launches: Launches) -> None:
+    """Anybody could have a process of theirs taken up as the latest launch, and the real one ended as a leftover."""
+    launches.directory.chmod(0o755)
+    spec = replace(launches.spec, command=("/bin/sleep", "600"), directory="/", mark=launches.mark(incarnation=9))
+    real, _ = launches(replace(spec, mark=launches.mark()))
+    forged, heard = launches(replace(spec, user=str(STRANGER), group=str(STRANGER)))
+    async with asyncio.timeout(PATIENCE):
+        await heard.runs.wait()
+    assert user_of(forged.pid) == STRANGER
+    assert find_marked(launches.directory) == {Role.PRIMARY: [(1, identify(real.pid))]}
+    found = find_marked(launches.directory, (STRANGER,))
+    assert [incarnation for incarnation, _ in found[Role.PRIMARY]] == [9, 1]

@@ -18,9 +18,9 @@ import pytest
 from clojarsd.core.errors import Failed
 from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_packing import pack_one
-from clojarsd.system.log_tail import LogReader
 from clojarsd.system.threads import Threads
 from tests.support.control import DEADLINE_S
+from tests.support.logs import Reading, append, lines, numbered, rotate, written
 from tests.support.waiting import until
 
 MOST = 20_000
@@ -33,42 +33,6 @@ def log(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A log that does not exist yet, on a file system that can collapse files and on one that cannot."""
     with tempfile.TemporaryDirectory(dir=request.param) as directory:
         yield Path(directory) / "primary.log"
-
-
-def numbered(path: Path) -> dict[int, Path]:
-    found = {}
-    for entry in path.parent.iterdir():
-        if match := re.fullmatch(rf"{re.escape(path.name)}\.(\d+)(\.gz)?", entry.name):
-            found[int(match[1])] = entry
-    return dict(sorted(found.items(), reverse=True))
-
-
-def written(path: Path) -> bytes:
-    """All that can be read, the oldest first."""
-    parts = [
-        gzip.decompress(one.read_bytes()) if one.suffix == ".gz" else one.read_bytes()
-        for one in numbered(path).values()
-    ]
-    with path.open("rb") as file:
-        file.seek(os.lseek(file.fileno(), 0, os.SEEK_DATA))
-        return b"".join(parts) + file.read()
-
-
-def append(path: Path, text: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(text)
-
-
-def lines(first: int, count: int) -> bytes:
-    return b"".join(b"line %07d of this log\n" % number for number in range(first, first + count))
-
-
-def rotate(log: LogFile) -> int:
-    """How many rotations it took until the log is short."""
-    count = 0
-    while list(log.rotate()):
-        count += 1
-    return count
 
 
 def test_a_short_log_is_left_alone(log: Path) -> None:
@@ -262,18 +226,6 @@ def test_only_one_process_rotates(log: Path) -> None:
     with pytest.raises(Failed, match="another process does"):
         list(LogFile(log, MOST).rotate())
     assert list(first)[-1] == "removed"
-
-
-class Reading:
-    def __init__(self, log: LogFile, count: int) -> None:
-        self.reader = LogReader(log)
-        self.reader.open_at_end(count)
-
-    def rest(self) -> bytes:
-        found = []
-        while some := self.reader.read():
-            found += some
-        return b"".join(f"{line}\n".encode() for line in found)
 
 
 @pytest.mark.parametrize("packed", [False, True])

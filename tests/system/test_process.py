@@ -9,7 +9,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.names import Address, ExitStatus, LaunchStage
 from clojarsd.system.launcher import parse_environment
 from tests.support.launches import Heard, Launches, failure, launching, reads
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -266,3 +267,35 @@ def test_environment_lines() -> None:
     }
     with pytest.raises(ValueError, match=r"^line 2 is not KEY=VALUE$"):
         parse_environment("A=1\n9X=1\n")
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """No further descriptor can be had within the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_signal_is_sent_by_a_daemon_that_is_out_of_descriptors(launches: Launches) -> None:
+    """What it cannot look at, the descendants, must not keep it from that."""
+    process, heard = launches.python("import time; time.sleep(600)")
+    async with asyncio.timeout(PATIENCE):
+        await heard.runs.wait()
+    with without_descriptors():
+        process.signal(signal.SIGTERM)
+    assert await heard.how_it_ended() == ExitStatus(None, signal.SIGTERM)
+
+
+async def test_that_the_command_runs_is_told_by_a_daemon_that_is_out_of_descriptors(launches: Launches) -> None:
+    """Nobody would check it else, and a start that takes too long is ended."""
+    process, heard = launches.python("import time; time.sleep(600)")
+    cmdline = Path(f"/proc/{process.pid}/cmdline")
+    while b"sleep(600)" not in cmdline.read_bytes():  # the loop, which would tell, does not turn
+        os.sched_yield()
+    with without_descriptors():
+        async with asyncio.timeout(PATIENCE):
+            await heard.runs.wait()

@@ -1,0 +1,54 @@
+"""Threads for work that may hang, when the kernel gives none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from clojarsd.system import threads as module
+from clojarsd.system.threads import Threads
+from tests.support.waiting import until
+
+
+class Kernel:
+    """A kernel that gives no threads while it is told so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gives = False
+        self.asked = 0
+        self._start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self._maybe(thread))
+
+    def _maybe(self, thread: threading.Thread) -> None:
+        self.asked += 1
+        if not self.gives:
+            raise RuntimeError("can't start new thread")
+        self._start(thread)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    monkeypatch.setattr(module, "START_PAUSE", 0.001)
+    return Kernel(monkeypatch)
+
+
+async def test_work_waits_for_the_first_thread_and_is_then_done(kernel: Kernel) -> None:
+    threads = Threads("test")
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(threads.run(lambda: "done"))
+        await until(lambda: kernel.asked >= 3, "some tries")
+        assert not work.done()
+        kernel.gives = True
+    assert work.result() == "done"
+    threads.close()
+
+
+async def test_another_thread_that_is_not_given_is_no_matter(kernel: Kernel) -> None:
+    kernel.gives = True
+    threads = Threads("test", most=2)
+    assert await threads.run(lambda: 1) == 1
+    kernel.gives = False
+    assert await threads.run(lambda: 2) == 2
+    threads.close()
