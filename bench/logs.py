@@ -29,6 +29,7 @@ from structlog.testing import capture_logs
 
 from clojarsd.core.names import Role
 from clojarsd.core.settings_types import LogTo
+from clojarsd.runtime import log_keeper
 from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
 from clojarsd.system.cgroup import _own_group, find_delegated
 from clojarsd.system.fallocate import Removal, first_byte
@@ -57,6 +58,7 @@ print((clock() - began) / 1e9, longest / 1e9)
 
 def main() -> None:
     arguments = parse(sys.argv[1:])
+    log_keeper.EVERY = arguments.every
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="clojarsd-bench-") as name:
         plain = uvloop.run(measure(Path(name) / "plain", arguments, rotate=False))
         rotated = uvloop.run(measure(Path(name) / "rotated", arguments, rotate=True))
@@ -65,7 +67,7 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(picture, indent=2) + "\n")
-    too_few = rotated["rotations"] < arguments.rotations and arguments.mode != Removal.TRUNCATE.value
+    too_few = rotated["rotations"] < arguments.rotations and not rotated["truncations"]
     if rotated["missing_bytes"] > rotated["told_lost_bytes"] or rotated["wrong"] or too_few:
         sys.exit("lines are missing, double or out of order, or there were too few rotations")
 
@@ -77,6 +79,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--follow", action="store_true", help="follow the log meanwhile, as `clojarsctl logs -f` does")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the file system that is tried")
     parser.add_argument("--mode", choices=[way.value for way in Removal], help="how heads are removed")
+    parser.add_argument("--every", type=float, default=log_keeper.EVERY, help="seconds between two looks at the log")
     parser.add_argument("--hold", action="store_true", help="hold the writer still in a control group of its own")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(words)

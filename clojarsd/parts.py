@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -45,7 +45,7 @@ from clojarsd.runtime.watchdog import WatchdogTimer
 from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
 from clojarsd.system.event_store import EventStore
-from clojarsd.system.family import find_marked, still_taken
+from clojarsd.system.family import end_hook, find_marked, still_taken
 from clojarsd.system.identity import boot_id
 from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
@@ -103,7 +103,9 @@ class Parts:
         self._make_parts(stack)
         users = () if self.world.uid is None else (self.world.uid,)
         running = await asyncio.to_thread(find_marked, service.state_dir, users)
-        self._take_up(self._adoption(saved, problem, running))
+        adoption = self._adoption(saved, problem, running)
+        await self._end_hooks(adoption, users)
+        self._take_up(adoption)
         self._save()  # what only its mark told of is known to the next daemon from here on
 
     async def _load(self) -> tuple[SavedPair | None, str | None]:
@@ -287,6 +289,14 @@ class Parts:
         for note in found.notes:
             log.warning("adopted_by_mark", reason=note, state=problem or "there is no state of it")
         return found
+
+    async def _end_hooks(self, adoption: Adoption, users: Collection[int]) -> None:
+        """End what an earlier daemon has begun of a hook that is run again: never two of them at a time."""
+        for role, instance in adoption.instances.items():
+            if (hook := instance.unit.hook) is not None:
+                mark = InstanceMark(str(self.settings.service.state_dir), role, instance.unit.incarnation)
+                if not await asyncio.to_thread(end_hook, mark, hook, users):
+                    log.error("hook_not_ended", role=role.value, hook=hook.value)
 
     def _take_up(self, adoption: Adoption) -> None:
         for pid in self.claimed - {self.relay.pid}:  # in a container a new process has easily the number of an old one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from clojarsd.core.saved import as_json
 from tests.support.pair import CHECKOUT
+from tests.support.saved import a_pair
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -87,6 +90,37 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
     done = clojarsd("check", "-c", tmp_path / "x.toml")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{tmp_path}/x.toml: no such file (clojarsd -c FILE names another)\n"
+
+
+def test_a_state_that_could_be_taken_over_is_said_to_be_so_last(good: Path, tmp_path: Path) -> None:
+    """That line is what a daemon that is to be replaced looks for."""
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps(as_json(a_pair())))
+    done = clojarsd("check", "-c", good, "--take-over", state)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [f"{good}: good", f"can take over: {version('clojarsd')}"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"format": 99}', "it has format 99, and this version knows 1"),
+        ('{"format": 1, "ser', "state.json"),
+    ],
+)
+def test_a_state_that_could_not_be_taken_over_is_one_sentence(
+    good: Path, tmp_path: Path, text: str, sentence: str
+) -> None:
+    state = tmp_path / "state.json"
+    state.write_text(text)
+    done = clojarsd("check", "-c", good, "--take-over", state)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("clojarsd: ")
+    assert sentence in line
+    assert state.read_text() == text
 
 
 def test_the_shipped_configuration_is_good() -> None:

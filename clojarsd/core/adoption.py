@@ -10,7 +10,7 @@ from clojarsd.core.health import CheckRecord
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import NO_INCARNATION, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
-from clojarsd.core.unit_facts import Unit
+from clojarsd.core.unit_facts import Unit, UnitPolicy
 
 Found: TypeAlias = Mapping[Role, Sequence[tuple[Incarnation, ProcessIdentity]]]
 """The main processes of earlier launches by their marks, the latest incarnation of each role first."""
@@ -79,6 +79,21 @@ def adopt(
             kept = None
         leftovers += [(role, incarnation) for incarnation, _ in found if incarnation != kept]
     return Adoption(instances, tuple(leftovers), tuple(notes))
+
+
+def resumed(unit: Unit, now: float, policy: UnitPolicy) -> Unit:
+    """The unit as the next daemon begins with it: its deadline goes on, but never passed for want of a daemon alone.
+
+    A hook is run again, from its beginning, and has its whole time again. A start whose time was over while nobody was
+    there to see how far it came has it again, too: it may long be up.
+    """
+    if unit.deadline is None:
+        return unit
+    if unit.hook is not None:
+        return replace(unit, deadline=now + policy.hooks.get(unit.hook, policy.start_timeout))
+    if unit.state is UnitState.STARTING and unit.deadline <= now:
+        return replace(unit, deadline=now + policy.start_timeout)
+    return unit
 
 
 def _with_process(before: SavedInstance, found: Mapping[Incarnation, ProcessIdentity]) -> SavedInstance:

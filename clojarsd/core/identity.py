@@ -13,6 +13,9 @@ MARK: Final = "CLOJARSD_INSTANCE"
 MAIN: Final = "CLOJARSD_MAIN_PID"
 """The environment variable that tells an instance's main process from what it has started: its number."""
 
+HOOK: Final = "CLOJARSD_HOOK"
+"""The environment variable that tells a hook's commands which hook it is, and others that they are of one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:

@@ -51,6 +51,20 @@ def disagreements(
     yield from dict.fromkeys(told)  # what [app] says wrong is found with both instances
 
 
+def cautions(settings: Settings) -> tuple[str, ...]:
+    """One sentence for each key that is right only if something holds which the file cannot say."""
+    told: list[str] = []
+    runtime_dir = settings.service.runtime_dir
+    for role, instance in settings.instances.items():
+        if instance.notify and instance.chroot is not None:
+            inside = f"{instance.chroot}{runtime_dir}"
+            told.append(
+                f"instances.{role.value}.notify: NOTIFY_SOCKET is in {runtime_dir}, which the instance can reach only"
+                f" if that is mounted at {inside} too; without it READY=1 cannot come, and no start succeeds"
+            )
+    return tuple(told)
+
+
 @dataclass(frozen=True, slots=True)
 class _Judge:
     settings: Settings

@@ -55,6 +55,7 @@ class Life:
         self._group: asyncio.TaskGroup
         self._ended = asyncio.Event()
         self._is_upgrading = False
+        self._upgrade_work: Work | None = None
         self._is_stopped = False
         self._stops: list[Work] = []
         self.end: End | None = None
@@ -103,7 +104,7 @@ class Life:
         if why := self._why_not_now():
             raise Refused(f"cannot upgrade: {why}; clojarsd {self._version} goes on")
         self._is_upgrading = True
-        work = Work()
+        work = self._upgrade_work = Work()
         self._group.create_task(self._upgrade(work, by))
         return work
 
@@ -144,6 +145,9 @@ class Life:
         return self._why_not_now()
 
     def _give_up(self, work: Work, why: ClojarsdError) -> None:
+        if work is not self._upgrade_work:
+            return  # a stop has come first, and that was told
+        self._upgrade_work = None
         log.warning("upgrade_failed", reason=str(why))
         work.fail(Failed(f"cannot upgrade: {why}; clojarsd {self._version} stays in charge"))
 
@@ -152,5 +156,7 @@ class Life:
             self.end, self.by = end, by
             if end is End.UPGRADE:
                 self._hold_signals()
+            elif self._upgrade_work is not None:  # who watches must not wait for a successor
+                self._give_up(self._upgrade_work, Failed("clojarsd is ending"))
             self._orders.refuse("clojarsd is stopping" if end is End.STOP else "clojarsd is being upgraded")
             self._ended.set()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from clojarsd.core.errors import LaunchFailed
+from clojarsd.core.identity import HOOK
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import UNKNOWN_END, ExitStatus, HookName, Role
 from clojarsd.runtime.unit_parts import HookPlan, HookRunner, RunningHook
@@ -72,7 +73,7 @@ class UnitHooks:
 
         Source: the idea of EXIT_CODE and EXIT_STATUS in systemd.exec(5); here the signal is told by its number.
         """
-        told = {"CLOJARSD_ROLE": self._role.value, "CLOJARSD_HOOK": hook.value}
+        told = {"CLOJARSD_ROLE": self._role.value, HOOK: hook.value}
         if hook is HookName.POST_STOP and how is not None and how != UNKNOWN_END:
             told["EXIT_CODE"] = "exited" if how.signal is None else "killed"
             told["EXIT_STATUS"] = str(how.code if how.signal is None else how.signal)

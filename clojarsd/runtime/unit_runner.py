@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from clojarsd.core import unit_events as events
+from clojarsd.core.adoption import resumed
 from clojarsd.core.errors import LaunchFailed, Refused
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import EventName, stamp
@@ -176,7 +177,7 @@ class UnitRunner:
 
     def _restore(self, before: SavedInstance) -> None:
         self._memory = remembered(before, self._plan)
-        self._unit = before.unit
+        self._unit = resumed(before.unit, self._loop.time(), self._plan.policy)
         if before.unit.has_process:
             self._adopt(before)
         elif before.unit.hook is not None:
@@ -192,7 +193,8 @@ class UnitRunner:
             self._loop.call_soon(self._ended, incarnation, UNKNOWN_END)
             return
         self._memory.adopted = True
-        self._memory.executed = before.process is not None and before.process.executable is not None
+        is_seen = before.process is not None and before.process.executable is not None  # not everywhere it can be
+        self._memory.executed = is_seen or before.unit.ready_at is not None
         self._around.launched(self.role)
         if before.unit.ready_at is not None:
             self._around.proved(self.role)
@@ -305,6 +307,8 @@ class UnitRunner:
 
     def _executed(self, incarnation: Incarnation) -> None:
         """The command runs, so nobody else had its ports: only from here on do answers on them speak for it."""
+        if self._memory.executed:
+            return  # it was adopted, and is known to have become ready
         self._memory.executed = True
         if self._checks_now():
             self._checker.begin(incarnation)

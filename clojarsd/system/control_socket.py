@@ -72,12 +72,15 @@ class ControlSocket:
             Failed: the descriptors are not what they should be.
         """
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             inherited = socket.socket(fileno=listening)
             inherited.setblocking(False)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Failed(f"cannot take over the control socket {path}: {_reason(error)}") from error
-        return cls(path, lock, inherited)
+        made = cls(path, lock, inherited)
+        if made._lock_was_removed() and not made._is_ours():
+            made._inode = None  # another daemon has taken the path since
+        return made
 
     def hand_over(self) -> tuple[int, int]:
         """The descriptors of the socket and of its lock, for `inherit`; they are no longer ours to close."""
@@ -121,6 +124,13 @@ class ControlSocket:
         self.socket.close()
         self.socket = listening
         self._inode = _inode(self.path)
+
+    def _is_ours(self) -> bool:
+        """Whether it is this process that listens at the path."""
+        try:
+            return _listener(self.path) in ("", str(os.getpid()))
+        except OSError:
+            return False
 
     def _lock_was_removed(self) -> bool:
         """Whether another daemon could lock the path too, because our lock is no longer where it looks."""

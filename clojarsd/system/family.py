@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clojarsd.core.identity import MAIN, InstanceMark, ProcessIdentity
-from clojarsd.core.names import Address, Incarnation, Role
+from clojarsd.core.identity import HOOK, MAIN, InstanceMark, ProcessIdentity
+from clojarsd.core.names import Address, HookName, Incarnation, Role
 from clojarsd.system.identity import (
     ProcessStat,
     identify,
@@ -133,6 +133,26 @@ def find_marked(
     for instances in found.values():
         instances.sort(key=lambda found: (-found[0], found[1].started_ticks))
     return found
+
+
+def end_hook(mark: InstanceMark, hook: HookName, users: Collection[int] = (), within: float = 5.0) -> bool:
+    """End what an earlier daemon has begun of a hook, so that it can be run again; whether nothing of it is left.
+
+    Args:
+        users: as for `find_marked`: what somebody else has started is left alone.
+    """
+    deadline, trusted = time.monotonic() + within, {0, os.geteuid(), *users}
+    while members := [stat for pid in _all_pids() if (stat := _of_hook(pid, mark, hook, trusted)) is not None]:
+        if time.monotonic() > deadline:
+            return False
+        _kill(members[:_MOST_AT_ONCE], min(_ONE_WAIT, within))
+    return True
+
+
+def _of_hook(pid: int, mark: InstanceMark, hook: HookName, users: Collection[int]) -> ProcessStat | None:
+    """The process with that number, if it runs and is one of the hook's."""
+    stat = stat_of(pid) if mark_of(pid) == mark and variable_of(pid, HOOK) == hook.value else None
+    return stat if stat is not None and not stat.has_ended and user_of(pid) in users else None
 
 
 def still_taken(ports: Mapping[str, Address]) -> str | None:

@@ -115,11 +115,17 @@ def user_of(pid: int) -> int | None:
 
 
 def is_between_programs(pid: int) -> bool:
-    """Whether nothing can be seen of its environment now, as in the middle of an exec; or it has none at all."""
-    try:
-        return not Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return True
+    """Whether nothing can be seen of its environment now, as in the middle of an exec; or it has none at all.
+
+    Where it is not ours to see (another user's process without CAP_SYS_PTRACE, as in most containers; a program with
+    capabilities of its own) its words, which everybody may see, tell the same.
+    """
+    with suppress(OSError):
+        try:
+            return not Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:
+            return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    return True
 
 
 def how_it_ended(pid: int, pidfd: int) -> ExitStatus:

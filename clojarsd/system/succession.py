@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -50,6 +50,8 @@ class Inherited:
     def take(cls, environment: MutableMapping[str, str] = os.environ) -> Self | None:
         """What this process was handed by the one before, if it was: taken out of the environment.
 
+        What a later version has handed over besides is ignored.
+
         Raises:
             Failed: it cannot be used.
         """
@@ -57,10 +59,11 @@ class Inherited:
         if text is None:
             return None
         try:
-            inherited = cls(**json.loads(text))
+            handed = json.loads(text)
+            inherited = cls(**{field.name: handed[field.name] for field in fields(cls) if field.name in handed})
             for descriptor in inherited.descriptors():
                 os.set_inheritable(descriptor, False)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, AttributeError, OSError) as error:
             raise Failed(f"cannot take over: {VARIABLE} cannot be used: {error}") from error
         return inherited
 

@@ -6,14 +6,34 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+_OF_A_THREAD = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
+"""What a thread gets for what it has done itself."""
 
 START_PAUSE = 0.1
 """Seconds until the next try to have a first thread, when the kernel gives none."""
+
+
+def executor(name: str, count: int) -> ThreadPoolExecutor:
+    """An executor whose threads all run already: when they are wanted the kernel may give none any more.
+
+    Raises:
+        RuntimeError: it gives none now.
+    """
+    made = ThreadPoolExecutor(count, thread_name_prefix=name)
+    together = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            made.submit(together.wait)  # each takes a thread of its own, since none goes on before all are there
+    except RuntimeError:
+        together.abort()
+        made.shutdown(wait=False, cancel_futures=True)
+        raise
+    return made
 
 
 class Threads:
@@ -71,4 +91,4 @@ class Threads:
 
 def take_no_signals() -> None:
     """Leave signals for the process to its main thread, which has handlers for them or holds them back."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OF_A_THREAD)

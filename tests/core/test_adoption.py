@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from clojarsd.core.adoption import Adoption, Expectation, adopt
+from clojarsd.core.adoption import Adoption, Expectation, adopt, resumed
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.restart import RestartPolicy, RestartWhen
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
-from clojarsd.core.unit_facts import Unit
+from clojarsd.core.unit_facts import Unit, UnitPolicy
 from tests.support.saved import BOOT, LATER, NOON, a_pair, a_unit, an_instance
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -187,3 +188,39 @@ def test_both_roles_are_looked_at_each_for_itself() -> None:
     assert adoption.instances[B].unit.state is UnitState.READY
     assert adoption.leftovers == ((P, 2), (B, 1))
     assert adoption.notes == ("backup runs as process 904, of which the state knows nothing",)
+
+
+# Deadlines.
+
+POLICY = UnitPolicy(
+    START_TIMEOUT,
+    30.0,
+    ((15, 10.0),),
+    frozenset({0}),
+    RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 1.0, 1.0, 9, 1.0),
+    hooks={HookName.PRE_STOP: 45.0},
+)
+
+
+@pytest.mark.parametrize("state", UnitState)
+@pytest.mark.parametrize("deadline", [None, NOW + 20])
+def test_a_deadline_that_is_to_come_goes_on(state: UnitState, deadline: float | None) -> None:
+    unit = Unit(goal=Goal.UP, state=state, deadline=deadline)
+    assert resumed(unit, NOW, POLICY) is unit
+
+
+@pytest.mark.parametrize("deadline", [NOW - 500, NOW])
+@pytest.mark.parametrize("state", UnitState)
+def test_only_a_start_that_nobody_saw_has_its_time_again(state: UnitState, deadline: float) -> None:
+    """Of a stop, a drain or a backoff the time is over, whoever was there to see that."""
+    unit = Unit(goal=Goal.UP, state=state, deadline=deadline)
+    expected = NOW + START_TIMEOUT if state is UnitState.STARTING else deadline
+    assert resumed(unit, NOW, POLICY).deadline == expected
+
+
+@pytest.mark.parametrize("deadline", [NOW - 500, NOW + 1])
+@pytest.mark.parametrize(("hook", "seconds"), [(HookName.PRE_STOP, 45.0), (HookName.POST_STOP, START_TIMEOUT)])
+def test_a_hook_that_is_run_again_has_its_whole_time_again(hook: HookName, seconds: float, deadline: float) -> None:
+    """Also one that the settings no longer have, which is over at once."""
+    unit = Unit(state=UnitState.STOPPING, hook=hook, deadline=deadline)
+    assert resumed(unit, NOW, POLICY) == replace(unit, deadline=NOW + seconds)

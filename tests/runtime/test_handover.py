@@ -265,7 +265,7 @@ def test_a_drain_goes_on_and_its_connections_move(line: Line) -> None:
 
 
 def test_a_drain_ends_in_its_time(line: Line) -> None:
-    line.open(drain=1.0)
+    line.open(drain=4.0)
     client, instance = line.connect()
     client.sendall(NEXT)
     receive_exactly(instance, len(NEXT))  # an answer is owed
@@ -295,7 +295,7 @@ def test_held_clients_wait_on_and_are_served_in_their_order(line: Line) -> None:
 
 
 def test_a_held_client_is_turned_away_in_its_time(line: Line) -> None:
-    line.open((), hold=0.8)
+    line.open((), hold=4.0)
     client = line.client()
     line.now.until(open=[0, 0, 1])
     line.hand_on()

@@ -460,6 +460,44 @@ async def test_a_running_instance_is_adopted_and_serves_without_a_break() -> Non
     assert units.seen(ROLE).unit.state is UnitState.BACKOFF
 
 
+async def test_one_whose_executable_cannot_be_seen_is_checked_on_with_what_is_known() -> None:
+    """Not as one that is still being launched: it would have to prove itself again, and lose its connections."""
+    before = served(Units())
+    assert before.process is not None
+    process = replace(before.process, pid=901, executable=None)
+    units = Units(before={ROLE: replace(before, process=process)}, running=[901])
+    assert (units.checkers[ROLE].target, units.checkers[ROLE].known) == (before.unit.incarnation, before.records)
+    deeds = len(units.deeds)
+    units.execute(ROLE)
+    assert units.deeds[deeds:] == []
+    assert units.seen(ROLE).is_eligible
+
+
+async def test_a_start_that_nobody_watched_until_its_deadline_has_its_time_again() -> None:
+    """It may long be up; so may both, which would be ended together."""
+    before = served(Units())
+    assert before.process is not None
+    unit = replace(before.unit, state=UnitState.STARTING, ready_at=None, deadline=1.0)
+    units = Units(before={ROLE: replace(before, unit=unit, process=replace(before.process, pid=901))}, running=[901])
+    await asyncio.sleep(0.01)  # a timer that is due would have its turn
+    assert "primary signal 15" not in units.deeds
+    units.check(ROLE)
+    assert units.seen(ROLE).is_eligible
+
+
+async def test_a_hook_that_is_run_again_has_its_whole_time_again() -> None:
+    before = served(Units())
+    assert before.process is not None
+    policy = replace(POLICY, hooks={HookName.POST_START: LONG})
+    hook = {HookName.POST_START: HookPlan(lambda: (("/bin/true",),), LONG)}
+    unit = replace(before.unit, state=UnitState.STARTING, ready_at=None, hook=HookName.POST_START, deadline=1.0)
+    saved = replace(before, unit=unit, process=replace(before.process, pid=901))
+    units = Units(policy, hooks=hook, before={ROLE: saved}, running=[901])
+    await asyncio.sleep(0.01)  # a timer that is due would have its turn
+    units.hooks[-1].on_end(None)
+    assert units.seen(ROLE).is_eligible
+
+
 async def test_an_instance_that_ended_while_no_daemon_was_there_is_launched_again() -> None:
     before = served(Units())
     units = Units(before={ROLE: before})

@@ -5,6 +5,9 @@ What each one cost is printed as a table at the end of the run, also by `python 
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import pytest
 
 from tests.support.fault_matrix import FAULTS
 from tests.support.faults import CannotInject, Outcome, Scene, table
+from tests.support.pair import CHECKOUT
 from tests.support.real import unavailable
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +32,20 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[list[Outcome]]:
     if found and terminal is not None and capture is not None:
         with capture.global_and_fixture_disabled():
             terminal.write(f"\n\n{table(found)}\n")
+
+
+def test_the_benchmark_shows_and_writes_the_same_rows(tmp_path: Path) -> None:
+    written = tmp_path / "deep" / "faults.json"
+    command = [sys.executable, "-m", "bench.faults", "--only", "kill -9 of the relay", "--json", str(written)]
+    shown = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    (row,) = json.loads(written.read_text())["faults"]
+    assert row["fault"] == "kill -9 of the relay process"
+    assert row["failed"] >= 5, "the slow requests inside it"
+    header, line = shown.stdout.splitlines()
+    assert header.split()[-1] == "normal"
+    assert line.startswith(row["fault"])
+    assert line.split()[-3:] == [str(row["failed"]), str(row["asked"]), f"{row['seconds']:.2f}"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

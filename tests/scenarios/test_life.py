@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from clojarsd.system.succession import HELD_BACK
+from tests.support.app import signals
 from tests.support.pair import CHECKOUT, Clients, Pair, connection, get
 from tests.support.waiting import PATIENCE
 
@@ -159,6 +161,19 @@ def test_a_drained_and_a_stopped_instance_stay_so_over_an_upgrade(pair: Pair) ->
     assert pair.instance("backup")["reason"] == before["instances"]["backup"]["reason"]
 
 
+def test_what_an_instance_is_waiting_for_goes_on_over_an_upgrade(tmp_path: Path) -> None:
+    """The next launch of one that has crashed is due when it was due."""
+    with Pair(tmp_path, backup_extra='restart_delay = "4s"\nrestart_max_delay = "4s"') as pair:
+        os.kill(pair.pid("backup"), signal.SIGKILL)
+        before = pair.until(lambda seen: seen["instances"]["backup"]["state"] == "backoff")["instances"]["backup"]
+        pair.done("daemon", "upgrade")
+        after = pair.instance("backup")
+        assert (after["state"], after["last_exit"]) == ("backoff", before["last_exit"])
+        assert after["next"]["at"][:19] == before["next"]["at"][:19]
+        seen = pair.until(lambda seen: seen["instances"]["backup"]["eligible"])["instances"]["backup"]
+        assert (seen["incarnation"], seen["restarts"]) == (2, 1)
+
+
 def test_a_signal_upgrades_too(pair: Pair) -> None:
     before = pair.status()
     os.kill(daemon_pid(pair), signal.SIGUSR2)
@@ -281,6 +296,26 @@ def test_sigterm_during_the_replacement_ends_the_pair(tmp_path: Path, after_ms: 
         assert pair.daemon.wait(PATIENCE) == 0, pair.daemon_log()
         assert pair.processes() == []
         assert not pair.socket.exists()
+
+
+def test_signals_wait_for_the_main_thread_and_for_nobody_else(pair: Pair) -> None:
+    """Another thread that took one while the loop is closed for good would lose it, or end the process by it."""
+    pair.done("restart", "backup")
+    pair.done("logs", "backup")
+    for _ in range(2):
+        threads = {int(task.name): blocked(task) for task in Path(f"/proc/{daemon_pid(pair)}/task").iterdir()}
+        assert HELD_BACK & threads.pop(daemon_pid(pair)) == set()
+        assert len(threads) > 4
+        assert all(held >= HELD_BACK for held in threads.values()), threads
+        for role in ("primary", "backup"):
+            assert blocked(Path(f"/proc/{pair.pid(role)}")) == set()
+        pair.done("daemon", "upgrade")
+
+
+def blocked(process: Path) -> set[int]:
+    """The signals that a process or thread does not take."""
+    [mask] = [line for line in (process / "status").read_text().splitlines() if line.startswith("SigBlk:")]
+    return set(signals(mask.split()[1]))
 
 
 def test_daemon_stop_ends_both_and_leaves_nothing(tmp_path: Path) -> None:

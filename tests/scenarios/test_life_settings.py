@@ -201,7 +201,7 @@ def test_a_hook_that_fails_keeps_the_instance_down_and_status_says_why(tmp_path:
 @pytest.mark.parametrize(
     ("steps", "by"),
     [
-        ('["SIGTERM", "200ms", "SIGINT", "200ms", "SIGQUIT", "10s"]', signal.SIGQUIT),
+        ('["SIGTERM", "200ms", "SIGINT", "200ms", "SIGUSR1", "10s"]', signal.SIGUSR1),
         ('["SIGTERM", "200ms", "SIGINT", "200ms"]', signal.SIGKILL),
     ],
 )

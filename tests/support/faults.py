@@ -282,16 +282,17 @@ def pids(pair: Pair) -> dict[str, int]:
     return {**found, "relay": seen["daemon"]["relay_pid"]}
 
 
-def kill(pid: int) -> float:
-    """Kill a process as nobody should; the instant at which everything that it had open was closed."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        assert poller.poll(PATIENCE * 1000), f"process {pid} outlived SIGKILL"
-    finally:
-        os.close(pidfd)
+def kill(*pids: int) -> float:
+    """Kill processes as nobody should; the instant at which everything that they had open was closed."""
+    with ExitStack() as stack:
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        for pidfd in pidfds:
+            stack.callback(os.close, pidfd)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pid, pidfd in zip(pids, pidfds, strict=True):
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            assert poller.poll(PATIENCE * 1000), f"process {pid} outlived SIGKILL"
     return time.monotonic()
 
 

@@ -49,6 +49,21 @@ def killed_instance(scene: Scene) -> None:
     scene.tell(load, "the backup served, the primary was launched again and took over", seconds)
 
 
+@fault("kill -9 of both instances")
+def killed_instances(scene: Scene) -> None:
+    with Pair(scene.home) as pair:
+        with Load(pair, inside=5) as load:
+            began = time.monotonic()
+            gone_at = kill(pair.pid("primary"), pair.pid("backup"))
+            seconds = until_normal(
+                pair, began, lambda seen: all(one["incarnation"] == 2 for one in seen["instances"].values())
+            )
+            load.prove()
+        load.assert_only_inside(gone_at)
+        assert {"hold-started", "hold-ended"} <= set(happened(pair))
+    scene.tell(load, "new connections were held until one of them could serve", seconds)
+
+
 @fault("kill -9 of the daemon")
 def killed_daemon(scene: Scene) -> None:
     with Pair(scene.home) as pair:
@@ -145,6 +160,26 @@ def frozen_instance(scene: Scene) -> None:
         assert load.failures == []
         assert pair.pid("primary") == frozen
     scene.tell(load, f"out after {out_after:.1f} s, the backup served; back after SIGCONT, all answered", seconds)
+
+
+@fault("SIGSTOP of the daemon")
+def frozen_daemon(scene: Scene) -> None:
+    with Pair(scene.home) as pair:
+        assert pair.daemon is not None
+        with Load(pair, inside=5, slow_ms=1000) as load:
+            before = pids(pair)
+            pair.daemon.send_signal(signal.SIGSTOP)
+            try:
+                load.prove()
+            finally:
+                pair.daemon.send_signal(signal.SIGCONT)
+                continued = time.monotonic()
+            seconds = until_normal(pair, continued)
+            load.prove()
+            assert pids(pair) == before
+        load.assert_nothing_lost()
+        _is_in_charge(pair)
+    scene.tell(load, "everybody was served; after SIGCONT it was in charge again", seconds)
 
 
 @fault("SIGSTOP of the relay process")
@@ -249,7 +284,10 @@ def double_forking_instance(scene: Scene) -> None:
         with Load(pair) as load:
             first = _left_by(pair)
             assert len(first) == 4, "a sleep with the ports and one without, of each instance"
-            assert all(os.getsid(one.pid) != one.pid or one.name() == "sleep" for one in first)
+            sessions = {os.getsid(pair.pid(role)) for role in ("primary", "backup")}
+            assert sessions.isdisjoint(os.getsid(one.pid) for one in first)
+            taken = {kept.laddr.port for one in first for kept in one.net_connections("tcp") if kept.status == "LISTEN"}
+            assert taken == {*pair.primary, *pair.backup}
             began = time.monotonic()
             pair.done("restart", "all")
             seconds = until_normal(pair, began)
@@ -258,8 +296,7 @@ def double_forking_instance(scene: Scene) -> None:
         load.assert_nothing_lost()
         second = _left_by(pair)
         assert len(second) == 4
-        gone_at = kill(pair.pid("backup"))
-        assert gone_at
+        kill(pair.pid("backup"))
         pair.until(lambda seen: is_normal(seen) and seen["instances"]["backup"]["incarnation"] == 3)
         assert len([one for one in second if still_runs(one)]) == 2, "those of the primary"
         assert said(pair, "event=launch_failed") == []

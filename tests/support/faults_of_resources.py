@@ -266,7 +266,6 @@ def clock_set(scene: Scene) -> None:
             assert _newest(pair) > datetime.now(UTC) + DAY - timedelta(hours=1)
             load.prove()
         load.assert_only_inside(gone_at)
-        assert len(load.failures) == len([one for one in load.failures if one.began <= gone_at])
         assert happened(pair).count("daemon-adopted") == 2
         checked = [datetime.fromisoformat(pair.instance(role)["checks"][0]["at"]) for role in ("primary", "backup")]
         assert min(checked) > datetime.now(UTC) + DAY - timedelta(hours=1), "checks go on"

@@ -214,6 +214,7 @@ def make_plan(backends: dict[Role, Address], **changes: Any) -> FrontendPlan:
 @contextlib.contextmanager
 def descriptors_left(count: int) -> Iterator[Callable[[], None]]:
     """Let this process open so many descriptors more and no others, until the block ends or the result is called."""
+    gc.collect()  # what earlier tests have left to the collector must not become free meanwhile
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit, left = 0, count
     while left or is_open(limit):

@@ -190,3 +190,95 @@ def test_a_socket_that_another_daemon_has_taken_is_not_taken_back(path: Path) ->
         listener.close()
         assert answers(path), "the end of one daemon took the socket of the other"
         end(holder)
+
+
+# From one code to the next, in the same process.
+
+
+def test_who_waits_at_the_socket_is_answered_by_the_code_that_comes(path: Path) -> None:
+    """Nobody is refused in between, the path leads to the same socket, and the lock stays."""
+    with ControlSocket.bind(path) as before:
+        inode = path.stat().st_ino
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(path))
+            waiting.sendall(b"question")
+            listening, lock = before.hand_over()
+            with ControlSocket.inherit(path, listening, lock) as after:
+                accepted, _ = after.socket.accept()
+                with accepted:
+                    assert accepted.recv(100) == b"question"
+                assert after.is_there()
+                assert path.stat().st_ino == inode
+                assert not after.socket.getblocking()
+                with pytest.raises(Failed, match=f"already runs as process {os.getpid()} "):
+                    ControlSocket.bind(path)
+    assert not path.exists()
+    with ControlSocket.bind(path):
+        pass
+
+
+def test_what_was_handed_over_is_closed_by_nobody_but_its_heir(path: Path) -> None:
+    """The end of the code before leaves the socket, its file and its lock alone."""
+    with ControlSocket.bind(path) as before:
+        listening, lock = before.hand_over()
+    assert answers(path)
+    with ControlSocket.inherit(path, listening, lock):
+        assert answers(path)
+    assert not path.exists()
+    for descriptor in (listening, lock):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_an_heir_restores_a_socket_that_was_removed(path: Path) -> None:
+    with ControlSocket.bind(path) as before:
+        listening, lock = before.hand_over()
+        path.unlink()
+        with ControlSocket.inherit(path, listening, lock) as after:
+            assert not after.is_there()
+            after.restore()
+            assert answers(path)
+    assert not path.exists()
+
+
+def test_descriptors_that_are_something_else_are_one_sentence(path: Path, tmp_path: Path) -> None:
+    with ControlSocket.bind(path), (tmp_path / "file").open("w") as file:
+        with pytest.raises(Failed) as failed:
+            ControlSocket.inherit(path, file.fileno(), file.fileno())
+        assert str(failed.value) == (f"cannot take over the control socket {path}: socket operation on non-socket")
+        closed = os.dup(file.fileno())
+        os.close(closed)
+        with pytest.raises(Failed, match="bad file descriptor"):
+            ControlSocket.inherit(path, closed, closed)
+
+
+def test_a_lock_that_another_daemon_has_is_not_taken_over(path: Path) -> None:
+    holder = hold(path)
+    try:
+        lock = os.open(path.with_name("control.sock.lock"), os.O_RDWR)
+        listening = socket.socket(socket.AF_UNIX)
+        try:
+            with pytest.raises(Failed, match="cannot take over the control socket"):
+                ControlSocket.inherit(path, listening.fileno(), lock)
+        finally:
+            os.close(lock)
+        assert answers(path)
+    finally:
+        listening.close()
+        end(holder)
+
+
+def test_an_heir_whose_directory_has_another_socket_leaves_that_alone(path: Path) -> None:
+    """Somebody has removed socket and lock, and another daemon has taken the path meanwhile."""
+    with ControlSocket.bind(path) as before:
+        listening, lock = before.hand_over()
+        path.unlink()
+        path.with_name("control.sock.lock").unlink()
+        holder = hold(path)
+        try:
+            after = ControlSocket.inherit(path, listening, lock)
+            assert not after.is_there()
+            after.close()
+            assert answers(path), "the end of one daemon took the socket of the other"
+        finally:
+            end(holder)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from clojarsd.core.identity import MARK, InstanceMark
-from clojarsd.core.names import Address, ExitStatus, Incarnation, Role
-from clojarsd.system.family import _kill, children_of, find_marked, still_taken
-from clojarsd.system.identity import identify, mark_of, stat_of, user_of
+from clojarsd.core.identity import HOOK, MARK, InstanceMark
+from clojarsd.core.names import Address, ExitStatus, HookName, Incarnation, Role
+from clojarsd.system.family import _kill, children_of, end_hook, find_marked, still_taken
+from clojarsd.system.identity import identify, is_between_programs, mark_of, stat_of, user_of
 from clojarsd.system.process import Processes
 from tests.support.launches import Heard, Launches, launching, reads
 from tests.support.waiting import PATIENCE, until
@@ -296,3 +297,26 @@ async def test_a_strangers_process_with_our_mark_is_no_instance(launches: Launch
     assert find_marked(launches.directory) == {Role.PRIMARY: [(1, identify(real.pid))]}
     found = find_marked(launches.directory, (STRANGER,))
     assert [incarnation for incarnation, _ in found[Role.PRIMARY]] == [9, 1]
+
+
+async def test_only_what_was_begun_of_the_hook_is_ended_before_it_is_run_again(launches: Launches) -> None:
+    mark = launches.mark()
+    instance, _ = launches(replace(launches.spec, command=("/bin/sleep", "600"), mark=mark))
+    others = {MARK: str(mark), HOOK: "pre_stop"}, {MARK: str(launches.mark(Role.BACKUP)), HOOK: "post_start"}
+    left = [subprocess.Popen(["/bin/sleep", "600"], env=environment) for environment in others]
+    tree = subprocess.Popen(
+        ["/bin/sh", "-c", "sleep 600 & sleep 600"], env={MARK: str(mark), HOOK: "post_start"}, start_new_session=True
+    )
+    await until(lambda: len(children_of(tree.pid)) == 2, "the children")
+    await until(lambda: not is_between_programs(instance.pid), "the instance")
+    begun = {tree.pid, *children_of(tree.pid)}
+    assert await asyncio.to_thread(end_hook, mark, HookName.POST_START)
+    assert all((stat := stat_of(pid)) is None or stat.has_ended for pid in begun)
+    tree.wait()
+    assert [one.poll() for one in left] == [None, None]
+    seen = stat_of(instance.pid)
+    assert seen is not None
+    assert not seen.has_ended
+    for one in left:
+        one.kill()
+        one.wait()

@@ -184,6 +184,34 @@ def test_no_more_is_lost_than_is_told(log: Path) -> None:
     assert sum(one == 0 for one in lost) >= len(lost) / 4
 
 
+@pytest.mark.parametrize(("appended", "lost"), [(100, 0), (3 * PAGE, 3 * PAGE)])
+def test_what_comes_between_the_last_copy_and_the_truncation(
+    log: Path, monkeypatch: pytest.MonkeyPatch, appended: int, lost: int
+) -> None:
+    """Little is saved; of much, no more than a page is, and what is told is at least the rest."""
+    append(log, b"x" * (10 * PAGE + 100))
+    file = cutting(log)
+    file.writer = Writer(os.getpid())
+    truncate = os.ftruncate
+
+    def late(opened: int, length: int) -> None:
+        if os.path.samestat(os.fstat(opened), log.stat()):
+            append(log, b"y" * appended)
+        truncate(opened, length)
+
+    monkeypatch.setattr(os, "ftruncate", late)
+    rotate(file)
+    assert file.cut is not None
+    assert file.cut.lost is not None
+    kept = len(written(log)) - (10 * PAGE + 100)
+    assert kept == (appended if lost == 0 else PAGE - 100)
+    assert (file.cut.lost == 0) if lost == 0 else (file.cut.lost >= appended - kept)
+    file.writer = Writer()
+    append(log, b"x" * (10 * PAGE + 100))
+    rotate(file)
+    assert file.cut.lost == (0 if lost == 0 else None)
+
+
 def test_nothing_is_lost_while_the_writer_stands_still(log: Path, group: Path) -> None:
     lost, still = write_and_rotate(log, 600_000, group)
     stood = [seconds for one, seconds in zip(lost, still, strict=True) if seconds and one == 0]
@@ -335,9 +363,63 @@ assert written(log) == lines(0, 9010)
 """
 
 
-def test_it_is_the_way_of_a_file_system_that_can_do_no_better(tmp_path: Path) -> None:
+def in_a_namespace(program: str, directory: Path) -> None:
+    """Run it where it can mount what nobody else sees."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
         unavailable("no file system can be mounted here")
-    command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", IN_A_NAMESPACE, str(tmp_path)]
+    command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", program, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_it_is_the_way_of_a_file_system_that_can_do_no_better(tmp_path: Path) -> None:
+    in_a_namespace(IN_A_NAMESPACE, tmp_path)
+
+
+ON_A_FULL_DISK = """
+import pathlib, subprocess, sys
+from clojarsd.core.errors import Failed
+from clojarsd.system.fallocate import Removal
+from clojarsd.system.log_file import LogFile
+from tests.support.logs import append, lines, numbered, rotate, written
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", sys.argv[1]], check=True)
+log = pathlib.Path(sys.argv[1]) / "primary.log"
+file = LogFile(log, 20000, 100, Removal.TRUNCATE)
+for first in range(0, 20000, 4000):
+    append(log, lines(first, 4000))
+    assert rotate(file) == 1
+append(log, lines(20000, 4000))
+for step in file.rotate():
+    if step == "renamed":
+        break
+append(log, lines(24000, 11000))
+list(file.recover())
+assert lines(0, 35000).endswith(written(log)), "wrong"
+assert 2 <= len(numbered(log)) <= 4, numbered(log)
+for number, older in numbered(log).items():
+    older.unlink()
+append(log, lines(35000, 4000))
+for step in file.rotate():
+    if step == "renamed":
+        break
+append(log, lines(39000, 2000))
+filler = log.with_name("filler")
+try:
+    filler.write_bytes(b"x" * 2**20)
+except OSError:
+    pass
+try:
+    list(file.recover())
+except Failed as failed:
+    assert "no space left on device" in str(failed), failed
+else:
+    sys.exit("there was room")
+filler.unlink()
+list(file.recover())
+assert written(log) == lines(35000, 6000), "wrong again"
+"""
+
+
+def test_when_the_disk_is_full_for_the_last_of_it_the_oldest_go(tmp_path: Path) -> None:
+    """Where that is not enough it is gone on with when there is room; nothing is lost or doubled by that."""
+    in_a_namespace(ON_A_FULL_DISK, tmp_path)

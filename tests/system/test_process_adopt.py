@@ -333,3 +333,15 @@ def test_nothing_is_made_before_it_is_wanted() -> None:
     descriptors = os.listdir("/proc/self/fd")
     Processes()
     assert os.listdir("/proc/self/fd") == descriptors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_process_whose_environment_is_hidden_is_not_taken_for_one_in_an_exec() -> None:
+    """An adopted instance would never be checked: in a container root may not look at other users' processes."""
+    with subprocess.Popen(["/bin/sleep", "600"], env={}) as running:
+        asks = f"from clojarsd.system.identity import is_between_programs as asked; print(asked({running.pid}))"
+        told = subprocess.run(
+            [sys.executable, "-c", asks], user=65534, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        running.kill()
+    assert told.stdout == "False\n"

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from clojarsd.system import threads as module
-from clojarsd.system.threads import Threads
-from tests.support.waiting import until
+from clojarsd.system.threads import Threads, executor
+from tests.support.waiting import PATIENCE, until
 
 
 class Kernel:
@@ -52,3 +52,20 @@ async def test_another_thread_that_is_not_given_is_no_matter(kernel: Kernel) -> 
     kernel.gives = False
     assert await threads.run(lambda: 2) == 2
     threads.close()
+
+
+async def test_an_executor_that_has_all_its_threads_needs_none_later(kernel: Kernel) -> None:
+    kernel.gives = True
+    with executor("test", 3) as made:
+        kernel.gives = False
+        gate = threading.Barrier(3)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(PATIENCE):
+            for meeting in [loop.run_in_executor(made, gate.wait) for _ in range(3)]:
+                await meeting  # all three run at the same time
+    assert kernel.asked == 3
+
+
+async def test_an_executor_that_cannot_have_its_threads_says_so(kernel: Kernel) -> None:
+    with pytest.raises(RuntimeError):
+        executor("test", 3)
