@@ -46,7 +46,7 @@ from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
 from clojarsd.system.event_store import EventStore
 from clojarsd.system.family import end_hook, find_marked, still_taken
-from clojarsd.system.identity import boot_id
+from clojarsd.system.identity import boot_id, user_of
 from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
 from clojarsd.system.notify_socket import NotifySocket
@@ -224,6 +224,7 @@ class Parts:
             self.configuration.launched(role)
             self.companions.launched(role)
             self.logs.configure(role, self._log_plan(role))
+            self._give_notify_socket(role)
 
         return Surroundings(
             self.processes.launch,
@@ -239,6 +240,17 @@ class Parts:
             gone=self.companions.gone,
             rested=self.companions.rested,
         )
+
+    def _give_notify_socket(self, role: Role) -> None:
+        """Let the process send: one that was adopted may run as another user than the settings say now."""
+        pid, listener = self.runners[role].pid, self.listeners.get(role)
+        user = user_of(pid) if pid is not None else None
+        owner = self.configuration.plans.world.uid if user in (None, os.geteuid()) else user  # a launcher is still us
+        if listener is not None and owner is not None:
+            try:
+                listener.give_to(owner)
+            except OSError as error:
+                log.warning("notify_socket_not_given", role=role.value, reason=(error.strerror or str(error)).lower())
 
     def _in_force(self, role: Role) -> InForce:
         return self.runners[role].in_force

@@ -62,6 +62,12 @@ class NotifySocket:
         else:
             self.socket = self._bind()
 
+    def give_to(self, owner: int) -> None:
+        """Let that user send from now on instead, as the next instance may run as another. Raises OSError."""
+        self._owner = owner
+        if self.is_there() and self.path.lstat().st_uid != owner:
+            os.chown(self.path, owner, -1, follow_symlinks=False)
+
     def close(self) -> None:
         """Take the socket away, unless another one has taken its place."""
         if self.is_there():
@@ -118,7 +124,7 @@ class NotifySocket:
                 bound.bind(os.fsencode(beside))
                 os.chmod(beside, 0o600)
                 if self._owner is not None and self._owner != os.geteuid():
-                    os.chown(beside, self._owner, -1)
+                    os.chown(beside, self._owner, -1, follow_symlinks=False)
                 inode = _inode(beside)
                 beside.rename(self.path)
             except BaseException:

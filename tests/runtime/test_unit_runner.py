@@ -374,8 +374,8 @@ async def test_a_pre_start_that_fails_says_which_command() -> None:
     units = Units(HOOKED, hooks=HOOKS)
     units.runners[ROLE].order(Start(), "ann")
     units.hooks[-1].on_end("/bin/true exited with 3: no database")
-    assert units.seen(ROLE).reason is not None
-    assert "cannot start primary: running pre_start: /bin/true exited with 3: no database" in units.seen(ROLE).reason
+    reason = units.seen(ROLE).reason or ""
+    assert "cannot start primary: running pre_start: /bin/true exited with 3: no database" in reason
     assert "primary launch" not in units.deeds
 
 

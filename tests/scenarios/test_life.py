@@ -18,7 +18,7 @@ import pytest
 
 from clojarsd.system.succession import HELD_BACK
 from tests.support.app import signals
-from tests.support.pair import CHECKOUT, Clients, Pair, connection, get
+from tests.support.pair import CHECKOUT, Clients, Pair, connection, get, same_instant
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -169,7 +169,7 @@ def test_what_an_instance_is_waiting_for_goes_on_over_an_upgrade(tmp_path: Path)
         pair.done("daemon", "upgrade")
         after = pair.instance("backup")
         assert (after["state"], after["last_exit"]) == ("backoff", before["last_exit"])
-        assert after["next"]["at"][:19] == before["next"]["at"][:19]
+        assert same_instant(after["next"]["at"], before["next"]["at"])
         seen = pair.until(lambda seen: seen["instances"]["backup"]["eligible"])["instances"]["backup"]
         assert (seen["incarnation"], seen["restarts"]) == (2, 1)
 

@@ -51,6 +51,18 @@ def test_the_owner_is_the_user_of_the_instances(tmp_path: Path) -> None:
     bound.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_another_user_may_send_from_then_on(tmp_path: Path) -> None:
+    bound = NotifySocket(tmp_path / "notify.sock", owner=65534)
+    bound.give_to(1)
+    assert bound.path.stat().st_uid == 1
+    bound.path.unlink()
+    bound.give_to(2)  # there is nothing at the path to give
+    bound.restore()
+    assert bound.path.stat().st_uid == 2
+    bound.close()
+
+
 def test_whatever_is_at_the_path_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "run" / "notify.sock"
     first = NotifySocket(path)
