@@ -7,7 +7,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,13 +14,16 @@ import click
 
 from clojarsd.core.errors import BadSettings, ClojarsdError, Failed
 from clojarsd.core.settings import Settings
+from clojarsd.core.settings_check import cautions
 from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile
 from clojarsd.system.succession import CAN_TAKE_OVER, Inherited, execute, hold_signals_back
-from clojarsd.system.threads import take_no_signals
+from clojarsd.system.threads import executor
 
+DEFAULT_THREADS = 6
+"""For what may block for a moment: files, names of users and hosts."""
 DEFAULT_CONFIG = Path("/etc/clojarsd.toml")
 
 
@@ -57,7 +59,7 @@ def check(outer: Path, config: Path | None, state: Path | None) -> None:
     settings = _read(path)
     if state is not None:
         _exit_on_error(lambda: _check_state(state))
-    for sentence in features_not_acted_on(settings):
+    for sentence in (*features_not_acted_on(settings), *cautions(settings)):
         click.echo(f"{path}: {sentence}", err=True)
     click.echo(f"{path}: good")
     if state is not None:
@@ -109,7 +111,7 @@ def _run(settings: Settings, config: Path, when_up: Callable[[], None], director
 
     async def live() -> Successor | None:
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="clojarsd", initializer=take_no_signals))
+        loop.set_default_executor(executor("clojarsd", DEFAULT_THREADS))
         # The loop's own threads begin with its first lookup, and hold back for ever what is held back then.
         await loop.getnameinfo(("127.0.0.1", 0), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return await serve(settings, config, when_up, inherited, temporary)

@@ -17,6 +17,7 @@ from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Goal, Role, UnitState
 from clojarsd.core.settings import Settings
+from clojarsd.core.settings_check import cautions
 from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import Start, Stop
@@ -158,6 +159,8 @@ class Daemon:
             )
         for sentence in features_not_acted_on(self.parts.settings):
             log.warning("setting_without_effect", setting=sentence)
+        for sentence in cautions(self.parts.settings):
+            log.warning("setting_needs_care", setting=sentence)
 
     async def _renew_relay(self) -> None:
         """Let a relay process of other code hand its connections over to one of ours."""

@@ -30,7 +30,7 @@ from clojarsd.runtime.health_watch import HealthWatch
 from clojarsd.runtime.history import History
 from clojarsd.runtime.hooks_run import HookRun
 from clojarsd.runtime.instance_notify import InstanceNotify
-from clojarsd.runtime.life import Life
+from clojarsd.runtime.life import End, Life
 from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
 from clojarsd.runtime.memory_watch import MemoryWatch
 from clojarsd.runtime.orders import Orders
@@ -53,7 +53,7 @@ from clojarsd.system.notify_socket import NotifySocket
 from clojarsd.system.probe import Prober
 from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
-from clojarsd.system.state_file import StateFile
+from clojarsd.system.state_file import StateFile, alone_in
 from clojarsd.system.succession import Inherited, rehearse
 from clojarsd.system.world import look_at_world
 
@@ -90,6 +90,7 @@ class Parts:
             self.control_socket = stack.enter_context(
                 ControlSocket.inherit(path, self.inherited.control, self.inherited.lock)
             )
+        stack.enter_context(alone_in(service.state_dir))
         self.history = await stack.enter_async_context(History(EventStore(service.state_dir / "events.sqlite")))
         self.state_file = StateFile(service.state_dir / "state.json")
         saved, problem = await self._load()
@@ -206,7 +207,8 @@ class Parts:
         self.notified = self._open_notify(stack)
         self.companions.attach(self.notified, self.leashes, self.orders)
         self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
-        self.logs = LogKeeper({role: self._log_plan(role) for role in Role}, lambda role: self.runners[role].pid)
+        log_plans = {role: self._log_plan(role) for role in Role}
+        self.logs = LogKeeper(log_plans, lambda role: self.runners[role].pid, self._group_of)
         self.access = self._access()
         self.control = ControlServer(
             self.control_socket,
@@ -251,6 +253,13 @@ class Parts:
                 listener.give_to(owner)
             except OSError as error:
                 log.warning("notify_socket_not_given", role=role.value, reason=(error.strerror or str(error)).lower())
+
+    def _group_of(self, role: Role) -> Path | None:
+        """The control group of the role's process, if it has one of its own."""
+        if self.groups is None or not self.runners[role].unit.has_process:
+            return None
+        service, incarnation = self.settings.service, self.runners[role].unit.incarnation
+        return self.groups.of(InstanceMark(str(service.state_dir), role, incarnation))
 
     def _in_force(self, role: Role) -> InForce:
         return self.runners[role].in_force
@@ -333,6 +342,7 @@ class Parts:
                 generation=self.board.daemon.generation,
                 instances={role: runner.saved() for role, runner in self.runners.items()},
                 saved_at=stamp(_now()),
+                ending=self.life.end is End.STOP,
             )
         )
 

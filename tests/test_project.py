@@ -107,3 +107,9 @@ def test_the_unit_makes_the_directories_of_the_default_configuration() -> None:
         ("log_dir", "LogsDirectory", "/var/log"),
     ]:
         assert f"{setting}={Path(service[key]).relative_to(parent)}" in unit
+
+
+def test_the_script_that_sweeps_after_a_stop_can_run() -> None:
+    script = ROOT / "systemd" / "stop-post"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["/bin/sh", "-n", str(script)], capture_output=True, check=False).stderr == b""

@@ -69,7 +69,10 @@ def adopt(
         newest = found[0][0] if found else NO_INCARNATION
         known = before.unit.incarnation if before is not None else NO_INCARNATION
         if before is not None and newest <= known:
-            instances[role] = before = _with_process(before, dict(reversed(found)))
+            before = _with_process(before, dict(reversed(found)))
+            if saved is not None and saved.ending and before.unit.has_process and newest != known:
+                before = _at_rest(before)
+            instances[role] = before
             kept = known if before.unit.has_process else None
         elif found:
             kept = newest
@@ -101,6 +104,12 @@ def _with_process(before: SavedInstance, found: Mapping[Incarnation, ProcessIden
     if before.unit.has_process and before.process is None:
         return replace(before, process=found.get(before.unit.incarnation))
     return before
+
+
+def _at_rest(before: SavedInstance) -> SavedInstance:
+    """An instance that ended with a daemon that was ending it: it was no failure, and nothing of it goes on."""
+    unit = Unit(rotation=before.unit.rotation, incarnation=before.unit.incarnation)
+    return replace(before, unit=unit, process=None, started_at=None, in_force=None, noticed=False, status_text=None)
 
 
 def _unknown(

@@ -80,6 +80,7 @@ class SavedPair:
         boot_id: of the boot in which all monotonic instants here hold.
         generation: how many times code was executed under the number of the daemon that saved this.
         saved_at: when this was true (UTC).
+        ending: whether the daemon was ending the pair: who ends then has not failed, whoever ended it.
     """
 
     service: str
@@ -87,6 +88,7 @@ class SavedPair:
     generation: int
     instances: Mapping[Role, SavedInstance]
     saved_at: str
+    ending: bool = field(default=False, kw_only=True)
     format: int = field(default=FORMAT, kw_only=True)
 
 

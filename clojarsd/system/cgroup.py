@@ -24,6 +24,7 @@ import structlog
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.identity import InstanceMark
 from clojarsd.core.names import LaunchStage
+from clojarsd.system.freezer import thaw
 from clojarsd.system.inotify import IN_MODIFY
 
 log = structlog.get_logger()
@@ -144,6 +145,7 @@ class Groups:
         it, so that its unit takes them back first. What is refused now is told in the log; the instance runs.
         """
         path = self._path(mark)
+        thaw(path)  # a daemon that died while it cut a log may have left it frozen
         try:
             files = json.loads(os.getxattr(path, _FILES))
         except OSError:

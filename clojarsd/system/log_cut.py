@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ TRIES = 200
 """Attempts to find the end of the log where much can be appended to its page."""
 ROOM = PAGE * 3 // 4
 """Bytes that can be appended at a good moment."""
+NAP = 0.0005
 _BLOCK = 64 * 1024
 _keeping_the_lock = ctypes.PyDLL(None)
 """Calls that do not let another thread of ours run before they return."""
@@ -166,8 +168,10 @@ def _is_good_moment(log: int, position: int, page: LastPage | None, *, idle: boo
 def _undisturbed() -> Iterator[None]:
     """Come before all ordinary threads, if we may: a pause between a look and the truncation is what loses lines."""
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
-    with contextlib.suppress(OSError):
+    try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        time.sleep(NAP)  # whoever has just slept is preempted later
     try:
         yield
     finally:

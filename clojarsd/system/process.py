@@ -23,6 +23,8 @@ from clojarsd.system.spawning import Spawned
 __all__ = ["Process", "ProcessEvents", "Processes"]
 
 _PR_SET_CHILD_SUBREAPER = 36
+REAP_PAUSE = 1.0
+"""Seconds until the next look for strangers when there is no descriptor to look with."""
 
 
 class Processes:
@@ -179,6 +181,12 @@ class Processes:
     def _reap_strangers(self) -> None:
         """Reap the children that have ended and are not launched by us; ours are reaped by who watches them."""
         self._reaping = False
-        for pid in children_of(os.getpid()) - self._shared.ours:
+        try:
+            children = children_of(os.getpid())
+        except OSError:  # no descriptor is left to look with, and no other signal may come
+            self._reaping = True
+            asyncio.get_running_loop().call_later(REAP_PAUSE, self._reap_strangers)
+            return
+        for pid in children - self._shared.ours:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -6,7 +6,6 @@ import asyncio
 import marshal
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from clojarsd.system.family import Family, children_of, descendants_of, end_fami
 from clojarsd.system.identity import how_it_ended, identify, is_between_programs, mark_of, stat_of
 from clojarsd.system.sockets import holder_of
 from clojarsd.system.spawning import LAUNCHER, Spare
+from clojarsd.system.threads import executor
 
 log = structlog.get_logger()
 
@@ -263,7 +263,7 @@ class Shared:
         self.spare = Spare(self.ours)
         self.keeps_spare = False
         self.is_subreaper = False
-        self.threads = ThreadPoolExecutor(3, thread_name_prefix="clojarsd-family")
+        self.threads = executor("clojarsd-family", 3)
 
     def replenish(self) -> None:
         """See to it that a launcher waits for the next launch."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -114,6 +115,33 @@ class StateFile:
                 left.unlink(missing_ok=True)
         except OSError as error:
             log.warning("state_leftover_not_removed", reason=str(error))
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Be the only daemon with this state directory within the block, whatever else is configured.
+
+    Another one would take up the instances that ours has launched, and end them with itself. Where the directory cannot
+    be locked, or is not there, nobody is kept out.
+
+    Raises:
+        Failed: another one has it.
+    """
+    try:
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failed(f"cannot start: another clojarsd has the state directory {directory}") from None
+        except OSError as error:
+            log.warning("state_directory_not_locked", reason=_reason(error))
+        yield
+    finally:
+        os.close(opened)
 
 
 def _content(path: Path) -> bytes:

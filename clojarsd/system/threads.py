@@ -24,7 +24,7 @@ def executor(name: str, count: int) -> ThreadPoolExecutor:
     Raises:
         RuntimeError: it gives none now.
     """
-    made = ThreadPoolExecutor(count, thread_name_prefix=name)
+    made = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=take_no_signals)
     together = threading.Barrier(count)
     try:
         for _ in range(count):

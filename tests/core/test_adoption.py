@@ -70,6 +70,28 @@ def test_without_a_process_what_was_saved_is_taken_up_as_it_stands() -> None:
         assert (adoption.leftovers, adoption.notes) == ((), ())
 
 
+def test_who_ended_with_a_daemon_that_was_ending_the_pair_has_not_failed() -> None:
+    """A service manager sweeps what a killed daemon could not end any more; the next start is like any other."""
+    before = an_instance()
+    ending = replace(a_pair(), instances={P: before, B: before}, ending=True)
+    expected = dict.fromkeys(Role, Expectation(IN_FORCE, 2, START_TIMEOUT, serves=False))
+    adoption = adopt(ending, {B: found(before.unit.incarnation)}, expected, NOW, LATER)
+    assert adoption.instances[B] == before, "it runs on, and is taken up"
+    gone = adoption.instances[P]
+    assert (gone.unit.state, gone.unit.goal, gone.process, gone.in_force) == (
+        UnitState.STOPPED,
+        Goal.DOWN,
+        None,
+        None,
+    )
+    assert (gone.unit.incarnation, gone.wanted, gone.goal_by) == (
+        before.unit.incarnation,
+        before.wanted,
+        before.goal_by,
+    )
+    assert gone.unit.failures == Unit().failures
+
+
 def test_a_process_that_the_state_knows_is_taken_up_as_it_stands() -> None:
     """Even if the marks told of another number: the identity that was saved is the better evidence."""
     before = an_instance()

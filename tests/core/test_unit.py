@@ -112,7 +112,7 @@ VARIANTS: tuple[Unit, ...] = (
 
 
 def is_possible(unit: Unit, event: Event) -> bool:
-    """Whether the event can come at all: a process that is not there does not end, nor does one that was there before."""
+    """Whether the event can come at all: where there is no process none ends."""
     return unit.has_process or not isinstance(event, Exited | NotLaunched)
 
 
@@ -133,7 +133,7 @@ def test_every_pair_is_decided(unit: Unit, event: Event) -> None:
         unit = replace(unit, incarnation=FIRST)
     if (unit.state, type(event)) in TRANSITIONS:
         if isinstance(event, Reload) and not unit.has_process:
-            with pytest.raises(Refused, match="^it has no process yet$"):
+            with pytest.raises(Refused, match=r"^it has no process yet$"):
                 after(unit, event)
             return
         for policy in (POLICY, HOOKED):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
+import structlog
 
 from clojarsd.core.api import Verb
 from clojarsd.core.errors import Refused
@@ -295,4 +298,20 @@ async def test_what_is_seen_when_another_process_has_come_is_not_shown(company: 
     company.may_end.set()
     await until(lambda: company.ports)
     await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+    assert company.units[P].left == []
+
+
+class NoThreads(ThreadPoolExecutor):
+    """What a pool is when the kernel gives no threads."""
+
+    def submit(self, *args: object, **options: object) -> Future[Any]:
+        raise RuntimeError("can't start new thread")
+
+
+async def test_a_look_that_cannot_be_made_is_told_and_no_matter(company: Company) -> None:
+    company.units[P].unit, company.units[P].pid = Unit(), None
+    asyncio.get_running_loop().set_default_executor(NoThreads())
+    with structlog.testing.capture_logs() as logs:
+        company.companions.rested(P)
+    assert [(line["event"], line["reason"]) for line in logs] == [("ports_not_looked_at", "can't start new thread")]
     assert company.units[P].left == []

@@ -27,7 +27,7 @@ from tests.support.faults import (
     until_normal,
     until_said,
 )
-from tests.support.pair import Pair
+from tests.support.pair import STAND_IN, Pair
 from tests.support.waiting import PATIENCE
 
 fault = Faults()
@@ -111,7 +111,7 @@ def _no_descriptors_left(pid: int, step_by_step: Callable[[], None] = lambda: No
 
 @fault("no free process numbers for the daemon")
 def daemon_without_processes(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with Pair(scene.home, command=[*STAND_IN, "--daemonize-child"]) as pair:
         assert pair.daemon is not None
         with Load(pair) as load:
             with _no_processes_left(pair.daemon.pid):

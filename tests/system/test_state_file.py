@@ -19,7 +19,7 @@ import pytest
 from clojarsd.core.errors import Failed
 from clojarsd.core.saved import as_json
 from clojarsd.system import state_file as module
-from clojarsd.system.state_file import StateFile
+from clojarsd.system.state_file import StateFile, alone_in
 from tests.support.saved import a_pair
 from tests.support.waiting import PATIENCE
 
@@ -283,3 +283,14 @@ def test_a_full_disk_and_one_that_may_not_be_written_leave_the_old_version(tmp_p
         "written | 5 | ['state.json']",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_daemon_alone_has_a_state_directory(tmp_path: Path) -> None:
+    """Two with different sockets would take each other's instances up."""
+    with alone_in(tmp_path):
+        with pytest.raises(Failed, match=f"^cannot start: another clojarsd has the state directory {tmp_path}$"):
+            alone_in(tmp_path).__enter__()
+        with alone_in(tmp_path / "none"):
+            pass
+    with alone_in(tmp_path):
+        pass
