@@ -3,6 +3,8 @@
 .PHONY: help demo test check lint bench lock clean
 
 python := .venv/bin/python
+workers := 4
+faults := tests/scenarios/test_faults.py
 pure_tests := tests/core $(wildcard tests/test_*.py)
 
 help: ## say what there is
@@ -12,9 +14,10 @@ demo: ## run a whole pair on this machine, in the foreground
 	@tools/setup demo
 	@exec .venv/bin/clojarsd demo
 
-test: ## run all tests
+test: ## run all tests, several at a time since most wait; then the fault matrix, alone for the sake of its figures
 	@tools/setup test
-	$(python) -m pytest
+	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults)
+	$(python) -m pytest -q $(faults)
 
 check: lint ## the fast loop: lint, types, pure tests
 	$(python) -m pytest -q -m "not slow and not real" $(pure_tests)

@@ -99,6 +99,7 @@ class Parts:
         self.configuration = Configuration(
             self.config, Plans(self.settings, self.world, prober), self.history, read_settings, look_at_world
         )
+        stack.callback(self.configuration.close)
         self._open_processes(stack, saved)
         await self._open_relay(stack, saved)
         self._make_parts(stack)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -23,8 +23,14 @@ from clojarsd.core.settings_json import settings_json, settings_toml
 from clojarsd.runtime.health_watch import PlannedCheck
 from clojarsd.runtime.plans import Plans
 from clojarsd.runtime.unit_parts import History, Plan
+from clojarsd.system.threads import Threads
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
+
+READ_TIMEOUT = 5.0
+"""Seconds that the file, or a look at accounts, may take: a disk that hangs must not hold up every order."""
 
 
 class Unit(Protocol):
@@ -57,7 +63,7 @@ class Frontends(Protocol):
 
 
 class Configuration:
-    """The settings in use, as long as the daemon lives; `run` belongs to its task group, and nothing is to be closed.
+    """The settings in use, as long as the daemon lives, which closes it; `run` belongs to its task group.
 
     Args:
         path: the file, which is read again for every reload.
@@ -83,6 +89,7 @@ class Configuration:
         self._frontends: Frontends
         self._applied: Callable[[Settings], None]
         self._changing = asyncio.Lock()
+        self._reading = Threads("config")
         self._moved = asyncio.Event()
 
     def attach(
@@ -110,6 +117,10 @@ class Configuration:
                     await self._frontends.configure(await self._frontend_plans(self._plans))
                 except Failed as failed:
                     log.error("frontends_not_moved", reason=str(failed))
+
+    def close(self) -> None:
+        """Read no more; what hangs is left behind."""
+        self._reading.close()
 
     def launched(self, role: Role) -> None:
         """A process was launched or adopted: what it is bound to is where it is checked and connected to."""
@@ -141,7 +152,7 @@ class Configuration:
     async def _reload(self, by: str) -> Sequence[str]:
         old = self._plans.settings
         try:
-            new = await asyncio.to_thread(self._read, self._path)
+            new = await self._apart(self._read, self._path)
         except BadSettings as bad:
             raise Refused(f"cannot reload: {'; '.join(bad.problems)}; nothing was changed") from bad
         changes = compare(old, new)
@@ -167,13 +178,23 @@ class Configuration:
         try:
             world = self._plans.world
             if new.service.user != self._plans.settings.service.user:
-                seen = await asyncio.to_thread(self._look, new.service.user)
+                seen = await self._apart(self._look, new.service.user)
                 world = replace(seen, soft_nofile=world.soft_nofile)
             plans = replace(self._plans, settings=new, world=world)
             await self._frontends.configure(await self._frontend_plans(plans))
         except Failed as failed:
             raise Refused(f"cannot reload: {failed}; nothing was changed") from failed
         return plans
+
+    async def _apart(self, act: Callable[..., T], *arguments: object) -> T:
+        """What the act gives, which may hang; then it is not waited for, not at the daemon's end either."""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                return await self._reading.run(act, *arguments)
+        except TimeoutError:
+            raise Refused(
+                f"cannot reload: {self._path}: it could not be read within {READ_TIMEOUT:g} s; nothing was changed"
+            ) from None
 
     async def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
         """The frontends before what runs now; in a thread, since a host that is a name is looked up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from clojarsd.core.names import Address, Health, HookName, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.settings import Settings
 from clojarsd.core.unit_events import Restart, Start
+from clojarsd.runtime import configuration
 from clojarsd.runtime.configuration import Configuration
 from clojarsd.runtime.health_watch import HealthWatch, PlannedCheck
 from clojarsd.runtime.plans import Plans
@@ -629,3 +631,17 @@ async def test_hooks_of_a_process_get_its_own_ports(room: Room) -> None:
     }
     await room.renewed(P, [HookName.PRE_STOP, HookName.PRE_START])
     assert hooks[HookName.PRE_STOP].commands() == (("say", "8011"),)
+
+
+async def test_a_disk_that_hangs_holds_up_no_order_for_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By force a start goes on with what is in use, which it could not if it waited for the lock of a reload."""
+    monkeypatch.setattr(configuration, "READ_TIMEOUT", 0.01)
+    room = Room(file)
+    room.reading.clear()
+    sentence = f"cannot reload: {file}: it could not be read within 0.01 s; nothing was changed"
+    for _ in range(2):
+        with pytest.raises(Refused, match=f"^{re.escape(sentence)}$"):
+            await room.configuration.reload("ann")
+    room.reading.set()
+    room.configuration.close()
+    assert room.frontends.told == []
