@@ -3,7 +3,9 @@
 With `--mode truncate`, which can lose lines, as many bytes at most may be missing as the keeper says.
 
 The writer is a process of its own that makes one write call a line. The keeper is the daemon's own, on the daemon's
-loop, with a ticker beside it that shows how long the loop was held.
+loop, with a ticker beside it that shows how long the loop was held. The first line and the last are not the writer's:
+a follower that has shown the one is in its place before the writer begins, and one that shows the other misses nothing
+that is still to come.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ path, lines, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 for group in sys.argv[4:]:
     open(group + "/cgroup.procs", "w").write("0")
 file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-rest = b" " + b"x" * (length - 12) + b"\\n"
+rest = b"x" * (length - 11) + b"\\n"
 clock, longest = time.perf_counter_ns, 0
 began = before = clock()
-for number in range(lines):
+for number in range(1, lines - 1):
     os.write(file, b"%010d" % number + rest)
     now = clock()
     longest = max(longest, now - before)
@@ -74,7 +76,7 @@ def main() -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.logs", description=__doc__)
-    parser.add_argument("--lines", type=int, default=10_000_000)
+    parser.add_argument("--lines", type=int, default=10_000_000, help="at least 3")
     parser.add_argument("--rotations", type=int, default=20, help="at least so many")
     parser.add_argument("--follow", action="store_true", help="follow the log meanwhile, as `clojarsctl logs -f` does")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the file system that is tried")
@@ -127,10 +129,15 @@ async def run(
         tasks: list[asyncio.Task[None]] = [group.create_task(keeper.run())] if rotate else []
         if rotate and follower is not None:
             tasks.append(group.create_task(follower.run(keeper)))
+            await follower.in_place.wait()
         began = time.perf_counter()
         spoken = await asyncio.to_thread(writer.run)
+        file = keeper.logs[Role.PRIMARY].file
         if rotate:
-            await asyncio.to_thread(wait_for_quiet, keeper.logs[Role.PRIMARY].file)
+            await asyncio.to_thread(wait_for_quiet, file)
+        append_line(file.path, writer.lines - 1)
+        if rotate:
+            await asyncio.to_thread(wait_for_quiet, file)
             if follower is not None:
                 await follower.complete.wait()
         settled = time.perf_counter() - began
@@ -155,11 +162,18 @@ def told_of_cuts(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def make(directory: Path) -> Path:
-    """An empty log in a new directory."""
+    """A log with the first line in a new directory."""
     directory.mkdir()
     path = directory / "primary.log"
     path.touch(0o640)
+    append_line(path, 0)
     return path
+
+
+def append_line(path: Path, number: int) -> None:
+    """Write one line as the writer does."""
+    with path.open("ab", buffering=0) as log:
+        log.write(b"%010d" % number + b"x" * (LINE - 11) + b"\n")
 
 
 class WriterProcess:
@@ -167,6 +181,7 @@ class WriterProcess:
 
     def __init__(self, path: Path, lines: int, *, hold: bool) -> None:
         self._command = [sys.executable, "-I", "-S", "-c", WRITER, str(path), str(lines), str(LINE)]
+        self.lines = lines
         self.pid: int | None = None
         self.group: Path | None = None
         if hold:
@@ -213,21 +228,28 @@ class Order:
 
 
 class Follower:
-    """Reads the log as `clojarsctl logs -f` does, and counts what does not come in its turn."""
+    """Reads the log as `clojarsctl logs -f` does, and counts what does not come in its turn.
+
+    Attributes:
+        in_place: set when it has shown what was there at its beginning; whatever is written from then on must come.
+        complete: set when it has shown the last line, whatever was missing before that.
+    """
 
     def __init__(self, lines: int) -> None:
-        self._lines = lines
+        self._last = f"{lines - 1:010d}"
         self.order = Order(gaps=False)
+        self.in_place = asyncio.Event()
         self.complete = asyncio.Event()
 
     async def run(self, keeper: LogKeeper) -> None:
         log = keeper.logs[Role.PRIMARY]
         self.order = Order(gaps=log.file.way is Removal.TRUNCATE)
-        async with aclosing(log.follow(0)) as batches:
+        async with aclosing(log.follow(1)) as batches:
             async for batch in batches:
                 for line in batch:
                     self.order.take(line)
-                if self.order.expected >= self._lines:
+                self.in_place.set()
+                if batch[-1].startswith(self._last):
                     self.complete.set()
 
 

@@ -22,8 +22,8 @@ from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import Start, Stop
 from clojarsd.parts import Parts
-from clojarsd.runtime.companions import BY_DAEMON
 from clojarsd.runtime.life import End
+from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.watchdog import keeping_alive
 from clojarsd.system.loop_guard import LoopGuard
 from clojarsd.system.succession import Inherited, let_signals_in
@@ -229,3 +229,5 @@ class Daemon:
                 self.parts.relay.stop_accepting()
             self.parts.runners[role].order(Stop(), BY_DAEMON, remember=False)
             await self.parts.board.until(lambda view, role=role: view.instances[role].unit.state is UnitState.STOPPED)  # type: ignore[misc]
+        if left := await self.parts.processes.end_strangers():
+            log.error("descendants_left", left=", ".join(left))

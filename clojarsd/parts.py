@@ -185,8 +185,10 @@ class Parts:
             self.memory,
             belongs,
             still_taken,
+            self.processes.strangers,
             str(service.state_dir),
             lambda role: self.configuration.plans.settings.instances[role].watchdog,
+            lambda role: self.configuration.plans.settings.instances[role].restart_reset,
         )
         around = self._surroundings()
         for role in Role:

@@ -71,6 +71,15 @@ def parse_addresses(value: object) -> tuple[Address, ...]:
     return tuple(addresses)
 
 
+def is_number(host: str) -> bool:
+    """Whether the host is an address, and no name that would have to be looked up."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def overlap(one: Address, other: Address) -> bool:
     """Whether both cannot be listened on: the same port, and hosts that share an address.
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clojarsd.core.api import Awaited, Verb
-from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
-from clojarsd.core.reasons import signal_name
+from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import EndCause
 from clojarsd.core.view import InstanceView, PairView
 
@@ -29,7 +29,7 @@ def judge(verb: Verb, role: Role, view: PairView, before: Incarnation) -> Verdic
     seen = view.instances[role]
     match verb:
         case Verb.START:
-            return _judge_up(seen)
+            return _without_verb(_judge_up(seen), f"cannot start {role.value}: ")
         case Verb.RESTART:
             return _judge_old(seen) if seen.unit.incarnation == before else _judge_up(seen)
         case Verb.STOP:
@@ -63,7 +63,7 @@ def why_not_restart(role: Role, view: PairView) -> str | None:
     if other.is_eligible or not view.instances[role].unit.has_process:
         return None
     return (
-        f"cannot restart {role.value}: {other.role.value} could not take over, it is {other.unit.state.value}"
+        f"cannot restart {role.value}: {other.role.value} could not take over, it {_is(other)}"
         f" ({other.reason})"
     )
 
@@ -73,7 +73,7 @@ def why_not_reload(role: Role, view: PairView) -> str | None:
     seen = view.instances[role]
     if seen.pid is not None and seen.unit.state is not UnitState.STOPPING:
         return None
-    return f"cannot reload {role.value}: it is {seen.unit.state.value} ({seen.reason}); nothing was done"
+    return f"cannot reload {role.value}: it {_is(seen)} ({seen.reason}); nothing was done"
 
 
 def why_not_with_environment(verb: Verb, role: Role, view: PairView) -> str | None:
@@ -103,7 +103,7 @@ def why_still_waiting(awaited: Awaited, roles: Sequence[Role], view: PairView, p
     """What there is instead, `patience` seconds after somebody began to wait."""
     missing = [view.instances[role] for role in roles if not awaited.holds(view.instances[role])]
     seen = "; ".join(
-        f"{one.role.value} is {one.unit.state.value}" + (f" ({one.reason})" if one.reason else "") for one in missing
+        f"{one.role.value} {_is(one)}" + (f" ({one.reason})" if one.reason else "") for one in missing
     )
     verb = "was" if len(missing) == 1 else "were"
     names = " and ".join(one.role.value for one in missing)
@@ -136,8 +136,10 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
         case UnitState.DRAINING:
             left = connections(after, role)
             return f"gets no new connections; {left} open one{'' if left == 1 else 's'} may end"
-        case UnitState.STOPPING:
+        case UnitState.STOPPING if seen.pid is not None:
             return f"ends (process {seen.pid})"
+        case UnitState.STOPPING:  # it has ended
+            return seen.reason if seen.unit.hook is HookName.POST_STOP else "ends"
         case UnitState.STARTING:
             return f"starts (process {seen.pid})" if seen.pid is not None else None
         case UnitState.READY:
@@ -146,6 +148,16 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
             return "is stopped"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
+
+
+def _is(seen: InstanceView) -> str:
+    """Its state as what it does: `is starting`."""
+    return "waits for its next launch" if seen.unit.state is UnitState.BACKOFF else f"is {seen.unit.state.value}"
+
+
+def _without_verb(verdict: Verdict | None, beginning: str) -> Verdict | None:
+    """The verdict on an order whose failure is told with that beginning before it."""
+    return verdict and Verdict(verdict.done, verdict.message.removeprefix(beginning))
 
 
 def _judge_old(seen: InstanceView) -> Verdict | None:
@@ -182,7 +194,7 @@ def _judge_out(seen: InstanceView, left: int) -> Verdict | None:
     if unit.rotation is Rotation.IN:
         return Verdict(False, f"{name} was brought back into rotation or stopped meanwhile")
     if unit.state is not UnitState.DRAINING:
-        return Verdict(True, f"{name} is {unit.state.value} and gets no connections when it is ready")
+        return Verdict(True, f"{name} {_is(seen)} and gets no connections when it is ready")
     return Verdict(True, f"{name} is out of rotation and has no connections left") if left == 0 else None
 
 
@@ -192,4 +204,4 @@ def _judge_in(seen: InstanceView) -> Verdict | None:
         return Verdict(False, f"{name} was taken out of rotation meanwhile")
     if seen.is_eligible:
         return Verdict(True, f"{name} gets connections again")
-    return Verdict(True, f"{name} gets connections as soon as it can serve; now it is {seen.unit.state.value}")
+    return Verdict(True, f"{name} gets connections as soon as it can serve; now it {_is(seen)}")

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 
-from clojarsd.core.names import Goal, Health, HookName, Role, UnitState
+from clojarsd.core.names import UNKNOWN_END, Goal, Health, HookName, Role, UnitState
 from clojarsd.core.restart import RestartWhen
+from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import SIGKILL, EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
 
 
 def describe_end(
-    role: Role, end: Exited | NotLaunched, ended_by: EndCause | None, hook_failure: str | None = None
+    role: Role,
+    end: Exited | NotLaunched,
+    ended_by: EndCause | None,
+    hook_failure: str | None = None,
+    *,
+    policy: UnitPolicy,
+    sent: int,
 ) -> str:
     """How the latest process ended: `exited with 1`, `cannot start backup: opening its log: ...`.
 
     Args:
         hook_failure: how its post_start failed, if that is why it was ended.
+        sent: how many stop signals it was sent; more than the policy has: the last ones were SIGKILL.
     """
     if isinstance(end, NotLaunched):
         return f"cannot start {role.value}: {end.stage.value}: {end.reason}"
     status = end.status
-    how = str(status) if status.signal is None else f"was killed by {signal_name(status.signal)}"
+    if sent > len(policy.stop_steps) and (status.signal == SIGKILL or status == UNKNOWN_END):
+        names = ", ".join(signal_name(number) for number, _ in policy.stop_steps)
+        how = f"had not ended after {names} and was killed"
+    else:
+        how = str(status) if status.signal is None else f"was killed by {signal_name(status.signal)}"
     if ended_by is EndCause.START_TIMEOUT:
         return f"was not ready in time and was ended ({how})"
     if ended_by is EndCause.POST_START:
@@ -40,6 +51,8 @@ def why_not_eligible(
     policy: UnitPolicy,
     next_try_at: str | None,
     *,
+    ended_after: int = 0,
+    is_silent: bool = False,
     stopped_by: str | None = None,
     stopped_at: str | None = None,
 ) -> str | None:
@@ -47,15 +60,21 @@ def why_not_eligible(
 
     Args:
         next_try_at: wall-clock time of the unit's deadline, for `BACKOFF`.
+        ended_after: how many stop signals the latest process that has ended was sent.
+        is_silent: whether it has to say READY=1 and has not.
         stopped_by: whose order it is that the instance is down, and
         stopped_at: when they gave it (UTC); None when that is not known.
     """
     state = unit.state
-    ended = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure) if unit.last_end is not None else None
+    ended = None
+    if unit.last_end is not None:
+        ended = describe_end(
+            role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after
+        )
     if state is UnitState.READY:
         return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
     if state is UnitState.STARTING:
-        return _why_starting(unit, checks, ended)
+        return _why_starting(unit, health, checks, is_silent, ended)
     if state is UnitState.DRAINING:
         return _why_draining(role, unit)
     if state is UnitState.STOPPING:
@@ -72,14 +91,6 @@ def why_not_eligible(
     return "stopped by order" if unit.incarnation else "not started yet"
 
 
-def signal_name(number: int) -> str:
-    """`SIGTERM` for 15; the number where it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _seen(checks: Sequence[CheckView]) -> str:
     """What the checks that are not up saw last."""
     return ", ".join(
@@ -87,13 +98,18 @@ def _seen(checks: Sequence[CheckView]) -> str:
     )
 
 
-def _why_starting(unit: Unit, checks: Sequence[CheckView], ended: str | None) -> str:
+def _why_starting(
+    unit: Unit, health: Health, checks: Sequence[CheckView], is_silent: bool, ended: str | None
+) -> str:
     if unit.hook is HookName.POST_START:
         return "its checks have passed, its post_start runs"
     if unit.hook is HookName.PRE_START:
         return "its pre_start runs"
-    passed = any(check.health is Health.UP for check in checks)
-    waiting = f"{'not every' if passed else 'no'} check has passed yet ({_seen(checks)})"
+    if health is Health.UP:
+        waiting = "its checks pass; it has not said READY=1 yet" if is_silent else "its checks pass"
+    else:
+        passed = any(check.health is Health.UP for check in checks)
+        waiting = f"{'not every' if passed else 'no'} check has passed yet ({_seen(checks)})"
     unasked = unit.ended_by is None or not unit.ended_by.is_asked
     return f"{waiting}; the one before {ended}" if isinstance(unit.last_end, Exited) and unasked else waiting
 

@@ -60,6 +60,7 @@ class InstanceView:
         status_text: what it says of itself (STATUS= of sd_notify), or None.
         next: what happens by itself, such as the next launch or the end of a deadline, or None.
         reload_signal: the number of the signal that asks it to reload.
+        trouble: what is wrong with it though it may get connections, in words; None when nothing is.
     """
 
     role: Role
@@ -83,6 +84,7 @@ class InstanceView:
     status_text: str | None = None
     next: Next | None = None
     reload_signal: int = 1
+    trouble: str | None = None
 
     @property
     def is_eligible(self) -> bool:
@@ -119,6 +121,7 @@ class InstanceView:
             "cpu_seconds": self.cpu_seconds,
             "status_text": self.status_text,
             "next": self.next and self.next.as_json(),
+            "trouble": self.trouble,
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -15,12 +15,9 @@ from clojarsd.core.identity import InstanceMark
 from clojarsd.core.names import Address, Incarnation, Role
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import Unit
-from clojarsd.runtime.unit_parts import History
+from clojarsd.runtime.unit_parts import BY_DAEMON, History
 
 log = structlog.get_logger()
-
-BY_DAEMON = "clojarsd"
-"""Who orders what the daemon does by itself."""
 
 
 class Lived(Protocol):
@@ -85,8 +82,10 @@ class Companions:
     Args:
         belongs: whether the process with the first number is one of the leader with the second, by mark too.
         still_taken: which of the ports somebody still has, in words, or None; blocks.
+        strangers: what runs and comes from an instance of which nobody can tell which, in words; blocks.
         state_dir: of this daemon, for marks.
         watchdogs: the seconds of each role by the settings as they are now, or None.
+        steady: seconds that it must have been ready before it is restarted for the same kind of reason again.
     """
 
     def __init__(
@@ -96,16 +95,21 @@ class Companions:
         memory: Memory,
         belongs: Callable[[int, int, InstanceMark], bool],
         still_taken: Callable[[Mapping[str, Address]], str | None],
+        strangers: Callable[[], Sequence[str]],
         state_dir: str,
         watchdogs: Callable[[Role], float | None],
+        steady: Callable[[Role], float],
     ) -> None:
         self._units = units
         self._history = history
         self._memory = memory
         self._belongs = belongs
         self._still_taken = still_taken
+        self._strangers = strangers
         self._state_dir = state_dir
         self._watchdogs = watchdogs
+        self._steady = steady
+        self._restarted: dict[Role, Incarnation] = {}
         self._heard: Mapping[Role, Heard] = {}
         self._leashes: Mapping[Role, Leash] = {}
         self._orders: Orders
@@ -146,24 +150,43 @@ class Companions:
         in_force = self._units[role].in_force
         ports = {name: Address(in_force.host, port) for name, port in in_force.ports.items()}
         try:
-            looking = self._loop.run_in_executor(None, self._still_taken, ports)
+            looking = self._loop.run_in_executor(None, self._what_is_left, ports)
         except RuntimeError as error:  # the kernel gives no more threads, and nothing depends on this look
             log.warning("ports_not_looked_at", role=role.value, reason=str(error))
             return
         looking.add_done_callback(lambda looked: self._show_taken(role, looked))
+
+    def _what_is_left(self, ports: Mapping[str, Address]) -> str | None:
+        """What keeps the next process from its ports, and what somebody has let go of, in words; None for nothing."""
+        told = [taken] if (taken := self._still_taken(ports)) is not None else []
+        if strays := self._strangers():
+            one = len(strays) == 1
+            told.append(
+                f"{', '.join(strays)} {'has' if one else 'have'} left {'its' if one else 'their'} instance without a"
+                f" trace, whichever that was, and {'ends' if one else 'end'} with clojarsd"
+            )
+        return "; ".join(told) or None
 
     def restart(self, role: Role, reason: str) -> None:
         """Restart an instance without an outage, for a reason in words.
 
         Raises:
             Refused: the other one could not take over; or it is not up, or being ended, which an operator may have
-                ordered: that is not overridden.
+                ordered: that is not overridden; or the last such restart was followed by too short a life, so that
+                the next one would not help either.
         """
         unit = self._units[role].unit
         if unit.cause is not None or unit.ready_at is None:
             raise Refused(f"cannot restart {role.value}: it is {unit.state.value}; nothing was done")
+        lived, reset = self._loop.time() - unit.ready_at, self._steady(role)
+        if self._restarted.get(role) == unit.incarnation - 1 and lived < reset:
+            raise Refused(
+                f"cannot restart {role.value}: it was restarted for such a reason already, and has been up again for"
+                f" {lived:.0f} s only (restart_reset {reset:g} s); it runs on"
+            )
         work = self._orders.submit(Verb.RESTART, (role,), BY_DAEMON)
         assert work is not None
+        self._restarted[role] = unit.incarnation
         text = f"clojarsd restarts {role.value}: {reason}"
         self._history.record(EventName.ORDER, text, role, BY_DAEMON, verb=Verb.RESTART.value, reason=reason)
 
@@ -186,5 +209,5 @@ class Companions:
             return
         runner = self._units[role]
         if not runner.unit.has_process and looked.result() is not None:
-            log.warning("ports_still_taken", role=role.value, reason=looked.result())
+            log.warning("something_left", role=role.value, reason=looked.result())
             runner.leave_behind(looked.result())

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
+from clojarsd.core.addresses import is_number
 from clojarsd.core.errors import BadSettings, Failed, Refused
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
@@ -197,8 +198,10 @@ class Configuration:
             ) from None
 
     async def _frontend_plans(self, plans: Plans) -> Iterable[FrontendPlan]:
-        """The frontends before what runs now; in a thread, since a host that is a name is looked up."""
+        """The frontends before what runs now; in a thread if a host is a name, which is looked up."""
         in_force = {role: self._in_force(plans, role) for role in Role}
+        if all(is_number(kept.host) for kept in in_force.values()):
+            return plans.frontends(in_force).values()
         return (await asyncio.to_thread(plans.frontends, in_force)).values()
 
     def _running(self) -> dict[Role, InForce]:

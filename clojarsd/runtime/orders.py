@@ -27,6 +27,7 @@ from clojarsd.core.progress import (
 )
 from clojarsd.core.unit_events import Drain, Order, Reload, Restart, Start, Stop, Undrain
 from clojarsd.runtime.status import Board
+from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.unit_runner import UnitRunner
 
 log = structlog.get_logger()
@@ -50,6 +51,7 @@ class Work:
     def __init__(self) -> None:
         self._steps: list[Step] = []
         self._message: str | None = None
+        self._warning: str | None = None
         self._error: ClojarsdError | None = None
         self._news = asyncio.Event()
 
@@ -77,13 +79,18 @@ class Work:
         if self._error is not None:
             raise self._error
         assert self._message is not None
-        return self._message
+        return self._message if self._warning is None else f"{self._message}; {self._warning}"
 
     def note(self, role: Role | None, message: str) -> None:
         """Add a step."""
         at = stamp(datetime.now(UTC))
         self._steps.append(Step(at, role, message))
         self._tell()
+
+    def warn(self, message: str) -> None:
+        """Have the sentence stand at the end of the result, however it ends."""
+        self._warning = message
+        self.note(None, message)
 
     def finish(self, message: str) -> None:
         """End it well."""
@@ -176,7 +183,10 @@ class Orders:
             async with asyncio.timeout(KEEP_TIMEOUT):
                 await self._kept()
         except (Failed, TimeoutError) as error:
-            log.warning("order_not_kept", verb=verb.value, reason=str(error) or f"not within {KEEP_TIMEOUT:g} s")
+            reason = str(error) or f"the disk has not taken it within {KEEP_TIMEOUT:g} s"
+            log.warning("order_not_kept", verb=verb.value, reason=reason)
+            if verb in (Verb.START, Verb.STOP):
+                work.warn(f"this cannot be remembered, so the next clojarsd may not know of it: {reason}")
         return work
 
     def submit(
@@ -235,7 +245,7 @@ class Orders:
     def _place(self, verb: Verb, role: Role, by: str, environment: Mapping[str, str]) -> Incarnation:
         """Give the order to the runner; the incarnation that there was before."""
         before = self._runners[role].unit.incarnation
-        self._runners[role].order(_ORDERS[verb], by, environment=environment)
+        self._runners[role].order(_ORDERS[verb], by, environment=environment, remember=by != BY_DAEMON)
         log.info("order_taken", verb=verb.value, role=role.value, by=by)
         return before
 

@@ -12,7 +12,7 @@ from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.reasons import describe_end, why_not_eligible
 from clojarsd.core.saved import InForce, SavedInstance
-from clojarsd.core.unit import Unit
+from clojarsd.core.unit import Unit, UnitPolicy
 from clojarsd.core.unit_events import DeadlinePassed, Event
 from clojarsd.core.view import CheckView, InstanceView, LastExit, Next
 from clojarsd.runtime.unit_parts import Plan
@@ -27,6 +27,8 @@ class UnitMemory:
         by: whose order is being carried out, or None for what happens unasked.
         noticed: the incarnation that has said READY=1.
         left: what the latest process has left behind, in words; None when nothing.
+        trouble: what is wrong with the process though it may serve, in words; None when nothing is.
+        ended_after: how many stop signals the latest process that has ended was sent.
         adopted: whether another daemon launched the process.
         executed: whether its command runs: before that others may be on its ports.
     """
@@ -46,19 +48,27 @@ class UnitMemory:
     noticed: Incarnation | None = None
     status_text: str | None = None
     left: str | None = None
+    trouble: str | None = None
+    ended_after: int = 0
     adopted: bool = False
     executed: bool = False
 
     def forget_process(self) -> None:
         """Nothing of what belonged to one process holds any more, but for what it was bound to: a hook may follow."""
-        self.started_at = self.status_text = self.noticed = None
+        self.started_at = self.status_text = self.noticed = self.trouble = None
         self.adopted = self.executed = False
 
     def count(self, before: Unit, unit: Unit, event: Event) -> None:
-        """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order."""
+        """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order.
+
+        The machine also forgets how a process was ended when it launches the next one in the same step.
+        """
         if before.state is UnitState.BACKOFF and isinstance(event, DeadlinePassed):
             self.restarts += 1
-        if unit.last_end is not before.last_end and not (unit.ended_by is not None and unit.ended_by.is_asked):
+        if unit.last_end is before.last_end:
+            return
+        self.ended_after = before.stop_step
+        if not (unit.ended_by is not None and unit.ended_by.is_asked):
             self.by = None
 
     def health(self, unit: Unit) -> Health:
@@ -93,6 +103,8 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         checks,
         plan.policy,
         deadline,
+        ended_after=memory.ended_after,
+        is_silent=(memory.in_force or plan.in_force).notify and memory.noticed != unit.incarnation,
         stopped_by=memory.goal_by if is_ordered else None,
         stopped_at=memory.goal_at if is_ordered else None,
     )
@@ -118,6 +130,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         status_text=memory.status_text,
         next=next_step(unit, deadline),
         reload_signal=plan.policy.reload_signal,
+        trouble=memory.trouble,
     )
 
 
@@ -181,17 +194,26 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
         in_force=before.in_force,
         noticed=before.unit.incarnation if before.noticed else None,
         status_text=before.status_text,
+        ended_after=0 if before.unit.has_process else before.unit.stop_step,
     )
 
 
-def announcement(role: Role, event: EventName, unit: Unit, reason: str | None) -> str:
-    """The sentence for the history about an event of the machine."""
+def announcement(
+    role: Role, event: EventName, unit: Unit, reason: str | None, policy: UnitPolicy, ended_after: int
+) -> str:
+    """The sentence for the history about an event of the machine.
+
+    Args:
+        ended_after: how many stop signals the latest process that has ended was sent.
+    """
     match event:
         case EventName.INSTANCE_READY:
             message = "is ready"
         case EventName.INSTANCE_EXITED:
             assert unit.last_end is not None
-            message = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure)
+            message = describe_end(
+                role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after
+            )
         case EventName.INSTANCE_FAILED:
             message = f"is not started again: {reason}"
         case EventName.DRAIN_STARTED:

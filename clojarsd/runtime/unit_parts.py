@@ -16,6 +16,9 @@ from clojarsd.core.saved import InForce
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.status import Board
 
+BY_DAEMON = "clojarsd"
+"""Who orders what the daemon does by itself."""
+
 
 class Running(Protocol):
     """A process of an instance, launched or adopted."""

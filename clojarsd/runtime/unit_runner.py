@@ -157,6 +157,11 @@ class UnitRunner:
         self._memory.left = what
         self._publish()
 
+    def show_trouble(self, what: str | None) -> None:
+        """Show what is wrong with the process though it may serve, until it ends; None for nothing any more."""
+        self._memory.trouble = what
+        self._publish()
+
     def replan(self, plan: Plan) -> None:
         """Live by other settings from now on; what needs a new process waits for one."""
         old, self._plan = self._plan, plan
@@ -367,8 +372,9 @@ class UnitRunner:
             else:
                 self._log.info("unit_exited", how=str(end.status), incarnation=end.incarnation)
                 detail |= {"code": end.status.code, "signal": end.status.signal}
-        text = announcement(self.role, event, unit, self._view().reason)
-        self._around.history.record(event, text, self.role, self._memory.by, **detail)
+        memory, policy = self._memory, self._plan.policy
+        text = announcement(self.role, event, unit, self._view().reason, policy, memory.ended_after)
+        self._around.history.record(event, text, self.role, memory.by, **detail)
 
     def _remember(self, goal: Goal, by: str) -> None:
         memory = self._memory

@@ -108,6 +108,41 @@ def end_family(family: Family, within: float) -> tuple[str, ...]:
             return ()
 
 
+def strangers(ours: Collection[int]) -> list[ProcessStat]:
+    """The running children that came to us as the subreaper and bear no mark: what instances have let go of.
+
+    Such a process has left the session of its instance, outlived its parent and cleared its environment, so that
+    nobody can tell whose it was.
+
+    Args:
+        ours: numbers of the children that somebody here watches.
+    """
+    found = []
+    for pid in children_of(os.getpid()) - set(ours):
+        stat = stat_of(pid)
+        if stat is not None and not stat.has_ended and mark_of(pid) is None and _has_words(pid):
+            found.append(stat)
+    return found
+
+
+def _has_words(pid: int) -> bool:
+    """Whether the process runs a program: in the middle of an exec it has neither words nor an environment."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def end_strangers(ours: Callable[[], Collection[int]], within: float) -> tuple[str, ...]:
+    """End those, and all that comes from them; to be called when no instance is left. What could not be ended."""
+    deadline = time.monotonic() + within
+    while left := strangers(ours()):
+        if time.monotonic() > deadline:
+            return tuple(f"process {stat.pid} ({stat.name})" for stat in left)
+        _kill(left[:_MOST_AT_ONCE], min(_ONE_WAIT, within))
+    return ()
+
+
 def find_marked(
     state_dir: str | os.PathLike[str], users: Collection[int] = ()
 ) -> dict[Role, list[tuple[Incarnation, ProcessIdentity]]]:

@@ -35,6 +35,8 @@ WAITING = "clojarsd-launch"
 """The name of the process, as ps(1) has it, once it is ready for its launch."""
 LONGEST_REASON = 2000
 """Characters: the pipe takes them at once."""
+LONGEST_FIRST_LINE = 256
+"""Bytes of a script that the kernel looks at for its interpreter."""
 
 
 def open_log(spec: dict[str, Any]) -> None:
@@ -84,9 +86,15 @@ def join_cgroup(spec: dict[str, Any]) -> None:
 
 def read_environment(spec: dict[str, Any]) -> None:
     """Add the environment file's lines and what is imposed to the environment, which is all that the command gets."""
-    if spec["environment_file"] is not None:
-        with open(spec["environment_file"], encoding="utf-8") as file:
-            spec["environment"].update(parse_environment(file.read()))
+    path = spec["environment_file"]
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            try:
+                spec["environment"].update(parse_environment(file.read()))
+            except UnicodeDecodeError as error:
+                raise OSError(f"{path}: is not UTF-8 text") from error
+            except ValueError as error:
+                raise OSError(f"{path}: {error}") from error
     spec["environment"].update(spec["imposed"])
     if spec["main_variable"] is not None:
         spec["environment"][spec["main_variable"]] = str(os.getpid())
@@ -130,19 +138,25 @@ def set_priority(spec: dict[str, Any]) -> None:
 
     The defaults, 0, are no wish: where a plain user may not go back to them, what is inherited stays.
     """
-    if os.getpriority(os.PRIO_PROCESS, 0) != spec["nice"]:
-        _wish(spec["nice"], lambda: os.setpriority(os.PRIO_PROCESS, 0, spec["nice"]))
+    nice, adjust = spec["nice"], spec["oom_score_adjust"]
+    if os.getpriority(os.PRIO_PROCESS, 0) != nice:
+        _wish("nice", nice, "CAP_SYS_NICE", lambda: os.setpriority(os.PRIO_PROCESS, 0, nice))
     with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
-        if int(file.read()) != spec["oom_score_adjust"]:
-            _wish(spec["oom_score_adjust"], lambda: file.write(str(spec["oom_score_adjust"]).encode()))
+        if int(file.read()) != adjust:
+            _wish("oom_score_adjust", adjust, "CAP_SYS_RESOURCE", lambda: file.write(str(adjust).encode()))
 
 
-def _wish(value: int, act: Callable[[], object]) -> None:
+def _wish(key: str, value: int, capability: str, act: Callable[[], object]) -> None:
     try:
         act()
     except PermissionError as error:
         if value != 0:
-            raise OSError(f"{value} is not allowed to a plain user here") from error
+            raise _lacking(f"{key} {value}", capability) from error
+
+
+def _lacking(what: str, capability: str) -> OSError:
+    """Root of a container may lack it too, and root of a user namespace has it in there alone."""
+    return OSError(f"{what}: needs the capability {capability}, which clojarsd does not have on this machine")
 
 
 def set_limits(spec: dict[str, Any]) -> None:
@@ -213,15 +227,18 @@ def join_groups(spec: dict[str, Any]) -> None:
         try:
             os.setgroups(spec["groups"])
         except PermissionError as error:
-            raise OSError("a plain user cannot join groups; clojarsd must run as root for this") from error
+            raise _lacking(f"groups {_numbers(set(spec['groups']))}", "CAP_SETGID") from error
 
 
 def become_user(spec: dict[str, Any]) -> None:
     """Take on the user and the main group."""
     if spec["account"] is not None:
-        uid, _, gid = spec["account"]
-        os.setgid(gid)
-        os.setuid(uid)
+        uid, name, gid = spec["account"]
+        try:
+            os.setgid(gid)
+            os.setuid(uid)
+        except PermissionError as error:
+            raise _lacking(f"user {name}", "CAP_SETUID or CAP_SETGID") from error
 
 
 def enter_directory(spec: dict[str, Any]) -> None:
@@ -241,11 +258,57 @@ def execute(spec: dict[str, Any]) -> NoReturn:
     command, environment = spec["command"], spec["environment"]
     try:
         os.execvpe(command[0], command, environment)
-    except FileNotFoundError as error:
-        where = "" if "/" in command[0] else f" on PATH {environment.get('PATH', os.defpath)}"
-        raise OSError(error.errno, f"{command[0]}: no such command{where}") from error
     except OSError as error:
-        raise OSError(error.errno, f"{command[0]}: {os.strerror(error.errno or 0).lower()}") from error
+        path = command[0] if "/" in command[0] else _found_on_path(command[0], os.get_exec_path(environment))
+        raise OSError(error.errno, f"{path}: {_why_not_executed(path, error)}") from error
+
+
+def _found_on_path(name: str, directories: list[str]) -> str:
+    """The first file of that name, which cannot be executed: else it would run.
+
+    Raises:
+        FileNotFoundError: there is none; directories that nobody lets us look into are named, for it may be there.
+    """
+    hidden = []
+    for directory in directories:
+        path = os.path.join(directory, name)
+        try:
+            os.stat(path)
+            return path
+        except PermissionError:
+            hidden.append(directory)
+        except OSError:  # not there, not a directory, too long: execvpe passes over these as well
+            continue
+    unseen = f" ({', '.join(hidden)}: cannot be looked into)" if hidden else ""
+    raise FileNotFoundError(errno.ENOENT, f"{name}: no such command on PATH {':'.join(directories)}{unseen}")
+
+
+def _why_not_executed(path: str, error: OSError) -> str:
+    """The kernel says the same of a script and of the interpreter that its first line names."""
+    why = os.strerror(error.errno or 0).lower()
+    if not os.path.exists(path):
+        return "no such command" if error.errno == errno.ENOENT else why
+    interpreter = _interpreter_of(path)
+    if interpreter is None or not os.access(path, os.X_OK):
+        return "the interpreter or loader that it names does not exist" if error.errno == errno.ENOENT else why
+    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in interpreter)
+    hint = " (its lines end with CR LF)" if interpreter.endswith("\r") else ""
+    if not os.path.exists(interpreter) and error.errno != errno.EACCES:
+        return f"its interpreter {shown} does not exist{hint}"
+    return f"its interpreter {shown}: {why}"
+
+
+def _interpreter_of(path: str) -> str | None:
+    """What the first line of a script names; None for what is no script, or cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(LONGEST_FIRST_LINE) or b""
+    except OSError:
+        return None
+    if not head.startswith(b"#!"):
+        return None
+    words = head[2:].partition(b"\n")[0].strip(b" \t").replace(b"\t", b" ").split(b" ")
+    return words[0].decode(errors="backslashreplace") or None
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -15,7 +15,7 @@ from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import LaunchStage
 from clojarsd.system.cgroup import Groups, end_group, no_groups
-from clojarsd.system.family import CHILDREN, Family, children_of, end_family
+from clojarsd.system.family import CHILDREN, Family, children_of, end_family, end_strangers, strangers
 from clojarsd.system.identity import identify, is_same, mark_of, stat_of
 from clojarsd.system.running import END_WITHIN, Process, ProcessEvents, Shared
 from clojarsd.system.spawning import Spawned
@@ -160,6 +160,16 @@ class Processes:
             await loop.run_in_executor(threads, end_group, group, END_WITHIN)
             self._shared.forget_group(mark)
         return await loop.run_in_executor(threads, end_family, Family(0, False, mark, lambda: set(ours)), END_WITHIN)
+
+    def strangers(self) -> tuple[str, ...]:
+        """What instances have let go of, and of which nobody can tell whose it was."""
+        return tuple(f"process {stat.pid} ({stat.name})" for stat in strangers(set(self._shared.ours)))
+
+    async def end_strangers(self) -> tuple[str, ...]:
+        """End those, when no instance is left; what could not be ended."""
+        ours, threads = self._shared.ours, self._shared.threads
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, end_strangers, lambda: set(ours), END_WITHIN)
 
     def _spawn(self, spec: LaunchSpec) -> tuple[Spawned, ProcessIdentity]:
         """A launcher that has got its launch, and which process it is. Raises OSError; then there is none."""

@@ -19,7 +19,8 @@ from clojarsd.core.identity import InstanceMark
 from clojarsd.core.names import Address, Goal, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import EndCause, Unit
-from clojarsd.runtime.companions import BY_DAEMON, Companions
+from clojarsd.runtime.companions import Companions
+from clojarsd.runtime.unit_parts import BY_DAEMON
 from tests.support.units import FakeHistory
 from tests.support.waiting import until
 
@@ -108,6 +109,7 @@ class Company:
         self.asked: list[tuple[int, int, InstanceMark]] = []
         self.ports: list[Mapping[str, Address]] = []
         self.taken: str | Exception | None = None
+        self.strays: tuple[str, ...] = ()
         self.may_end = threading.Event()
         self.may_end.set()
         self.companions = Companions(
@@ -116,8 +118,10 @@ class Company:
             self.memory,
             self._belongs,
             self._still_taken,
+            lambda: self.strays,
             "/var/lib/x",
             lambda role: self.watchdogs[role],
+            lambda role: 3600.0,
         )
         self.companions.attach(self.heard, self.leashes, self.orders)
 
@@ -276,6 +280,16 @@ async def test_a_port_that_somebody_still_has_is_shown(company: Company) -> None
     await until(lambda: company.units[P].left)
     assert company.units[P].left == [company.taken]
     assert company.ports == [{"http": Address("127.0.0.1", 8001)}]
+
+
+async def test_what_somebody_has_let_go_of_is_shown(company: Company) -> None:
+    company.units[P].unit, company.units[P].pid = Unit(), None
+    company.strays = ("process 4711 (sleep)",)
+    company.companions.rested(P)
+    await until(lambda: company.units[P].left)
+    assert company.units[P].left == [
+        "process 4711 (sleep) has left its instance without a trace, whichever that was, and ends with clojarsd"
+    ]
 
 
 @pytest.mark.parametrize("taken", [None, OSError("gone")])

@@ -504,7 +504,10 @@ async def test_an_order_is_obeyed_when_the_disk_cannot_remember_it(desk: Desk) -
 
     orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, full)
     async with taking(orders):
-        assert await (await orders.begin(Verb.STOP, (B,), "ann")).result() == "backup is stopped"
+        assert await (await orders.begin(Verb.STOP, (B,), "ann")).result() == (
+            "backup is stopped; this cannot be remembered, so the next clojarsd may not know of it:"
+            " no space left on device"
+        )
 
 
 async def test_what_is_under_way_is_known_until_it_has_ended(desk: Desk) -> None:

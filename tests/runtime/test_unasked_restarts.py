@@ -14,9 +14,10 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Goal, Role, UnitState
 from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import Start, Stop
-from clojarsd.runtime.companions import BY_DAEMON, Companions
+from clojarsd.runtime.companions import Companions
 from clojarsd.runtime.orders import Orders
-from tests.support.units import CRASHED, POLICY, Units
+from clojarsd.runtime.unit_parts import BY_DAEMON
+from tests.support.units import CRASHED, POLICY, TERMED, Units
 from tests.support.waiting import PATIENCE, until
 
 PRIMARY, BACKUP = Role.PRIMARY, Role.BACKUP
@@ -48,12 +49,13 @@ class Leash:
 
 @dataclass
 class Scene:
-    """A pair that serves, and was told a watchdog. wanted: its seconds by the settings as they are now."""
+    """A pair that serves, and was told a watchdog. wanted: its seconds by the settings, and steady: restart_reset."""
 
     units: Units
     companions: Companions
     leash: Leash
     wanted: float | None = ALLOWED
+    steady: float = 0.0
 
     @property
     def hung(self) -> int:
@@ -85,8 +87,10 @@ async def _scene() -> AsyncIterator[Scene]:
         NoMemory(),
         lambda *_: True,
         lambda ports: None,
+        lambda: (),
         "/state",
         lambda role: made.wanted,
+        lambda role: made.steady,
     )
     orders = Orders(units.runners, units.board, lambda: 0.0, _unchanged, _unchanged)
     leashes = {role: Leash() for role in Role}
@@ -151,3 +155,32 @@ async def test_a_watchdog_that_the_settings_have_no_more_expects_nothing(scene: 
     scene.wanted = None
     scene.companions.proved(PRIMARY)
     assert scene.leash.seconds is None
+
+
+async def restarted(scene: Scene, reason: str) -> None:
+    """The primary restarts for that reason and serves again."""
+    scene.companions.restart(PRIMARY, reason)
+    scene.units.traffic.when_drained[PRIMARY]()
+    scene.units.exit(PRIMARY, TERMED)
+    scene.units.serve(PRIMARY)
+
+
+async def test_a_limit_that_no_restart_helps_against_does_not_restart_for_ever(scene: Scene) -> None:
+    """Each would move the traffic twice; the first may have helped, the second one cannot."""
+    scene.steady = 3600.0
+    await restarted(scene, "its memory stayed above memory_max")
+    with pytest.raises(Refused) as refused:
+        scene.companions.restart(PRIMARY, "its memory stayed above memory_max")
+    assert str(refused.value) == (
+        "cannot restart primary: it was restarted for such a reason already, and has been up again for 0 s only"
+        " (restart_reset 3600 s); it runs on"
+    )
+    scene.steady = 0.0
+    scene.companions.restart(PRIMARY, "its memory stayed above memory_max")
+
+
+async def test_a_restart_that_nobody_ordered_is_nobodys_wish(scene: Scene) -> None:
+    before = scene.units.runners[PRIMARY].saved()
+    await restarted(scene, "its memory stayed above memory_max")
+    after = scene.units.runners[PRIMARY].saved()
+    assert (after.goal_by, after.goal_at) == (before.goal_by, before.goal_at)

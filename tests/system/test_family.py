@@ -68,6 +68,10 @@ async def launches(tmp_path: Path) -> AsyncIterator[Launches]:
         yield made
 
 
+def words(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def runs(pid: int) -> bool:
     stat = stat_of(pid)
     return stat is not None and not stat.has_ended
@@ -84,6 +88,35 @@ async def test_a_daemon_that_it_left_is_ended_with_it(launches: Launches) -> Non
     os.kill(pid, signal.SIGKILL)
     assert await heard.how_it_ended() == ExitStatus(None, signal.SIGKILL)
     assert not os.path.exists(f"/proc/{left}")
+
+
+LEAVES_NO_TRACE = """
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1], 'w').write(str(os.getpid()))
+        os.execve('/bin/sleep', ['sleep', '600'], {})
+    os._exit(0)
+os.wait()
+os.execv('/bin/sleep', ['sleep', '600'])
+"""
+"""A daemon without its instance's environment."""
+
+
+async def test_what_left_no_trace_is_told_and_ends_when_no_instance_is_left(launches: Launches) -> None:
+    """Nobody can tell whose it was, so that the end of one instance does not end it."""
+    mark, told = InstanceMark("/s", Role.PRIMARY, Incarnation(1)), launches.fifo("stray")
+    spec = replace(launches.spec, command=(sys.executable, "-c", LEAVES_NO_TRACE, str(told)), mark=mark)
+    process, heard = launches(spec)
+    stray = int(await reads(told))
+    await until(lambda: mark_of(stray) is None and "sleep" in words(stray))
+    process.signal(signal.SIGKILL)
+    await heard.how_it_ended()
+    assert runs(stray)
+    assert launches.processes.strangers() == (f"process {stray} (sleep)",)
+    assert await launches.processes.end_strangers() == ()
+    await until(lambda: not runs(stray))
 
 
 async def test_the_daemon_of_the_other_instance_is_left_alone(launches: Launches) -> None:
