@@ -208,6 +208,7 @@ class Daemon:
                 self.parts.life.upgrade(BY_SIGNAL)
             except Refused as refused:
                 log.warning("signal_refused", reason=str(refused))
+                self.parts.history.record(EventName.ORDER, str(refused), None, BY_SIGNAL, refused=str(refused))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self.parts.loop.add_signal_handler(number, end, number)
@@ -220,6 +221,7 @@ class Daemon:
             await self.parts.configuration.reload(BY_SIGNAL)
         except Refused as refused:
             log.error("configuration_not_reloaded", reason=str(refused))
+            self.parts.history.record(EventName.ORDER, str(refused), None, BY_SIGNAL, refused=str(refused))
 
     async def _stop(self) -> None:
         """End the pair: the primary while the backup serves, if it can, then the listeners, then the backup."""

@@ -206,7 +206,7 @@ class Parts:
         )
         state = service.state_dir / "state.json"
         rehearsal = partial(rehearse, self.config, state, self.processes.claim, self.processes.release)
-        self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed)
+        self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed, self.history)
         self.notified = self._open_notify(stack)
         self.companions.attach(self.notified, self.leashes, self.orders)
         self.configuration.attach(self.runners, self.watches, self.relay, self._apply)

@@ -62,10 +62,7 @@ def why_not_restart(role: Role, view: PairView) -> str | None:
     other = view.instances[role.other]
     if other.is_eligible or not view.instances[role].unit.has_process:
         return None
-    return (
-        f"cannot restart {role.value}: {other.role.value} could not take over, it {_is(other)}"
-        f" ({other.reason})"
-    )
+    return f"cannot restart {role.value}: {other.role.value} could not take over, it {_is(other)} ({other.reason})"
 
 
 def why_not_reload(role: Role, view: PairView) -> str | None:
@@ -102,9 +99,7 @@ def describe_reached(awaited: Awaited, roles: Sequence[Role]) -> str:
 def why_still_waiting(awaited: Awaited, roles: Sequence[Role], view: PairView, patience: float) -> str:
     """What there is instead, `patience` seconds after somebody began to wait."""
     missing = [view.instances[role] for role in roles if not awaited.holds(view.instances[role])]
-    seen = "; ".join(
-        f"{one.role.value} {_is(one)}" + (f" ({one.reason})" if one.reason else "") for one in missing
-    )
+    seen = "; ".join(f"{one.role.value} {_is(one)}" + (f" ({one.reason})" if one.reason else "") for one in missing)
     verb = "was" if len(missing) == 1 else "were"
     names = " and ".join(one.role.value for one in missing)
     return f"{names} {verb} not {awaited.value} within {patience:g} s: {seen}"

@@ -68,9 +68,7 @@ def why_not_eligible(
     state = unit.state
     ended = None
     if unit.last_end is not None:
-        ended = describe_end(
-            role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after
-        )
+        ended = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after)
     if state is UnitState.READY:
         return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
     if state is UnitState.STARTING:
@@ -98,9 +96,7 @@ def _seen(checks: Sequence[CheckView]) -> str:
     )
 
 
-def _why_starting(
-    unit: Unit, health: Health, checks: Sequence[CheckView], is_silent: bool, ended: str | None
-) -> str:
+def _why_starting(unit: Unit, health: Health, checks: Sequence[CheckView], is_silent: bool, ended: str | None) -> str:
     if unit.hook is HookName.POST_START:
         return "its checks have passed, its post_start runs"
     if unit.hook is HookName.PRE_START:

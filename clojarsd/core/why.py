@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
+from clojarsd.core.signal_names import signal_name
+
 Json: TypeAlias = Mapping[str, Any]
 
 EVENTS_WANTED = 200
@@ -73,6 +75,7 @@ class _Past:
 
     def __init__(self, events: Sequence[Json], today: str) -> None:
         self.events = sorted(events, key=lambda event: int(event["id"]))
+        self.beginning = _beginning(self.events)
         self._today = today
 
     def when(self, at: str) -> str:
@@ -98,16 +101,23 @@ class _Past:
                 return event
         return None
 
+    @property
+    def of_late(self) -> Sequence[Json]:
+        """The events since nothing ran: what was before that is no cause of what is now."""
+        if self.beginning is None:
+            return self.events
+        return [event for event in self.events if event["id"] >= self.beginning["id"]]
+
     def switch(self, frontend: str) -> Json | None:
         """The latest time at which the new connections of the frontend moved."""
-        for event in reversed(self.events):
+        for event in reversed(self.of_late):
             if event["event"] in _SWITCHES and event["detail"].get("frontend") == frontend:
                 return event
         return None
 
     def hold(self, frontend: str) -> Json | None:
         """Since when connections of the frontend wait, or None when none does."""
-        for event in reversed(self.events):
+        for event in reversed(self.of_late):
             if event["event"] in ("hold-started", "hold-ended") and event["detail"].get("frontend") == frontend:
                 return event if event["event"] == "hold-started" else None
         return None
@@ -118,7 +128,7 @@ class _Past:
         at = _instant(switch["at"])
         near = [
             event
-            for event in self.events
+            for event in self.of_late
             if event["id"] != switch["id"]
             and -RECORDED_LATE <= at - _instant(event["at"]) <= looked_back
             and _takes_away(event, left)
@@ -177,8 +187,7 @@ def _explain_frontend(name: str, seen: Json, status: Json, past: _Past) -> list[
         why = _why_switched(switch, status, past)
         sentences.append(f"{active} serves {name} since {past.when(switch['at'])}" + (f": {why}" if why else ""))
     else:
-        known = f": no switch since {past.when(past.events[0]['at'])}, as far as events go back" if past.events else ""
-        sentences.append(f"{active} serves {name}{known}")
+        sentences.append(f"{active} serves {name}{_since_when_not(past)}")
     if active is not None and held:
         sentences.append(f"{_count(held, 'connection of it waits', 'connections of it wait')} to be connected")
     if active == "backup" and status["instances"]["primary"]["eligible"] and not seen.get("next"):
@@ -188,6 +197,14 @@ def _explain_frontend(name: str, seen: Json, status: Json, past: _Past) -> list[
     if seen["mode_reason"]:
         sentences.append(f"its connections go by {seen['mode']}: {seen['mode_reason']}")
     return sentences
+
+
+def _since_when_not(past: _Past) -> str:
+    """Since when new connections have not moved, as the end of a sentence."""
+    if past.beginning is not None:
+        what = "everything was stopped" if past.beginning["event"] == "order" else "clojarsd was started"
+        return f": no switch since {what} ({past.when(past.beginning['at'])})"
+    return f": no switch since {past.when(past.events[0]['at'])}, as far as events go back" if past.events else ""
 
 
 def _why_switched(switch: Json, status: Json, past: _Past) -> str | None:
@@ -210,6 +227,7 @@ def _explain_instance(role: str, seen: Json, past: _Past) -> list[str]:
     since = past.when(seen["since"])
     if seen["eligible"]:
         sentences = [f"{role} can serve: {seen['state']} since {since}, and its checks pass"]
+        sentences += [f"but {seen['trouble']}"] if seen.get("trouble") else []
     else:
         sentences = [f"{role} cannot serve: {seen['state']} since {since}" + (f": {reason}" if reason else "")]
     sentences += _whose_goal(role, seen, past)
@@ -252,7 +270,7 @@ def _how_the_last_ended(role: str, seen: Json, past: _Past) -> list[str]:
         return [] if is_told else [f"the launch before: {ended['message']} ({past.when(ended['at'])})"]
     if last is None:
         return []
-    how = f"exited with {last['code']}" if last["signal"] is None else f"was killed by signal {last['signal']}"
+    how = f"exited with {last['code']}" if last["signal"] is None else f"was killed by {signal_name(last['signal'])}"
     if last["code"] is None and last["signal"] is None:
         how = "ended, and nobody saw how"
     if ended is not None and abs(_instant(ended["at"]) - _instant(last["at"])) <= RECORDED_LATE:
@@ -286,10 +304,36 @@ def _todo(role: str, seen: Json, past: _Past) -> list[str]:
             is_wish = seen["goal"] == "up" and order is not None and order["detail"].get("verb") == "drain"
             return [f"`clojarsctl undrain {role}` brings it back into rotation"] if is_wish else []
         case "ready":
-            is_well = seen["eligible"] or seen.get("next")
+            is_well = (seen["eligible"] and not seen.get("trouble")) or seen.get("next")
             return [] if is_well else [f"{logs}; `clojarsctl restart {role}` gives it a new process"]
         case _:
             return []
+
+
+def _beginning(events: Sequence[Json]) -> Json | None:
+    """The latest event before which, or by which, everything was stopped; None when there is none.
+
+    That is the start of a daemon that has not found the instances running, and an order after which both are to be
+    stopped.
+    """
+    beginning: Json | None = None
+    found, stopped = False, set[str]()
+    for event in events:
+        match event["event"]:
+            case "daemon-adopted":
+                found = True
+            case "daemon-upgraded":
+                found = False
+            case "daemon-started":
+                beginning = beginning if found else event
+                found = False
+                stopped.clear()
+            case "order" if event["detail"].get("verb") == "stop":
+                stopped.update(_ordered(event))
+                beginning = event if stopped >= _ROLES else beginning
+            case "order" if event["detail"].get("verb") in ("start", "restart"):
+                stopped.difference_update(_ordered(event))
+    return beginning
 
 
 def _takes_away(event: Json, role: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 from clojarsd.ctl.client import Rejected, Unreachable
 from clojarsd.ctl.render import Line, clean, event_line, now, plain, status_lines, substance
@@ -26,14 +27,44 @@ def show_status(session: Session) -> None:
 
 
 def watch_status(session: Session) -> None:
-    """The picture of the pair, until interrupted; a daemon that cannot be reached is waited for."""
+    """The picture of the pair, until interrupted; a daemon that was reached once is waited for."""
     with session.outcome():
+        watched = Watched(session)
         if sys.stdout.isatty() and not session.as_json:
             from clojarsd.ctl.screen import redraw
 
-            redraw(lambda: _picture(session))
+            redraw(lambda: _picture(watched))
         else:
-            _print_changes(session)
+            _print_changes(session, watched)
+
+
+class Watched:
+    """The pair as somebody sees it who looks again and again.
+
+    Attributes:
+        trouble: why it could not be seen at the last look; None when it could.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._was_reached = False
+        self.trouble: str | None = None
+
+    def look(self) -> dict[str, Any] | None:
+        """The picture of the pair; None while a daemon that was reached before cannot be.
+
+        Raises:
+            Unreachable: it never was.
+        """
+        try:
+            seen: dict[str, Any] = self._session.daemon.get("/v1/status")
+        except Unreachable as error:
+            if not self._was_reached:
+                raise
+            self.trouble = str(error)
+            return None
+        self._was_reached, self.trouble = True, None
+        return seen
 
 
 def check_pair(session: Session) -> None:
@@ -83,26 +114,22 @@ def show(lines: list[Line]) -> None:
         print(plain(lines), flush=True)
 
 
-def _picture(session: Session) -> list[Line]:
+def _picture(watched: Watched) -> list[Line]:
     """The pair as it is now, or why that cannot be seen."""
-    try:
-        return status_lines(session.daemon.get("/v1/status"), now())
-    except Unreachable as error:
-        return [[(str(error), "bad")]]
+    seen = watched.look()
+    return [[(watched.trouble or "", "bad")]] if seen is None else status_lines(seen, now())
 
 
-def _print_changes(session: Session) -> None:
+def _print_changes(session: Session, watched: Watched) -> None:
     """Print the picture whenever it has changed, and why there is none whenever that has."""
     before: object = None
     while True:
-        try:
-            seen = session.daemon.get("/v1/status")
-        except Unreachable as error:
-            if str(error) != before:
-                narrate(str(error))
-            before = str(error)
-        else:
-            if substance(seen) != before:
+        seen = watched.look()
+        now_seen = watched.trouble if seen is None else substance(seen)
+        if now_seen != before:
+            if seen is None:
+                narrate(watched.trouble or "")
+            else:
                 session.put(seen) if session.as_json else show([*status_lines(seen, now()), []])
-            before = substance(seen)
+        before = now_seen
         time.sleep(LOOKED_EVERY)

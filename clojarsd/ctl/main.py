@@ -68,5 +68,5 @@ def _run_fast(words: Sequence[str]) -> bool:
 def deploy_main() -> None:
     """Run `deploy-clojars`."""
     prepare_streams()
-    narrate("deploy-clojars: this version of clojarsd cannot deploy yet")
+    narrate("deploy-clojars is not in this version")
     sys.exit(EXIT_USAGE)

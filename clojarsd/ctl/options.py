@@ -9,7 +9,7 @@ import click
 
 from clojarsd.core.api import why_no_variable
 from clojarsd.core.quantities import parse_duration
-from clojarsd.ctl.session import Session
+from clojarsd.ctl.session import EXIT_USAGE, Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -20,6 +20,33 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the verbs."""
         return list(self.commands)
+
+
+NOT_YET = frozenset({"jvm", "threads", "deploy", "promote", "abort", "rollback", "releases", "deploy-clojars"})
+"""Verbs that are planned and not in this version."""
+
+
+class Planned(InOrder):
+    """Also answers verbs that this version does not have yet, whatever words follow them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb of that name, or one that says that it is not in this version."""
+        return _not_yet(cmd_name) if cmd_name in NOT_YET else super().get_command(ctx, cmd_name)
+
+
+def _not_yet(name: str) -> click.Command:
+    @click.command(
+        name,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    @click.pass_context
+    def answer(ctx: click.Context) -> None:
+        session: Session = ctx.obj
+        session.as_json |= "--json" in ctx.args
+        session.fail(EXIT_USAGE, "usage", f"{name} is not in this version")
+
+    return answer
 
 
 def seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
+from clojarsd.core.signal_names import signal_name
+
 WIDTH = 80
 _INDENT = 10
 
@@ -137,6 +139,8 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
     ]
     if seen["reason"]:
         lines += wrapped(clean(seen["reason"]), "warning")
+    if seen.get("trouble"):
+        lines += wrapped(clean(seen["trouble"]), "warning")
     if (coming := seen.get("next")) is not None and state != "backoff":  # whose reason says it
         lines += wrapped(f"at {short_time(coming['at'])}: {clean(coming['what'])}", "")
     if seen.get("status_text"):
@@ -154,7 +158,7 @@ def _past(seen: Json, now: datetime) -> str:
     launches = f"launch {seen['incarnation']}" if seen["incarnation"] else "never launched"
     parts = [clean(seen["name"]), launches, f"restarts {seen['restarts']}"]
     if (last := seen["last_exit"]) is not None:
-        how = f"signal {last['signal']}" if last["signal"] is not None else f"code {last['code']}"
+        how = signal_name(last["signal"]) if last["signal"] is not None else f"code {last['code']}"
         if last["code"] is None and last["signal"] is None:
             how = "nobody saw how"
         parts.append(f"last exit: {how}, {age(last['at'], now)} ago")

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from clojarsd.ctl.client import Unreachable
-from clojarsd.ctl.look import LOOKED_EVERY, show
+from clojarsd.ctl.look import LOOKED_EVERY, Watched, show
 from clojarsd.ctl.render import HEALTH_STYLES, STATE_STYLES, Line, clean, headline, memory_text, now
 from clojarsd.ctl.session import Session, narrate
 
@@ -46,29 +45,34 @@ def show_top(session: Session) -> None:
 
 
 def watch_top(session: Session) -> None:
-    """Look after look, until interrupted; a daemon that cannot be reached is waited for."""
+    """Look after look, until interrupted; a daemon that was reached once is waited for.
+
+    Without a terminal there is one look only, unless a program reads them.
+    """
     with session.outcome():
-        if sys.stdout.isatty() and not session.as_json:
+        if session.as_json:
+            _put_all(session)
+        elif sys.stdout.isatty():
             from clojarsd.ctl.screen import redraw
 
             redraw(_Picture(session).next)
         else:
-            _print_all(session)
+            _print(session, _look(session), None)
 
 
 class _Picture:
     """Draws look after look."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self._watched = Watched(session)
         self._before: Look | None = None
 
     def next(self) -> list[Line]:
         """The pair as it is now, or why that cannot be seen."""
-        try:
-            look = _look(self._session)
-        except Unreachable as error:
-            return [[(str(error), "bad")]]
+        seen = self._watched.look()
+        if seen is None:
+            return [[(self._watched.trouble or "", "bad")]]
+        look = Look(seen, now())
         lines = top_lines(look, self._before)
         self._before = look
         return lines
@@ -82,21 +86,19 @@ def _print(session: Session, look: Look, before: Look | None) -> None:
     session.put(top_json(look, before)) if session.as_json else show(top_lines(look, before))
 
 
-def _print_all(session: Session) -> None:
+def _put_all(session: Session) -> None:
+    """Give a program look after look; people hear when there is none, and why."""
+    watched = Watched(session)
     before: Look | None = None
-    trouble: str | None = None
+    told: str | None = None
     while True:
-        try:
-            look = _look(session)
-        except Unreachable as error:
-            if str(error) != trouble:
-                narrate(str(error))
-            trouble = str(error)
-        else:
-            if before is not None and not session.as_json:
-                print()
-            _print(session, look, before)
-            before, trouble = look, None
+        if (seen := watched.look()) is not None:
+            look = Look(seen, now())
+            session.put(top_json(look, before))
+            before = look
+        elif watched.trouble != told:
+            narrate(watched.trouble or "")
+        told = watched.trouble
         time.sleep(LOOKED_EVERY)
 
 

@@ -11,7 +11,7 @@ from clojarsd.core.api import MOST_EVENTS, MOST_LINES, Awaited
 from clojarsd.ctl.look import check_pair, show_events, show_logs, show_status, watch_status
 from clojarsd.ctl.options import (
     JSON_HELP,
-    InOrder,
+    Planned,
     environment_option,
     follow_option,
     force_option,
@@ -28,7 +28,7 @@ from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIAB
 from clojarsd.ctl.verbs_daemon import config, daemon
 
 
-@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Planned, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     envvar=SOCKET_VARIABLE,
@@ -75,7 +75,7 @@ def top(session: Session, once: bool) -> None:
     """Show what both instances do and use, again every second.
 
     CPU is in percent of one processor, since the last look; memory is the share of each process (PSS). Without a
-    terminal each look is printed below the last one.
+    terminal it is shown once, as by --once; with --json alone each look is a line of its own, until interrupted.
     """
     from clojarsd.ctl.top import show_top, watch_top
 

@@ -38,6 +38,9 @@ class Lived(Protocol):
     def leave_behind(self, what: str | None) -> None:
         """Show what the ended process has left."""
 
+    def show_trouble(self, what: str | None) -> None:
+        """Show what is wrong with the process though it may serve; None for nothing any more."""
+
 
 class Heard(Protocol):
     """Hears what an instance says of itself; see `runtime.instance_notify.InstanceNotify`."""
@@ -52,8 +55,8 @@ class Heard(Protocol):
 class Leash(Protocol):
     """Expects keep-alives; see `runtime.watchdog.WatchdogTimer`."""
 
-    def begin(self, seconds: float) -> None:
-        """Expect one within every so many seconds."""
+    def begin(self, seconds: float, resumed: Callable[[Role], None] | None = None) -> None:
+        """Expect one within every so many seconds; `resumed` is called at the first."""
 
     def end(self) -> None:
         """Expect nothing any more."""
@@ -135,8 +138,10 @@ class Companions:
         agreed, wanted = self._units[role].in_force.watchdog, self._watchdogs(role)
         if agreed is None or wanted is None:
             self._leashes[role].end()
+            if self._told_hung.pop(role, None) is not None:  # nobody expects it to say anything any more
+                self._units[role].show_trouble(None)
         else:
-            self._leashes[role].begin(max(agreed, wanted))
+            self._leashes[role].begin(max(agreed, wanted), self._watchdog_resumed)
 
     def gone(self, role: Role) -> None:
         """It has ended, and nothing that it started is left."""
@@ -202,7 +207,19 @@ class Companions:
             self.restart(role, reason)
         except Refused as refused:
             log.warning("watchdog_restart_put_off", role=role.value, refused=str(refused))
-            self._leashes[role].begin(seconds)
+            self._leashes[role].begin(seconds, self._watchdog_resumed)
+            if unit.cause is None:
+                self._units[role].show_trouble(f"{reason}; its restart is put off: {refused}")
+        else:
+            self._units[role].show_trouble(None)
+
+    def _watchdog_resumed(self, role: Role) -> None:
+        """A keep-alive has come, the first one for a while or at all."""
+        incarnation = self._units[role].unit.incarnation
+        if self._told_hung.pop(role, None) == incarnation:
+            self._units[role].show_trouble(None)
+            text = f"{role.value} says again that it is alive (watchdog)"
+            self._history.record(EventName.INSTANCE_RECOVERED, text, role, incarnation=incarnation)
 
     def _show_taken(self, role: Role, looked: asyncio.Future[str | None]) -> None:
         if looked.cancelled() or looked.exception() is not None:

@@ -10,8 +10,10 @@ from typing import NoReturn
 import structlog
 
 from clojarsd.core.errors import ClojarsdError, Failed, Refused
+from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
 from clojarsd.runtime.orders import Orders, Work
+from clojarsd.runtime.unit_parts import History
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.system.succession import hold_signals_back
 
@@ -44,6 +46,7 @@ class Life:
         runners: Mapping[Role, UnitRunner],
         rehearse: Callable[[], Awaitable[str]],
         kept: Callable[[], Awaitable[None]],
+        history: History,
         hold_signals: Callable[[], None] = hold_signals_back,
     ) -> None:
         self._version = version
@@ -51,11 +54,13 @@ class Life:
         self._runners = runners
         self._rehearse = rehearse
         self._kept = kept
+        self._history = history
         self._hold_signals = hold_signals
         self._group: asyncio.TaskGroup
         self._ended = asyncio.Event()
         self._is_upgrading = False
         self._upgrade_work: Work | None = None
+        self._upgrader = ""
         self._is_stopped = False
         self._stops: list[Work] = []
         self.end: End | None = None
@@ -105,6 +110,7 @@ class Life:
             raise Refused(f"cannot upgrade: {why}; clojarsd {self._version} goes on")
         self._is_upgrading = True
         work = self._upgrade_work = Work()
+        self._upgrader = by
         self._group.create_task(self._upgrade(work, by))
         return work
 
@@ -149,7 +155,9 @@ class Life:
             return  # a stop has come first, and that was told
         self._upgrade_work = None
         log.warning("upgrade_failed", reason=str(why))
-        work.fail(Failed(f"cannot upgrade: {why}; clojarsd {self._version} stays in charge"))
+        text = f"cannot upgrade: {why}; clojarsd {self._version} stays in charge"
+        self._history.record(EventName.ORDER, text, None, self._upgrader, failed=str(why))
+        work.fail(Failed(text))
 
     def _finish(self, end: End, by: str) -> None:
         if self.end is None:

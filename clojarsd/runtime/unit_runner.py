@@ -349,16 +349,13 @@ class UnitRunner:
         end = self._unit.last_end
         how = end.status if isinstance(end, events.Exited) else None
         spec = partial(self._hook_spec, hook)
-        through = partial(self._hook_ended, self._unit.incarnation, hook)
-        self._hooks.begin(hook, self._plan.hooks.get(hook), spec, how, through)
+        ended = partial(events.HookEnded, self._unit.incarnation, hook)
+        self._hooks.begin(hook, self._plan.hooks.get(hook), spec, how, lambda failure: self.report(ended(failure)))
 
     def _hook_spec(self, hook: HookName) -> LaunchSpec:
         if self._spec is not None and hook is not HookName.PRE_START:
             return self._spec
         return self._plan.launch(self._unit.incarnation, self._environment).spec
-
-    def _hook_ended(self, incarnation: Incarnation, hook: HookName, failure: str | None) -> None:
-        self.report(events.HookEnded(incarnation, hook, failure))
 
     # What others see.
 
@@ -372,9 +369,8 @@ class UnitRunner:
             else:
                 self._log.info("unit_exited", how=str(end.status), incarnation=end.incarnation)
                 detail |= {"code": end.status.code, "signal": end.status.signal}
-        memory, policy = self._memory, self._plan.policy
-        text = announcement(self.role, event, unit, self._view().reason, policy, memory.ended_after)
-        self._around.history.record(event, text, self.role, memory.by, **detail)
+        text = announcement(self.role, event, unit, self._view().reason, self._plan.policy, self._memory.ended_after)
+        self._around.history.record(event, text, self.role, self._memory.by, **detail)
 
     def _remember(self, goal: Goal, by: str) -> None:
         memory = self._memory

@@ -65,11 +65,16 @@ class WatchdogTimer:
         self._due = 0.0
         self._look_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._resumed: Callable[[Role], None] | None = None
 
-    def begin(self, seconds: float) -> None:
-        """Expect a keep-alive within every so many seconds, beginning now; to be called when the instance is ready."""
+    def begin(self, seconds: float, resumed: Callable[[Role], None] | None = None) -> None:
+        """Expect a keep-alive within every so many seconds, beginning now; to be called when the instance is ready.
+
+        Args:
+            resumed: called with the role at the first one.
+        """
         self.end()
-        self._allowed = seconds
+        self._allowed, self._resumed = seconds, resumed
         self._due = self._loop.time() + seconds
         self._set_timer()
 
@@ -78,10 +83,14 @@ class WatchdogTimer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._resumed = None
 
     def feed(self) -> None:
         """A keep-alive has come."""
         self._due = max(self._due, self._loop.time() + self._allowed)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed(self._role)
 
     def extend(self, seconds: float) -> None:
         """Expect the next one not before so many seconds from now, should that be later than so far."""

@@ -11,6 +11,7 @@ import pytest
 
 from clojarsd.core.api import Verb
 from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.history import EventName
 from clojarsd.core.names import HookName, Role
 from clojarsd.core.unit_events import Start
 from clojarsd.runtime.life import End, Life
@@ -37,7 +38,7 @@ class House:
         self.may_be_kept.set()
         self.rehearsals = self.held = 0
         self.orders = Orders(units.runners, units.board, lambda: 5.0, self._refresh, self._kept)
-        self.life = Life("1.0", self.orders, units.runners, self._rehearse, self._kept, self._hold)
+        self.life = Life("1.0", self.orders, units.runners, self._rehearse, self._kept, units.history, self._hold)
 
     async def _refresh(self, by: str) -> None:
         """The configuration is what it was."""
@@ -137,6 +138,9 @@ async def test_a_rehearsal_that_fails_leaves_everything_as_it_was(house: House) 
     assert await failure(work) == (
         "cannot upgrade: the new code cannot take over: SyntaxError: invalid syntax; clojarsd 1.0 stays in charge"
     )
+    event, message, role, by, detail = house.units.history.events[-1]
+    assert (event, role, by) == (EventName.ORDER, None, "ann")
+    assert message == f"cannot upgrade: {detail['failed']}; clojarsd 1.0 stays in charge"
     assert (house.life.end, house.held) == (None, 0)
     house.orders.submit(Verb.DRAIN, (B,), "bob")
     house.version = "2.0"

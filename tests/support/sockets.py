@@ -18,6 +18,7 @@ import socket
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -272,19 +273,11 @@ class Rig:
 
     def until(self, holds: Callable[[], bool], picture: Callable[[], object]) -> None:
         """Wait until `holds` does, looked at on the loop; fails with the picture seen last."""
-        seen = threading.Event()
-        given_up = threading.Event()
-
-        def look() -> None:
-            if holds():
-                seen.set()
-            elif not given_up.is_set():
-                self.loop.call_later(0.001, look)
-
-        self.call(look)
-        if not seen.wait(DEADLINE_S):
-            given_up.set()
-            raise AssertionError(f"not so within {DEADLINE_S:.0f}s: {self.call(picture)!r}")
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.call(holds):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not so within {DEADLINE_S:.0f}s: {self.call(picture)!r}")
+            time.sleep(0.001)  # here and not on the loop, where a timer of ours would be one of those looked at
 
 
 @contextlib.contextmanager
