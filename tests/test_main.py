@@ -127,6 +127,15 @@ def test_the_shipped_configuration_is_good() -> None:
     assert clojarsd("check", "-c", CHECKOUT / "etc/clojarsd.toml").returncode == 0
 
 
+def test_a_group_that_this_machine_has_not_is_told_and_the_configuration_is_good(good: Path) -> None:
+    """It may be meant for another machine."""
+    good.write_text(good.read_text().replace("[app]\n", '[app]\nsupplementary_groups = ["nosuchgrp"]\n'))
+    done = clojarsd("check", "-c", good)
+    assert (done.returncode, done.stdout) == (0, f"{good}: good\n")
+    sentence = "supplementary_groups: nosuchgrp: no such group on this machine; primary cannot start here"
+    assert f"{good}: instances.primary.{sentence}" in done.stderr.splitlines()
+
+
 def test_a_daemon_that_cannot_begin_says_so_in_one_sentence(good: Path, tmp_path: Path) -> None:
     good.write_text(GOOD + '[service]\nuser = "no-such-user"\n')
     done = clojarsd("-c", good)

@@ -1,33 +1,45 @@
-"""How the failure of a hook's command is told."""
+"""How the failure of a hook's command is told, and what of a process's output counts as its last words."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.names import ExitStatus
 from clojarsd.core.quantities import duration_text
 
-MOST_LINES = 5
-MOST_CHARACTERS = 500
+MOST_LINES = 3
+MOST_CHARACTERS = 300
 """Of its output."""
+LONGEST_COMMAND = 120
+"""Characters."""
 
 
 def describe_failure(
-    command: Sequence[str], how: ExitStatus | LaunchFailed, timeout: float | None = None, output: str = ""
+    command: Sequence[str], how: ExitStatus | LaunchFailed, timeout: float | None = None, words: str = ""
 ) -> str:
     """What became of the command, and its last words.
 
     Args:
         how: how it ended, other than with 0 unless it was out of time.
         timeout: seconds in which it did not end and so was killed; None when it ended by itself.
-        output: the end of what it has written.
+        words: see `last_words`.
     """
+    shown = command_text(command)
     if isinstance(how, LaunchFailed):
-        return f"cannot run {command[0]}: {how}"
+        return f"cannot run {shown}: {how}"
     end = f"did not end within {duration_text(timeout)}" if timeout is not None else str(how)
-    words = last_words(output)
-    return f"{command[0]} {end}: {words}" if words else f"{command[0]} {end}"
+    return f"{shown} {end}: {words}" if words else f"{shown} {end}"
+
+
+def command_text(command: Sequence[str]) -> str:
+    """The command in one line, as a shell would take it; a long one without its middle."""
+    text = _printable(shlex.join(command))
+    if len(text) <= LONGEST_COMMAND:
+        return text
+    end = LONGEST_COMMAND // 2
+    return f"{text[: LONGEST_COMMAND - end - 1]}…{text[-end:]}"
 
 
 def last_words(output: str) -> str:

@@ -1,4 +1,4 @@
-"""Signals in words. On its own, because clojarsctl needs it and must start fast: nothing that takes long is imported."""
+"""Signals in words. On its own, because clojarsctl needs it and must start fast: it imports nothing that takes long."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def status_lines(status: Json, now: datetime) -> list[Line]:
 def event_line(event: Json) -> Line:
     """One event of the history."""
     by = event["by"]
-    asked = [(f" (by {clean(by)})", "faint")] if by and not event["message"].startswith(by) else []
+    asked = [(f" (ordered by {clean(by)})", "faint")] if by and not event["message"].startswith(by) else []
     return [
         (f"{short_time(event['at'])}  ", "faint"),
         (f"{event['event']:<17} ", "strong"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from clojarsd.core.hook import command_text
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.system.hook_command import HookCommand, HookLauncher
 
@@ -60,7 +61,7 @@ class HookRun:
 
     def _next(self) -> None:
         command = self._commands.popleft()
-        log.info("hook_command_begun", command=command[0], log=self._spec.log)
+        log.info("hook_command_begun", command=command_text(command), log=self._spec.log)
         self._running = HookCommand(self._launch, self._spec, command, self._timeout, self._ended)
 
     def _ended(self, failure: str | None) -> None:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, Self
 
 import structlog
 
 from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.settings_types import LogTo
 from clojarsd.system.freezer import thaw
@@ -112,7 +114,6 @@ class _Seen:
     inode: tuple[int, int] | None = None
     lost_path: str | None = None
     not_rotated: str | None = None
-    at_full: LogLook | None = None
     group: Path | None = None
 
 
@@ -137,6 +138,7 @@ class LogKeeper:
         self._seen = {role: _Seen() for role in plans}
         self._directories: dict[Path, os.stat_result | None] = {}
         self._full_since: float | None = None
+        self._had_room_at: datetime | None = None
         self._room = ROOM
         self._threads = Threads("log-keeper")
         self._pack_threads = Threads("log-packing")
@@ -174,7 +176,7 @@ class LogKeeper:
 
     async def _look(self) -> bool:
         """Look at every log, rotate what is too long, and say what is new; whether to look again soon."""
-        busy, least = False, None
+        busy, least, begun_at = False, None, datetime.now(UTC)
         for role in self._in_files():
             file, seen = self.logs[role].file, self._seen[role]
             directory = file.path.parent
@@ -195,6 +197,8 @@ class LogKeeper:
             if now.free is not None:
                 least = now.free if least is None else min(least, now.free)
         self._say_whether_full(least)
+        if least is not None and least >= ROOM and self._full_since is None:
+            self._had_room_at = begun_at
         return busy or self._full_since is not None
 
     async def _rotate(self, role: Role, *, recover: bool = False) -> bool:
@@ -289,27 +293,24 @@ class LogKeeper:
             lasted = asyncio.get_running_loop().time() - self._full_since
             self._full_since, self._room = None, ROOM
             self._unpacked.set()
-            for role, seen in self._seen.items():
-                before, now, seen.at_full = seen.at_full, seen.look, None
-                calls = _difference(now, before)
-                log.info(
-                    "log_disk_has_room",
-                    role=role.value,
-                    full_s=round(lasted, 1),
-                    write_calls_at_most_lost=calls,  # of any kind: the kernel does not count those that failed
-                )
+            log.info("log_disk_has_room", seen_full_s=round(lasted, 1), may_be_missing=self._in_danger("was"))
 
     def _say_full(self, reason: str) -> None:
         if self._full_since is not None:
             return
         self._full_since = asyncio.get_running_loop().time()
-        for seen in self._seen.values():
-            seen.at_full = seen.look
         log.warning(
             "log_disk_full",
             reason=reason,
-            consequence="what the instances write meanwhile is lost, as far as it finds no room; they run on",
+            consequence="what the instances write is lost, as far as it finds no room; they run on",
+            may_be_missing=self._in_danger("is"),
         )
+
+    def _in_danger(self, verb: str) -> str:
+        """What may have found no room. Nobody counts the writes that fail, so no number is told."""
+        if self._had_room_at is None:
+            return f"what {verb} written, from before clojarsd began to look; how much is not known"
+        return f"what {verb} written since {stamp(self._had_room_at)}, when room was last seen; how much is not known"
 
     async def _wait_for_change(self) -> None:
         """Return when something happens to a log, or after a while."""
@@ -364,11 +365,3 @@ def _size_of(file: LogFile) -> int | None:
         return file.size()
     except OSError:
         return None
-
-
-def _difference(now: LogLook | None, before: LogLook | None) -> int | None:
-    """Write calls between two looks at one process; None where they cannot be known."""
-    if now is None or before is None or now.write_calls is None or before.write_calls is None:
-        return None
-    calls = now.write_calls - before.write_calls
-    return calls if calls >= 0 else None  # another process by now

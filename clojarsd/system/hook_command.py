@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import stat
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,11 +13,8 @@ from clojarsd.core.hook import describe_failure
 from clojarsd.core.identity import MARK
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus
+from clojarsd.system.last_words import LastWords, place_in
 from clojarsd.system.process import ProcessEvents
-
-READ_TIMEOUT = 1.0
-"""Seconds that a failure waits for the command's last words, should the disk hang; it is told without them then."""
-MOST_READ = 4096
 
 
 class HookProcess(Protocol):
@@ -71,11 +64,11 @@ class HookCommand:
         self._command = tuple(command)
         self._timeout = timeout
         self._on_end: Callable[[str | None], None] | None = on_end
-        self._log = spec.log
-        self._log_size = _size(spec.log)
+        self._place = place_in(spec.log)
         self._timed_out = False
         self._loop = asyncio.get_running_loop()
         self._process: HookProcess | None = None
+        self._words: LastWords | None = None
         self._timer = self._loop.call_later(timeout, self._time_out)
         try:
             self._process = launch(hook_spec(spec, command), lambda pid: _Events(self))
@@ -85,17 +78,21 @@ class HookCommand:
 
     def cancel(self) -> None:
         """Kill its group at once; its end is not told. The process is reaped all the same."""
-        self._on_end = None
-        self._timer.cancel()
+        self._forget()
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
 
     def abandon(self) -> None:
         """Let it run on, unwatched; its end is not told."""
-        self._on_end = None
-        self._timer.cancel()
+        self._forget()
         if self._process is not None:
             self._process.abandon()
+
+    def _forget(self) -> None:
+        self._on_end = None
+        self._timer.cancel()
+        if self._words is not None:
+            self._words.cancel()
 
     def _time_out(self) -> None:
         self._timed_out = True
@@ -115,20 +112,11 @@ class HookCommand:
             self._tell_with_last_words(how)
 
     def _tell_with_last_words(self, how: ExitStatus) -> None:
-        """Tell the failure as soon as a thread has read what the command has written, or when that takes too long."""
+        """Tell the failure as soon as what the command has written is read, or when that takes too long."""
         timeout = self._timeout if self._timed_out else None
-
-        def tell(output: str) -> None:
-            self._timer.cancel()
-            self._tell(describe_failure(self._command, how, timeout, output))
-
-        def read() -> None:
-            output = _written_since(self._log, self._log_size)
-            with suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(tell, output)
-
-        self._timer = self._loop.call_later(READ_TIMEOUT, tell, "")
-        threading.Thread(target=read, name="hook-output", daemon=True).start()
+        self._words = LastWords(
+            self._place, lambda words: self._tell(describe_failure(self._command, how, timeout, words))
+        )
 
     def _tell(self, failure: str | None) -> None:
         on_end, self._on_end = self._on_end, None
@@ -148,29 +136,3 @@ class _Events:
     def ended(self, how: ExitStatus | LaunchFailed) -> None:
         """The process is gone."""
         self._command._ended(how)
-
-
-def _size(log: str) -> int:
-    try:
-        return os.stat(log).st_size
-    except OSError:
-        return 0  # it is made by the command's launch, or not at all
-
-
-def _written_since(log: str, size: int) -> str:
-    """The end of what the file has got since it had that size; all of its end when its head was cut off meanwhile."""
-    try:
-        opened = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return ""
-    try:
-        now = os.fstat(opened)
-        if not stat.S_ISREG(now.st_mode):
-            return ""
-        start = size if now.st_size >= size else 0
-        start = max(start, now.st_size - MOST_READ)
-        return os.pread(opened, MOST_READ, start).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(opened)

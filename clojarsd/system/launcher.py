@@ -256,46 +256,38 @@ def execute(spec: dict[str, Any]) -> NoReturn:
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # the interpreter ignores these; a command must not inherit that
         signal.signal(ignored, signal.SIG_DFL)
     command, environment = spec["command"], spec["environment"]
-    try:
-        os.execvpe(command[0], command, environment)
-    except OSError as error:
-        path = command[0] if "/" in command[0] else _found_on_path(command[0], os.get_exec_path(environment))
-        raise OSError(error.errno, f"{path}: {_why_not_executed(path, error)}") from error
-
-
-def _found_on_path(name: str, directories: list[str]) -> str:
-    """The first file of that name, which cannot be executed: else it would run.
-
-    Raises:
-        FileNotFoundError: there is none; directories that nobody lets us look into are named, for it may be there.
-    """
-    hidden = []
-    for directory in directories:
-        path = os.path.join(directory, name)
+    name, failure, hidden = command[0], None, []
+    directories = [] if "/" in name else environment.get("PATH", os.defpath).split(os.pathsep)
+    for path in [os.path.join(directory, name) for directory in directories] or [name]:
         try:
-            os.stat(path)
-            return path
-        except PermissionError:
-            hidden.append(directory)
-        except OSError:  # not there, not a directory, too long: execvpe passes over these as well
-            continue
-    unseen = f" ({', '.join(hidden)}: cannot be looked into)" if hidden else ""
-    raise FileNotFoundError(errno.ENOENT, f"{name}: no such command on PATH {':'.join(directories)}{unseen}")
+            os.execve(path, command, environment)
+        except OSError as error:  # os.execvpe, which goes on as well, imports something
+            if not directories or os.path.lexists(path):
+                failure = failure or OSError(error.errno, f"{path}: {_why_not_executed(path, error)}")
+            elif error.errno == errno.EACCES:
+                hidden.append(os.path.dirname(path))
+    if failure is not None:
+        raise failure
+    unseen = f" (cannot be looked into: {', '.join(hidden)})" if hidden else ""
+    raise OSError(errno.ENOENT, f"{name}: no such command on PATH {os.pathsep.join(directories)}{unseen}")
 
 
 def _why_not_executed(path: str, error: OSError) -> str:
     """The kernel says the same of a script and of the interpreter that its first line names."""
     why = os.strerror(error.errno or 0).lower()
+    absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
     if not os.path.exists(path):
-        return "no such command" if error.errno == errno.ENOENT else why
+        absence = "a link that leads nowhere" if os.path.islink(path) else "no such command"
+        return absence if error.errno == errno.ENOENT else why
     interpreter = _interpreter_of(path)
-    if interpreter is None or not os.access(path, os.X_OK):
-        return "the interpreter or loader that it names does not exist" if error.errno == errno.ENOENT else why
+    if interpreter is None:
+        return "the interpreter or loader that it names does not exist" if absent else why
     shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in interpreter)
-    hint = " (its lines end with CR LF)" if interpreter.endswith("\r") else ""
-    if not os.path.exists(interpreter) and error.errno != errno.EACCES:
-        return f"its interpreter {shown} does not exist{hint}"
-    return f"its interpreter {shown}: {why}"
+    if absent and not os.path.exists(interpreter):
+        ending = " (its lines end with CR LF)" if interpreter.endswith("\r") else ""
+        return f"its interpreter {shown} does not exist{ending}"
+    is_to_blame = os.access(path, os.X_OK) and error.errno == errno.EACCES and not os.access(interpreter, os.X_OK)
+    return f"its interpreter {shown}: {why}" if absent or is_to_blame else why
 
 
 def _interpreter_of(path: str) -> str | None:

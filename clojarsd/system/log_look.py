@@ -1,6 +1,6 @@
 """What can be seen of a log from outside: its size, its disk, and whether its writer still writes to its path.
 
-Source: proc_pid_fd(5), proc_pid_io(5), statvfs(3).
+Source: proc_pid_fd(5), statvfs(3).
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ class LogLook:
         size: bytes that count for rotation; of the writer's own file.
         free: bytes that a plain user may still write, or None where it cannot be known.
         lost_path: where the writer's file is now, or "" if it was removed; None while it is the log's.
-        write_calls: of the writer so far, to whatever; None where it cannot be known.
     """
 
     size: int
     free: int | None
     lost_path: str | None
-    write_calls: int | None
 
 
 def look(log: LogFile, known: tuple[int, int] | None, pid: int | None) -> tuple[LogLook, tuple[int, int] | None]:
@@ -57,7 +55,7 @@ def look(log: LogFile, known: tuple[int, int] | None, pid: int | None) -> tuple[
             lost_path = "" if links == 0 else at
             named = inode
     log.stray = stray
-    return LogLook(size, _free(log.path.parent), lost_path, _write_calls(pid)), named
+    return LogLook(size, _free(log.path.parent), lost_path), named
 
 
 def restore_directory(path: Path, like: os.stat_result | None) -> os.stat_result | None:
@@ -97,12 +95,4 @@ def _free(directory: Path) -> int | None:
     with contextlib.suppress(OSError):
         seen = os.statvfs(directory)
         return seen.f_bavail * seen.f_frsize if seen.f_blocks else None  # some say nothing of their size
-    return None
-
-
-def _write_calls(pid: int | None) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            if line.startswith("syscw: "):
-                return int(line.removeprefix("syscw: "))
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import resource
@@ -13,6 +14,7 @@ import structlog
 from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.launch import World
 from clojarsd.core.names import LaunchStage
+from clojarsd.core.settings import Settings
 
 log = structlog.get_logger()
 
@@ -55,6 +57,48 @@ def _account(user: str, me: int) -> pwd.struct_passwd:
                 f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
             ) from None
     return pwd.struct_passwd((user, "x", me, os.getegid(), "", os.environ.get("HOME", "/"), "/bin/sh"))
+
+
+def missing_accounts(settings: Settings) -> list[str]:
+    """A sentence for each user and group of the settings that this machine has not, and what that means. Blocks.
+
+    The settings may be meant for another machine, so none of this is wrong in itself. Numbers need no account, but for
+    that of `service.user`.
+    """
+    service, told = settings.service, list[str]()
+    if not _is_user(service.user):
+        told.append(f"service.user: {service.user}: no such user on this machine; clojarsd cannot start here")
+    if service.group is not None and not _is_group(service.group):
+        told.append(f"service.group: {service.group}: no such group on this machine; no instance can start here")
+    for role, instance in settings.instances.items():
+        told += [
+            f"instances.{role.value}.supplementary_groups: {group}: no such group on this machine;"
+            f" {role.value} cannot start here"
+            for group in instance.supplementary_groups
+            if not _is_group(group)
+        ]
+    for key, callers in (("operators", settings.control.operators), ("viewers", settings.control.viewers)):
+        for caller in callers:
+            kind, is_there = ("group", _is_group) if caller.startswith("@") else ("user", _is_user)
+            if caller != service.user and not is_there(caller.removeprefix("@")):
+                told.append(f"control.{key}: {caller}: no such {kind} on this machine; it lets nobody in here")
+    return told
+
+
+def _is_user(user: str) -> bool:
+    try:
+        _account(user, os.geteuid())
+    except Failed:
+        return False
+    return True
+
+
+def _is_group(group: str) -> bool:
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        return group.isdecimal()
+    return True
 
 
 def make_directories(paths: Iterable[Path]) -> None:

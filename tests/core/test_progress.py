@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from clojarsd.core.api import Awaited, Verb
-from clojarsd.core.names import Goal, Health, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotation, UnitState
 from clojarsd.core.progress import (
     Verdict,
     already,
@@ -85,7 +85,6 @@ TOLD_TO_STOP = Verdict(False, "backup was told to stop meanwhile")
         ),
         (FAILED, Health.UNKNOWN, "exited with 1; given up", Verdict(False, "backup exited with 1; given up")),
         (FINISHED, Health.UNKNOWN, "exited with 0, which", Verdict(False, "backup exited with 0, which")),
-        (FAILED, Health.UNKNOWN, "cannot start backup: x", Verdict(False, "cannot start backup: x")),
         (STOPPED, Health.UNKNOWN, "stopped by order", TOLD_TO_STOP),
         (replace(DRAINING, goal=Goal.DOWN, cause=EndCause.STOP), Health.UP, "", TOLD_TO_STOP),
     ],
@@ -96,6 +95,15 @@ def test_a_start_and_a_new_process_are_judged_alike(
     assert verdict(Verb.START, unit, health=health, reason=reason) == expected
     renewed = replace(unit, incarnation=SECOND)
     assert verdict(Verb.RESTART, renewed, health=health, reason=reason) == expected
+
+
+@pytest.mark.parametrize("unit", [BACKOFF, FAILED])
+def test_what_cannot_be_started_is_told_once(unit: Unit) -> None:
+    """Whoever tells that a start has failed begins with `cannot start backup` as well."""
+    reason = "cannot start backup: running pre_start: /bin/false exited with 1; next try at N"
+    told = "running pre_start: /bin/false exited with 1; next try at N"
+    assert verdict(Verb.START, unit, health=Health.UNKNOWN, reason=reason) == Verdict(False, told)
+    assert verdict(Verb.RESTART, unit, health=Health.UNKNOWN, reason=reason) == Verdict(False, reason)
 
 
 @pytest.mark.parametrize("unit", [DRAINING, STOPPING])
@@ -133,6 +141,11 @@ def test_a_stop(unit: Unit, expected: Verdict | None) -> None:
             3,
             Verdict(True, "backup is starting and gets no connections when it is ready"),
         ),
+        (
+            replace(BACKOFF, rotation=Rotation.OUT),
+            0,
+            Verdict(True, "backup waits for its next launch and gets no connections when it is ready"),
+        ),
         (READY, 3, Verdict(False, "backup was brought back into rotation or stopped meanwhile")),
     ],
 )
@@ -153,7 +166,7 @@ def test_a_drain(unit: Unit, left: int, expected: Verdict | None) -> None:
         (
             BACKOFF,
             Health.UNKNOWN,
-            Verdict(True, "backup gets connections as soon as it can serve; now it is backoff"),
+            Verdict(True, "backup gets connections as soon as it can serve; now it waits for its next launch"),
         ),
     ],
 )
@@ -184,6 +197,9 @@ def test_a_restart_needs_the_other() -> None:
     assert why_not_restart(Role.BACKUP, alone) == (
         "cannot restart backup: primary could not take over, it is stopped (stopped by order)"
     )
+    assert why_not_restart(Role.BACKUP, pair(instance(READY), BACKOFF, reason="exited with 3")) == (
+        "cannot restart backup: primary could not take over, it waits for its next launch (exited with 3)"
+    )
     assert why_not_restart(Role.BACKUP, pair(instance(READY))) is None
     for gone in (STOPPED, BACKOFF, FAILED, FINISHED):
         assert why_not_restart(Role.BACKUP, pair(instance(gone), STOPPED)) is None, "it serves nobody anyway"
@@ -198,11 +214,16 @@ def test_a_reload_is_done_when_it_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "pid", "state"),
-    [(STOPPED, None, "stopped"), (STARTING, None, "starting"), (BACKOFF, None, "backoff"), (STOPPING, 7, "stopping")],
+    [
+        (STOPPED, None, "is stopped"),
+        (STARTING, None, "is starting"),
+        (BACKOFF, None, "waits for its next launch"),
+        (STOPPING, 7, "is stopping"),
+    ],
 )
 def test_a_reload_needs_somebody_who_is_told(unit: Unit, pid: int | None, state: str) -> None:
     seen = pair(instance(unit, reason="R", pid=pid))
-    assert why_not_reload(Role.BACKUP, seen) == f"cannot reload backup: it is {state} (R); nothing was done"
+    assert why_not_reload(Role.BACKUP, seen) == f"cannot reload backup: it {state} (R); nothing was done"
 
 
 @pytest.mark.parametrize("unit", [READY, STARTING, DRAINING, PARKED])
@@ -269,6 +290,13 @@ def test_traffic_means_every_frontend() -> None:
         (instance(READY), instance(DRAINING), 0, "gets no new connections; 0 open ones may end"),
         (instance(READY), instance(PARKED), 1, "gets no new connections; 2 open ones may end"),
         (instance(DRAINING), instance(STOPPING), 0, "ends (process 7)"),
+        (instance(DRAINING), instance(STOPPING, pid=None), 0, "ends"),
+        (
+            instance(READY),
+            instance(replace(STOPPING, hook=HookName.POST_STOP), pid=None, reason="exited with 3; its post_stop runs"),
+            0,
+            "exited with 3; its post_stop runs",
+        ),
         (instance(STOPPING), instance(STARTING, pid=8), 0, "starts (process 8)"),
         (instance(STOPPING), instance(STARTING, pid=None), 0, None),
         (instance(STARTING, pid=None), instance(STARTING, pid=8), 0, "starts (process 8)"),

@@ -6,9 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, Rotation, UnitState
-from clojarsd.core.reasons import describe_end, signal_name, why_not_eligible
+from clojarsd.core.names import (
+    UNKNOWN_END,
+    ExitStatus,
+    Goal,
+    Health,
+    HookName,
+    Incarnation,
+    LaunchStage,
+    Role,
+    Rotation,
+    UnitState,
+)
+from clojarsd.core.reasons import describe_end, why_not_eligible
 from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
+from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
@@ -20,6 +32,8 @@ UNIT = Unit(Goal.UP, UnitState.STARTING, incarnation=FIRST)
 CRASHED = Exited(FIRST, ExitStatus(3, None))
 FINISHED = Exited(FIRST, ExitStatus(0, None))
 TERMED = Exited(FIRST, ExitStatus(None, 15))
+KILLED = Exited(FIRST, ExitStatus(None, 9))
+UNSEEN = Exited(FIRST, UNKNOWN_END)
 NO_LOG = NotLaunched(FIRST, LaunchStage.LOG, "/var/log/backup.log: permission denied")
 GOOD = CheckView("tcp", Health.UP, "connected in 0 ms", "12:00")
 BAD = CheckView("http", Health.DOWN, "127.0.0.1:8002 refused", "12:00")
@@ -45,7 +59,51 @@ def why(
     ],
 )
 def test_how_a_process_ended(end: Exited | NotLaunched, by: EndCause | None, sentence: str) -> None:
-    assert describe_end(Role.BACKUP, end, by) == sentence
+    assert describe_end(Role.BACKUP, end, by, policy=POLICY, sent=0) == sentence
+
+
+@pytest.mark.parametrize(
+    ("end", "by", "sent", "sentence"),
+    [
+        (KILLED, EndCause.STOP, 3, "had not ended after SIGQUIT, SIGTERM and was killed"),
+        (KILLED, EndCause.RESTART, 5, "had not ended after SIGQUIT, SIGTERM and was killed"),
+        (UNSEEN, EndCause.STOP, 3, "had not ended after SIGQUIT, SIGTERM and was killed"),
+        (
+            KILLED,
+            EndCause.START_TIMEOUT,
+            3,
+            "was not ready in time and was ended (had not ended after SIGQUIT, SIGTERM and was killed)",
+        ),
+        (KILLED, EndCause.STOP, 2, "was killed by SIGKILL"),
+        (KILLED, None, 0, "was killed by SIGKILL"),
+        (CRASHED, EndCause.STOP, 3, "exited with 3"),
+        (UNSEEN, EndCause.STOP, 2, "ended (how is not known: it is no child of this daemon)"),
+    ],
+)
+def test_one_that_outlasted_every_stop_signal_was_killed_by_us_and_not_by_a_person(
+    end: Exited, by: EndCause | None, sent: int, sentence: str
+) -> None:
+    assert describe_end(Role.BACKUP, end, by, policy=POLICY, sent=sent) == sentence
+
+
+def test_the_reason_says_it_in_the_same_words() -> None:
+    backoff = replace(UNIT, state=UnitState.BACKOFF, last_end=KILLED, ended_by=EndCause.START_TIMEOUT)
+    assert why_not_eligible(Role.BACKUP, backoff, Health.UNKNOWN, (), POLICY, "N", ended_after=3) == (
+        "was not ready in time and was ended (had not ended after SIGQUIT, SIGTERM and was killed); next try at N"
+    )
+
+
+@pytest.mark.parametrize(
+    ("is_silent", "sentence"),
+    [(True, "its checks pass; it has not said READY=1 yet"), (False, "its checks pass")],
+)
+def test_a_start_whose_checks_pass_says_that_it_waits_for_the_instance_itself(is_silent: bool, sentence: str) -> None:
+    def told(unit: Unit) -> str | None:
+        return why_not_eligible(Role.BACKUP, unit, Health.UP, (GOOD,), POLICY, None, is_silent=is_silent)
+
+    assert told(UNIT) == sentence
+    assert told(replace(UNIT, last_end=CRASHED)) == f"{sentence}; the one before exited with 3"
+    assert told(replace(UNIT, hook=HookName.POST_START)) == "its checks have passed, its post_start runs"
 
 
 def test_signals_have_names_where_there_are_some() -> None:

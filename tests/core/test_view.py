@@ -30,6 +30,7 @@ PRIMARY = InstanceView(
     cpu_seconds=34.5,
     status_text="serving",
     next=Next("it gets SIGKILL", "2026-11-23T12:01:00.000Z"),
+    trouble="it has not said within 10 s that it is alive (watchdog)",
     ports={"http": 8001, "nailgun": 8101},
     checks=(
         CheckView("http", Health.UP, "200 in 3 ms", "2026-11-23T12:00:10.000Z"),
@@ -113,6 +114,7 @@ def test_the_whole_picture() -> None:
                 "cpu_seconds": 34.5,
                 "status_text": "serving",
                 "next": {"what": "it gets SIGKILL", "at": "2026-11-23T12:01:00.000Z"},
+                "trouble": "it has not said within 10 s that it is alive (watchdog)",
             },
             "backup": {
                 "name": "clojars-backup",
@@ -138,6 +140,7 @@ def test_the_whole_picture() -> None:
                 "cpu_seconds": None,
                 "status_text": None,
                 "next": None,
+                "trouble": None,
             },
         },
         "frontends": {

@@ -245,6 +245,67 @@ def test_an_event_that_the_picture_contradicts_is_not_believed() -> None:
     ]
 
 
+def failed_back() -> Story:
+    """The backup was killed while it served, and the primary took its place."""
+    story = Story().tell(190, READY, "primary is ready", PRIMARY).move(200, FAILBACK, PRIMARY)
+    return story.tell(200.001, EXITED, "backup was killed by SIGKILL", BACKUP, code=None, signal=9)
+
+
+def who_serves(story: Story, active: Role = PRIMARY) -> str:
+    told: str = explain(picture(active=active), story.events, today=TODAY)["frontends"]["http"][0]
+    return told
+
+
+def test_what_was_before_the_daemon_was_started_is_no_cause_of_what_is_now() -> None:
+    story = failed_back()
+    assert who_serves(story) == "primary serves http since 12:03:20Z: backup was killed by SIGKILL"
+    story.tell(205, EXITED, "primary was killed by SIGKILL", PRIMARY, code=None, signal=9)
+    story.tell(208, EventName.DAEMON_STARTED, "clojarsd 1.0.0 started")
+    assert who_serves(story) == "primary serves http: no switch since clojarsd was started (12:03:28Z)"
+    story.move(210, FAILOVER, BACKUP)
+    assert who_serves(story, BACKUP) == "backup serves http since 12:03:30Z"
+
+
+def test_a_daemon_that_found_the_pair_running_has_changed_nothing() -> None:
+    story = failed_back().tell(207.9, EventName.DAEMON_ADOPTED, "primary was found running as process 901", PRIMARY)
+    story.tell(208, EventName.DAEMON_STARTED, "clojarsd 1.0.0 started")
+    assert who_serves(story) == "primary serves http since 12:03:20Z: backup was killed by SIGKILL"
+    story.tell(300, EventName.DAEMON_ADOPTED, "primary was found running as process 901", PRIMARY)
+    story.tell(300.1, EventName.DAEMON_UPGRADED, "clojarsd 1.0.1 took over from 1.0.0")
+    assert who_serves(story) == "primary serves http since 12:03:20Z: backup was killed by SIGKILL"
+    story.tell(400, EventName.DAEMON_STARTED, "clojarsd 1.0.1 started")
+    assert who_serves(story) == "primary serves http: no switch since clojarsd was started (12:06:40Z)"
+
+
+def test_what_was_before_everything_was_stopped_is_no_cause_of_what_is_now() -> None:
+    story = failed_back().tell(
+        210, ORDER, "ann orders: stop backup and primary", verb="stop", roles=["backup", "primary"]
+    )
+    story.tell(220, ORDER, "ann orders: start backup and primary", verb="start", roles=["backup", "primary"])
+    assert who_serves(story) == "primary serves http: no switch since everything was stopped (12:03:30Z)"
+
+
+@pytest.mark.parametrize("between", ["start", "restart"])
+def test_stopping_one_after_the_other_stops_everything_too(between: str) -> None:
+    story = failed_back().order(210, "stop", BACKUP)
+    assert who_serves(story) == "primary serves http since 12:03:20Z: backup was killed by SIGKILL"
+    both = failed_back().order(210, "stop", BACKUP).order(211, "stop", PRIMARY)
+    assert who_serves(both) == "primary serves http: no switch since everything was stopped (12:03:31Z)"
+    both.order(212, "start", BACKUP).move(214, FAILOVER, BACKUP)
+    assert who_serves(both, BACKUP) == "backup serves http since 12:03:34Z: ann orders: stop primary"
+    story.order(211, between, BACKUP).order(212, "stop", PRIMARY, refused="clojarsd is stopping")
+    story.order(213, "start", BACKUP).order(214, "stop", PRIMARY).order(215, "start", PRIMARY)
+    assert who_serves(story) == "primary serves http since 12:03:20Z: backup was killed by SIGKILL"
+
+
+def test_what_waited_before_a_daemon_was_started_waits_no_more() -> None:
+    story = Story().tell(60, EventName.HOLD_STARTED, "connections of frontend http wait", frontend="http")
+    story.tell(70, EventName.DAEMON_STARTED, "clojarsd 1.0.0 started")
+    down = stopped(PRIMARY), stopped(BACKUP)
+    why = explain(picture(*down, active=None, held=1), story.events, today=TODAY)
+    assert why["frontends"]["http"][1] == "its connections wait; 1 waits now"
+
+
 def test_a_failback_that_is_due() -> None:
     due = Next("primary gets its new connections", at(210))
     why = explain(picture(active=BACKUP, next=due), [], today=TODAY)
@@ -383,6 +444,26 @@ NO_LOG = "cannot start backup: opening its log: permission denied"
             id="a past that is over",
         ),
         pytest.param(
+            serving(BACKUP, last_exit=LastExit(ExitStatus(None, 10), at(5))),
+            Story(),
+            [
+                "backup can serve: ready since 12:00:09Z, and its checks pass",
+                "its process before was killed by SIGUSR1, at 12:00:05Z",
+            ],
+            [],
+            id="a signal has its name",
+        ),
+        pytest.param(
+            serving(BACKUP, trouble="it has not said within 10 s that it is alive (watchdog); its restart is put off"),
+            Story(),
+            [
+                "backup can serve: ready since 12:00:09Z, and its checks pass",
+                "but it has not said within 10 s that it is alive (watchdog); its restart is put off",
+            ],
+            ["`clojarsctl logs backup` shows its last words; `clojarsctl restart backup` gives it a new process"],
+            id="one that serves and is not well",
+        ),
+        pytest.param(
             serving(BACKUP, last_exit=LastExit(ExitStatus(3, None), at(5))),
             Story().tell(5.001, EXITED, "backup was not ready in time and was ended (exited with 3)", BACKUP),
             [
@@ -445,6 +526,6 @@ def test_a_daemon_that_says_less_is_explained_too() -> None:
     """One that is older than clojarsctl does not give the newer fields."""
     status = picture(primary=CRASHING, active=BACKUP)
     for part in (*status["instances"].values(), *status["frontends"].values()):
-        for name in ("goal_by", "goal_at", "adopted", "status_text", "next"):
+        for name in ("goal_by", "goal_at", "adopted", "status_text", "next", "trouble"):
             part.pop(name, None)
     assert explain(status, [])["next"] == []

@@ -103,13 +103,23 @@ primary   failed   for 70 s          health unknown  goal up    no process
           nailgun: refused (2 h 5 min ago)
 backup    stopped  for 2 h 5 min     health unknown  goal down  no process
           not started yet
-          clojars-backup, never launched, restarts 0, last exit: signal 9, 2 h 5
+          clojars-backup, never launched, restarts 0, last exit: SIGKILL, 2 h 5
           min ago
 
 frontend  listens on                  mode   serves  open p/b/held  total p/b
 http      127.0.0.1:8080, [::1]:8080  relay  nobody  12/0/3         70000/0
           http: it may not load BPF programs: operation not permitted"""
     )
+
+
+def test_what_is_wrong_with_one_that_serves_is_shown() -> None:
+    primary = instance(Role.PRIMARY, trouble="it has not said within 10 s that it is alive (watchdog)")
+    status = picture(primary, instance(Role.BACKUP))
+    assert read(status).splitlines()[4].strip() == "it has not said within 10 s that it is alive (watchdog)"
+    well = picture(instance(Role.PRIMARY), instance(Role.BACKUP))
+    assert substance(status) != substance(well), "whoever watches is told"
+    del well["instances"]["primary"]["trouble"]
+    assert "watchdog" not in read(well), "nor does a daemon that is older say it"
 
 
 def test_what_an_instance_uses_and_what_comes_next() -> None:
@@ -202,7 +212,8 @@ def test_ages(since: str, text: str) -> None:
 
 def test_events() -> None:
     event = PastEvent(7, AT, EventName.INSTANCE_READY, Role.BACKUP, "ann", "backup is ready")
-    assert plain([event_line(event.as_json())]) == "2026-11-23 12:00:09Z  instance-ready    backup is ready (by ann)"
+    said = "2026-11-23 12:00:09Z  instance-ready    backup is ready (ordered by ann)"
+    assert plain([event_line(event.as_json())]) == said
     order = PastEvent(8, AT, EventName.ORDER, Role.BACKUP, "ann", "ann orders: stop backup")
     assert plain([event_line(order.as_json())]) == "2026-11-23 12:00:09Z  order             ann orders: stop backup"
     lonely = PastEvent(9, AT, EventName.FAILOVER, None, None, "backup serves http")

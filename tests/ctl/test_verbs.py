@@ -241,7 +241,7 @@ async def test_events(room: Room) -> None:
     assert (code, err) == (0, "")
     first, second = out.splitlines()
     assert first[19:] == "Z  failover          backup serves http"
-    assert second.endswith("Z  instance-ready    primary is ready (by ann)")
+    assert second.endswith("Z  instance-ready    primary is ready (ordered by ann)")
     code, out, _ = await ctl(room.path, "events", "-n", "1", "--json")
     assert json.loads(out) == room.history.recent(1)[0].as_json()
     assert (await ctl(room.path, "events", "-n", "2000"))[::2] == (2, "n is 2000, not a number from 0 to 1000\n")
@@ -432,6 +432,27 @@ async def test_a_terminal_is_drawn_on_again_and_again(room: Room, words: list[st
             await process.wait()
         os.close(ours)
         os.close(theirs)
+
+
+async def test_top_without_a_terminal_is_shown_once(room: Room) -> None:
+    code, out, err = await ctl(room.path, "top")
+    assert (code, err) == (0, "")
+    assert out.count("primary and backup can serve") == 1
+
+
+@pytest.mark.slow
+async def test_top_for_programs_outlives_the_daemon(directory: Path) -> None:
+    async with control_room(directory) as room:
+        run = Run(await start(room.path, "top", "--json"))
+        assert json.loads(await run.line())["instances"]["primary"]["state"] == "ready"
+    assert await run.line(error=True) == (
+        f"cannot reach clojarsd at {room.path}: no such socket; is clojarsd.service running?"
+    )
+    async with control_room(directory):
+        while not await run.line():
+            pass
+        run.process.send_signal(signal.SIGINT)
+        assert (await run.end())[0] == 130
 
 
 @pytest.mark.slow
@@ -667,7 +688,7 @@ async def test_a_stop_that_fails_or_is_refused(room: Room) -> None:
 @pytest.mark.parametrize(
     ("words", "last"),
     [
-        (["deploy", "2026-11-23"], "Error: No such command 'deploy'."),
+        (["deploi", "2026-11-23"], "Error: No such command 'deploi'."),
         (["restart"], "Error: Missing argument 'primary|backup|all'."),
         (["drain", "primary", "--force"], "Error: No such option '--force'."),
         (
@@ -713,15 +734,57 @@ async def test_wrong_usage(room: Room, words: list[str], last: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "verb", ["jvm", "threads", "deploy", "promote", "abort", "rollback", "releases", "deploy-clojars"]
+)
+async def test_verbs_that_are_not_in_this_version(verb: str) -> None:
+    """Whatever follows them; that they are spelled right must not be put in doubt."""
+    sentence = f"{verb} is not in this version"
+    for words in ([], ["2026-11-23", "--yes"], ["--help"]):
+        assert await ctl(Path("/nowhere"), verb, *words) == (2, "", f"{sentence}\n")
+    code, out, err = await ctl(Path("/nowhere"), verb, "x", "--json")
+    assert (code, json.loads(out), err) == (2, {"error": {"kind": "usage", "message": sentence}}, f"{sentence}\n")
+
+
+@pytest.mark.slow
 async def test_no_daemon(directory: Path) -> None:
     path = directory / "control.sock"
     sentence = f"cannot reach clojarsd at {path}: no such socket; is clojarsd.service running?"
     looking = (["status"], ["top"], ["top", "--once"], ["why"], ["events"], ["logs"], ["config", "show"])
+    watching = (["status", "--watch"],)
     acting = (["restart", "primary"], ["config", "reload"], ["daemon", "stop"], ["daemon", "upgrade"])
-    for words in (*looking[:1], *looking[2:], *acting, ["wait", "all", "--for", "ready"]):
+    for words in (*looking, *watching, *acting, ["wait", "all", "--for", "ready"]):
         assert await ctl(path, *words) == (4, "", f"{sentence}\n")
-    code, out, _ = await ctl(path, "status", "--json")
-    assert (code, json.loads(out)) == (4, {"error": {"kind": "unreachable", "message": sentence}})
+    for words in (["status"], ["status", "--watch"], ["top"]):
+        code, out, _ = await ctl(path, *words, "--json")
+        assert (code, json.loads(out)) == (4, {"error": {"kind": "unreachable", "message": sentence}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["top"], ["status", "--watch"]])
+async def test_a_terminal_without_a_daemon_is_not_drawn_on(directory: Path, words: list[str]) -> None:
+    path = directory / "control.sock"
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            COMMAND,
+            *words,
+            env={**os.environ, "CLOJARSD_SOCKET": str(path), "TERM": "xterm"},
+            stdout=theirs,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(theirs)
+    sentence = f"cannot reach clojarsd at {path}: no such socket; is clojarsd.service running?"
+    assert (process.returncode, err.decode()) == (4, f"{sentence}\n")
 
 
 async def test_a_socket_that_a_dead_daemon_has_left(directory: Path) -> None:
@@ -1008,5 +1071,5 @@ async def test_deploy_clojars_cannot_yet() -> None:
     assert (process.returncode, *answer) == (
         2,
         b"",
-        b"deploy-clojars: this version of clojarsd cannot deploy yet\n",
+        b"deploy-clojars is not in this version\n",
     )

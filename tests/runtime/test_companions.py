@@ -36,9 +36,13 @@ class PaperUnit:
     pid: int | None = 901
     in_force: InForce = field(default_factory=lambda: InForce("127.0.0.1", {"http": 8001}, notify=True, watchdog=10.0))
     left: list[str | None] = field(default_factory=list)
+    trouble: str | None = None
 
     def leave_behind(self, what: str | None) -> None:
         self.left.append(what)
+
+    def show_trouble(self, what: str | None) -> None:
+        self.trouble = what
 
 
 class PaperHeard:
@@ -61,10 +65,16 @@ class PaperLeash:
     def __init__(self) -> None:
         self.allowed: float | None = None
         self.begun = 0
+        self.resumed: Callable[[Role], None] | None = None
 
-    def begin(self, seconds: float) -> None:
-        self.allowed = seconds
+    def begin(self, seconds: float, resumed: Callable[[Role], None] | None = None) -> None:
+        self.allowed, self.resumed = seconds, resumed
         self.begun += 1
+
+    def feed(self, role: Role) -> None:
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None:
+            resumed(role)
 
     def end(self) -> None:
         self.allowed = None
@@ -235,6 +245,74 @@ async def test_a_restart_that_is_refused_is_tried_again_and_told_once(company: C
     company.companions.watchdog_expired(P, 10.0)
     assert company.orders.given == [(Verb.RESTART, (P,), BY_DAEMON)]
     assert [event for event, *_ in company.history.events] == [EventName.INSTANCE_HUNG, EventName.ORDER]
+
+
+PUT_OFF = (
+    "it has not said within 10 s that it is alive (watchdog); its restart is put off:"
+    " cannot restart primary: backup could not take over"
+)
+
+
+@pytest.fixture
+async def silent(company: Company) -> Company:
+    """The primary is silent, and its restart was put off."""
+    company.orders.refusal = Refused("cannot restart primary: backup could not take over")
+    company.companions.proved(P)
+    company.companions.watchdog_expired(P, 10.0)
+    return company
+
+
+async def test_one_whose_restart_is_put_off_is_shown_to_be_in_trouble_until_it_begins(silent: Company) -> None:
+    assert (silent.units[P].trouble, silent.units[B].trouble) == (PUT_OFF, None)
+    silent.orders.refusal = None
+    silent.companions.watchdog_expired(P, 10.0)
+    assert silent.units[P].trouble is None
+
+
+async def test_one_that_says_again_that_it_is_alive_has_recovered(silent: Company) -> None:
+    silent.leashes[P].feed(P)
+    assert silent.units[P].trouble is None
+    assert silent.history.events[1:] == [
+        (
+            EventName.INSTANCE_RECOVERED,
+            "primary says again that it is alive (watchdog)",
+            P,
+            None,
+            {"incarnation": 3},
+        )
+    ]
+    silent.companions.watchdog_expired(P, 10.0)
+    assert silent.units[P].trouble == PUT_OFF
+    assert [event for event, *_ in silent.history.events[2:]] == [EventName.INSTANCE_HUNG], "it hangs for another time"
+
+
+async def test_a_change_of_the_settings_does_not_hide_that_it_is_silent(silent: Company) -> None:
+    silent.companions.proved(P)
+    assert silent.units[P].trouble == PUT_OFF
+    silent.leashes[P].feed(P)
+    assert silent.units[P].trouble is None
+
+
+async def test_one_that_need_not_say_anything_any_more_is_in_no_trouble(silent: Company) -> None:
+    silent.watchdogs[P] = None
+    silent.companions.proved(P)
+    assert silent.units[P].trouble is None
+    assert silent.history.messages[1:] == [], "that does not mean that it is alive"
+
+
+async def test_one_that_was_never_silent_does_not_recover(company: Company) -> None:
+    company.companions.proved(P)
+    company.units[P].trouble = "x"
+    company.leashes[P].feed(P)
+    company.leashes[P].feed(P)
+    assert (company.history.events, company.units[P].trouble) == ([], "x")
+
+
+async def test_the_silence_of_one_that_is_being_stopped_is_no_trouble(company: Company) -> None:
+    company.units[P].unit = replace(READY, state=UnitState.DRAINING, cause=EndCause.STOP, goal=Goal.DOWN)
+    company.companions.watchdog_expired(P, 10.0)
+    company.leashes[P].feed(P)
+    assert (company.units[P].trouble, company.history.events) == (None, [])
 
 
 async def test_the_next_incarnation_that_hangs_is_told_again(company: Company) -> None:

@@ -100,25 +100,25 @@ async def test_no_commands_are_a_success_told_later(hooks: Hooks) -> None:
 async def test_the_first_failure_ends_the_hook_with_its_last_words(hooks: Hooks) -> None:
     hooks.log.write_text("said by the instance before\n")
     hooks.run(sh("echo fine"), sh("seq 3 9; echo broken >&2; exit 3"), sh("echo never"))
-    assert await hooks.end() == "/bin/sh exited with 3: 6 | 7 | 8 | 9 | broken"
+    assert await hooks.end() == "/bin/sh -c 'seq 3 9; echo broken >&2; exit 3' exited with 3: 8 | 9 | broken"
     assert "never" not in hooks.log.read_text()
 
 
 async def test_words_of_before_are_not_its_own(hooks: Hooks) -> None:
     hooks.log.write_text("said by the instance before\n")
     hooks.run(sh("exit 3"))
-    assert await hooks.end() == "/bin/sh exited with 3"
+    assert await hooks.end() == "/bin/sh -c 'exit 3' exited with 3"
 
 
 async def test_a_log_that_was_cut_meanwhile_is_read_from_its_head(hooks: Hooks) -> None:
     hooks.log.write_text("x" * 100_000 + "\n")
     hooks.run(sh(": > primary.log; echo broken; exit 3"))
-    assert await hooks.end() == "/bin/sh exited with 3: broken"
+    assert await hooks.end() == "/bin/sh -c ': > primary.log; echo broken; exit 3' exited with 3: broken"
 
 
 async def test_a_signal_is_told(hooks: Hooks) -> None:
     hooks.run(sh("kill -TERM $$"))
-    assert await hooks.end() == f"/bin/sh was killed by signal {signal.SIGTERM.value}"
+    assert await hooks.end() == f"/bin/sh -c 'kill -TERM $$' {ExitStatus(None, signal.SIGTERM)}"
 
 
 async def test_a_command_that_is_not_there_is_told(hooks: Hooks) -> None:
@@ -133,7 +133,7 @@ async def test_no_process_to_be_had_is_told_and_not_at_once(hooks: Hooks) -> Non
 
     HookRun(refuse, [sh("true")], hooks.spec, LONG, hooks.ends.append)
     assert hooks.ends == []
-    assert await hooks.end() == "cannot run /bin/sh: making its process: too many open files"
+    assert await hooks.end() == "cannot run /bin/sh -c true: making its process: too many open files"
 
 
 @pytest.mark.slow
@@ -143,7 +143,8 @@ async def test_out_of_time_its_whole_group_is_killed(hooks: Hooks) -> None:
     hooks.run(sh("trap '' TERM; echo busy; sleep 600 > alive & wait"), timeout=2.0)
     async with asyncio.timeout(PATIENCE):
         assert await asyncio.to_thread(fifo.read_text) == ""  # at its end: nobody holds the other one
-    assert await hooks.end() == "/bin/sh did not end within 2s: busy"
+    script = "'trap '\"'\"''\"'\"' TERM; echo busy; sleep 600 > alive & wait'"
+    assert await hooks.end() == f"/bin/sh -c {script} did not end within 2s: busy"
 
 
 async def test_cancelled_it_is_killed_and_tells_nothing(hooks: Hooks) -> None:
@@ -166,7 +167,7 @@ async def test_a_command_alone_is_cancelled_as_well(hooks: Hooks) -> None:
     for script in ("sleep 600", "exit 3"):
         HookCommand(hooks.launch, hooks.spec, sh(script), LONG, hooks.ends.append).cancel()
     await hooks.nothing_runs()
-    await until(lambda: not any(thread.name == "hook-output" for thread in threading.enumerate()))
+    await until(lambda: not any(thread.name == "last-words" for thread in threading.enumerate()))
     await asyncio.sleep(0)
     assert hooks.ends == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -39,9 +39,10 @@ class Leash:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
+        self.resumed: Callable[[Role], None] | None = None
 
-    def begin(self, seconds: float) -> None:
-        self.seconds = seconds
+    def begin(self, seconds: float, resumed: Callable[[Role], None] | None = None) -> None:
+        self.seconds, self.resumed = seconds, resumed
 
     def end(self) -> None:
         self.seconds = None
@@ -148,6 +149,25 @@ async def test_that_it_hangs_is_told_once_however_often_its_restart_is_put_off(s
     scene.expire()
     assert (scene.hung, scene.units.runners[PRIMARY].unit.state) == (1, UnitState.READY)
     assert not [by for *_, by, _ in scene.units.history.events if by == BY_DAEMON]
+
+
+async def test_a_restart_that_is_put_off_is_shown_for_as_long_as_it_is_due(scene: Scene) -> None:
+    scene.units.runners[BACKUP].order(Stop(), "ann")
+    scene.expire()
+    seen = scene.units.seen(PRIMARY)
+    assert seen.trouble is not None
+    assert seen.trouble.startswith(
+        "it has not said within 2 s that it is alive (watchdog); its restart is put off: cannot restart primary:"
+        " backup could not take over, it is draining"
+    )
+    assert (seen.is_eligible, seen.reason) == (True, None)
+    assert scene.leash.resumed is not None
+    scene.leash.resumed(PRIMARY)
+    assert scene.units.seen(PRIMARY).trouble is None
+    scene.expire()
+    assert scene.units.seen(PRIMARY).trouble is not None
+    scene.units.exit(PRIMARY, CRASHED)
+    assert scene.units.seen(PRIMARY).trouble is None, "it was that of this process"
 
 
 async def test_a_watchdog_that_the_settings_have_no_more_expects_nothing(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.saved import InForce
-from clojarsd.core.unit import EndCause, Unit
+from clojarsd.core.unit import EndCause, Unit, step
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView, LastExit, Next
 from clojarsd.runtime.unit_memory import (
@@ -122,6 +122,33 @@ def test_checks_show_what_they_saw_last_and_when() -> None:
     assert memory(UP, UP).checks(replace(READY, state=UnitState.BACKOFF), plan) == unknown
 
 
+@pytest.mark.parametrize(
+    ("notify", "noticed", "reason"),
+    [
+        (True, None, "its checks pass; it has not said READY=1 yet"),
+        (True, Incarnation(0), "its checks pass; it has not said READY=1 yet"),
+        (True, FIRST, "its checks pass"),
+        (False, None, "its checks pass"),
+    ],
+)
+def test_a_start_that_waits_for_the_word_of_the_instance_says_so(
+    notify: bool, noticed: Incarnation | None, reason: str
+) -> None:
+    kept = memory(UP)
+    kept.in_force, kept.noticed = replace(IN_FORCE, notify=notify), noticed
+    starting = replace(READY, state=UnitState.STARTING, ready_at=None)
+    assert view(ROLE, starting, kept, a_plan("http"), 901, 0.0).reason == reason
+
+
+def test_a_trouble_is_shown_of_the_process_that_has_it() -> None:
+    kept = memory(UP)
+    kept.trouble = "it is silent"
+    seen = view(ROLE, READY, kept, a_plan("http"), 901, 0.0)
+    assert (seen.trouble, seen.reason, seen.is_eligible) == ("it is silent", None, True)
+    kept.forget_process()
+    assert view(ROLE, READY, kept, a_plan("http"), 902, 0.0).trouble is None
+
+
 def test_the_view_has_everything() -> None:
     kept = memory(DOWN)
     kept.restarts, kept.last_exit, kept.release = 2, LastExit(ExitStatus(3, None), AT), "1.jar"
@@ -222,7 +249,49 @@ NEVER_RAN = NotLaunched(FIRST, LaunchStage.LOG, "disk full")
     ],
 )
 def test_the_history_gets_a_sentence(event: EventName, unit: Unit, sentence: str) -> None:
-    assert announcement(ROLE, event, unit, "because") == sentence
+    assert announcement(ROLE, event, unit, "because", POLICY, 0) == sentence
+
+
+KILLED = Exited(FIRST, ExitStatus(None, 9))
+STOPPING = replace(
+    READY, state=UnitState.STOPPING, cause=EndCause.RESTART, deadline=9.0, stop_step=len(POLICY.stop_steps) + 1
+)
+
+
+@pytest.mark.parametrize("cause", [EndCause.STOP, EndCause.RESTART])
+def test_an_instance_that_had_to_be_killed_is_told_so_although_the_next_is_launched_at_once(cause: EndCause) -> None:
+    """The machine counts the stop signals of the incarnation that comes from zero in the very same step."""
+    kept, before = memory(UP), replace(STOPPING, cause=cause)
+    after, _ = step(before, KILLED, 5.0, POLICY)
+    kept.count(before, after, KILLED)
+    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept.ended_after)
+    assert text == "primary had not ended after SIGTERM and was killed"
+
+
+def test_a_killing_that_nobody_has_ordered_is_told_as_one_after_an_escalated_stop() -> None:
+    kept, again = memory(UP), replace(READY, incarnation=Incarnation(2))
+    after, _ = step(STOPPING, KILLED, 5.0, POLICY)
+    kept.count(STOPPING, after, KILLED)
+    shot = Exited(Incarnation(2), ExitStatus(None, 9))
+    after, _ = step(again, shot, 6.0, POLICY)
+    kept.count(again, after, shot)
+    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept.ended_after)
+    assert text == "primary was killed by SIGKILL"
+
+
+def test_the_next_daemon_tells_the_end_in_the_same_words() -> None:
+    plan = a_plan("http")
+    late = replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None)
+    waiting, _ = step(late, KILLED, 5.0, POLICY)
+    assert waiting.state is UnitState.BACKOFF
+    kept = memory()
+    kept.count(late, waiting, KILLED)
+    seen = view(ROLE, waiting, kept, plan, None, 5.0).reason
+    again = remembered(saved(waiting, kept, plan, None), plan)
+    assert again.ended_after == kept.ended_after
+    assert seen is not None
+    assert seen.startswith("was not ready in time and was ended (had not ended after SIGTERM and was killed); next try")
+    assert remembered(saved(STOPPING, kept, plan, None), plan).ended_after == 0, "of one that has not ended yet"
 
 
 # Other checks under a running process.

@@ -22,6 +22,7 @@ from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import Address, ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit_events import (
+    DeadlinePassed,
     Drain,
     Drained,
     Exited,
@@ -95,6 +96,42 @@ async def test_a_stop_takes_traffic_away_before_anything_else(ready: Units) -> N
         "primary has no connections left",
         "primary exited with 143",
     ]
+
+
+@pytest.mark.parametrize("order", [Stop(), Restart()])
+async def test_a_stop_that_needed_sigkill_is_not_told_as_a_killing_by_who_ordered_it(
+    ready: Units, order: Order
+) -> None:
+    ready.traffic.calls_back_at_once = True
+    ready.runners[ROLE].order(order, "root")
+    ready.runners[ROLE].report(DeadlinePassed())
+    assert ready.deeds[-1] == "primary signal 9"
+    ready.exit(ROLE, ExitStatus(None, 9))
+    ended = [event for event in ready.history.events if event[0] is EventName.INSTANCE_EXITED]
+    assert ended == [
+        (
+            EventName.INSTANCE_EXITED,
+            "primary had not ended after SIGTERM and was killed",
+            ROLE,
+            "root",
+            {"incarnation": 1, "code": None, "signal": 9},
+        )
+    ]
+
+
+async def test_a_killing_by_somebody_else_is_told_as_one(ready: Units) -> None:
+    ready.exit(ROLE, ExitStatus(None, 9))
+    assert ready.history.messages == ["primary was killed by SIGKILL"]
+
+
+async def test_a_trouble_is_shown_until_it_is_over_or_the_process_is(ready: Units) -> None:
+    ready.runners[ROLE].show_trouble("it is silent")
+    assert ready.seen(ROLE).trouble == "it is silent"
+    ready.runners[ROLE].show_trouble(None)
+    assert ready.seen(ROLE).trouble is None
+    ready.runners[ROLE].show_trouble("it is silent")
+    ready.exit(ROLE, CRASHED)
+    assert ready.seen(ROLE).trouble is None
 
 
 async def test_a_drain_that_is_over_at_once_is_understood(ready: Units) -> None:

@@ -65,6 +65,51 @@ async def test_silence_expires_once() -> None:
     await until(lambda: len(expiries.seen) == 2)
 
 
+async def test_the_first_keep_alive_is_told_once_for_each_beginning() -> None:
+    told: list[Role] = []
+    expiries = Expiries()
+    expiries.timer.begin(LONG, told.append)
+    assert told == []
+    expiries.timer.feed()
+    expiries.timer.feed()
+    assert told == [Role.BACKUP]
+    expiries.timer.begin(LONG, told.append)
+    expiries.timer.feed()
+    assert told == [Role.BACKUP] * 2
+    expiries.timer.begin(LONG)
+    expiries.timer.feed()
+    assert told == [Role.BACKUP] * 2
+    expiries.timer.end()
+
+
+async def test_a_keep_alive_that_is_not_expected_any_more_is_not_told() -> None:
+    told: list[Role] = []
+    expiries = Expiries()
+    expiries.timer.begin(LONG, told.append)
+    expiries.timer.end()
+    expiries.timer.feed()
+    expiries.timer.begin(LONG, told.append)
+    expiries.timer.trigger()
+    expiries.timer.feed()
+    assert told == []
+
+
+async def test_one_that_has_expired_can_begin_again_and_tell_of_its_recovery() -> None:
+    told: list[Role] = []
+    timer: WatchdogTimer
+
+    def expired(role: Role, seconds: float) -> None:
+        timer.begin(LONG, told.append)
+
+    timer = WatchdogTimer(Role.BACKUP, expired)
+    timer.begin(LONG)
+    timer.trigger()
+    assert told == []
+    timer.feed()
+    assert told == [Role.BACKUP]
+    timer.end()
+
+
 @pytest.mark.slow
 async def test_keep_alives_hold_it_off() -> None:
     expiries, loop = Expiries(), asyncio.get_running_loop()

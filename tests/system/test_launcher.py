@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, LaunchStage
 from clojarsd.system.identity import stat_of
 from clojarsd.system.spawning import LAUNCHER
 from tests.support.launches import Launches, failure, launching
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 STATIC = Path("/sbin/ldconfig")
@@ -120,6 +121,117 @@ async def test_supplementary_groups_are_added_to_those_of_the_user(launches: Lau
     assert "4321" in launches.output().splitlines()[-1].split()
     _, heard = launches(replace(spec, supplementary_groups=("no-such-group",)))
     assert failure(await heard.how_it_ended()) == (LaunchStage.GROUPS, "no group no-such-group on this machine")
+
+
+async def why_not(launches: Launches, spec: LaunchSpec) -> str:
+    """Why the command could not be executed."""
+    _, heard = launches(spec)
+    stage, reason = failure(await heard.how_it_ended())
+    assert stage is LaunchStage.EXECUTE
+    return reason
+
+
+async def test_a_directory_on_path_that_is_shut_does_not_hide_that_there_is_no_command(launches: Launches) -> None:
+    """What the kernel says then, permission denied, is of the directory."""
+    shut = launches.directory / "shut"
+    shut.mkdir(mode=0)
+    user = "nobody" if os.geteuid() == 0 else None
+    spec = replace(launches.spec, command=("no-such-program",), user=user, directory="/")
+    path = f"/usr/bin:{shut}:/bin"
+    assert await why_not(launches, replace(spec, environment={"PATH": path})) == (
+        f"no-such-program: no such command on PATH {path} (cannot be looked into: {shut})"
+    )
+    assert await why_not(launches, replace(spec, environment={"PATH": "/usr/bin:/bin"})) == (
+        "no-such-program: no such command on PATH /usr/bin:/bin"
+    )
+
+
+async def test_a_file_that_is_found_on_path_and_cannot_be_executed_is_named(launches: Launches) -> None:
+    first, second = launches.directory / "first", launches.directory / "second"
+    for directory in (first, second):
+        directory.mkdir()
+    (first / "program").write_text("#!/bin/sh\necho ran\n")
+    spec = replace(launches.spec, command=("program",), environment={"PATH": f"{first}:{second}"})
+    assert await why_not(launches, spec) == f"{first}/program: permission denied"
+    (second / "program").symlink_to("/bin/true")
+    _, heard = launches(spec)  # one that can be executed comes later
+    assert await heard.how_it_ended() == ExitStatus(0, None)
+    (first / "program").unlink()
+    (first / "program").symlink_to("absent")
+    (second / "program").unlink()
+    assert await why_not(launches, spec) == f"{first}/program: a link that leads nowhere"
+
+
+async def test_the_missing_interpreter_of_a_script_is_named(launches: Launches) -> None:
+    script = launches.directory / "script"
+    spec = replace(launches.spec, command=(str(script),))
+
+    async def begins_with(line: bytes) -> str:
+        script.write_bytes(line + b"\necho ran\n")
+        script.chmod(0o755)
+        return (await why_not(launches, spec)).removeprefix(f"{script}: ")
+
+    assert await begins_with(b"#!/no/such -e") == "its interpreter /no/such does not exist"
+    assert await begins_with(b"#! /bin/true/x") == "its interpreter /bin/true/x does not exist"
+    crlf = "its interpreter /bin/sh\\r does not exist (its lines end with CR LF)"
+    assert await begins_with(b"#!/bin/sh\r") == crlf
+    assert await begins_with(b"#!/etc/passwd") == "its interpreter /etc/passwd: permission denied"
+    script.chmod(0o644)
+    assert await why_not(launches, spec) == f"{script}: permission denied"
+    script.write_bytes(b"#!/no/such\n")
+    script.chmod(0o755)
+    on_path = replace(spec, command=("script",), environment={"PATH": str(launches.directory)})
+    assert await why_not(launches, on_path) == f"{script}: its interpreter /no/such does not exist"
+
+
+@needs_root
+async def test_a_command_is_looked_for_on_path_inside_the_root_directory(launches: Launches) -> None:
+    """Where the interpreter of the launcher finds no modules to import any more."""
+    if not STATIC.exists():
+        pytest.skip("no static program to be had")
+    root = launches.directory / "root"
+    root.mkdir()
+    shutil.copy(STATIC, root / "program")
+    spec = replace(launches.spec, directory="/", chroot=str(root), environment={"PATH": "/none:/"})
+    _, heard = launches(replace(spec, command=("program", "--version")))
+    assert await heard.how_it_ended() == ExitStatus(0, None)
+    assert await why_not(launches, replace(spec, command=("sh",))) == "sh: no such command on PATH /none:/"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "capability"),
+    [("nice", -5, "sys_nice"), ("oom_score_adjust", -500, "sys_resource")],
+)
+@pytest.mark.parametrize("user", ["root", "plain"])
+def test_what_is_not_allowed_is_named_with_the_capability_that_is_missing(
+    key: str, value: int, capability: str, user: str, tmp_path: Path
+) -> None:
+    """Root may lack it as well, in a container."""
+    program = (
+        "import os, runpy, sys\nlauncher = runpy.run_path(sys.argv[1])\n"
+        "spec = {'nice': os.getpriority(os.PRIO_PROCESS, 0),"
+        " 'oom_score_adjust': int(open('/proc/self/oom_score_adj').read()), sys.argv[2]: int(sys.argv[3])}\n"
+        "try:\n    launcher['set_priority'](spec)\nexcept OSError as error:\n    print(launcher['reason_of'](error))"
+    )
+    launcher = shutil.copy(LAUNCHER, tmp_path)
+    command = [sys.executable, "-I", "-S", "-c", program, launcher, key, str(value)]
+    if os.geteuid() != 0:
+        if user == "root":
+            pytest.skip("only root can be root")
+    elif user == "root":
+        command = ["setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}", *command]
+    else:  # the file stays root's: nobody else may enter the directory, and root could not lose what it has
+        caps = (
+            "--bounding-set=-all,+dac_read_search",
+            "--inh-caps=-all,+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+        )
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *caps, *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.stdout, done.stderr) == (
+        f"{key} {value}: needs the capability CAP_{capability.upper()}, which clojarsd does not have on this machine\n",
+        "",
+    )
 
 
 async def test_the_umask_is_set(launches: Launches) -> None:

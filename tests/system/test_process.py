@@ -184,6 +184,8 @@ async def test_no_descriptor_of_the_daemon_is_inherited(launches: Launches) -> N
 async def test_each_stage_names_itself(launches: Launches, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not KEY=VALUE\n")
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"A=\xe9\n")
     spec, absent = launches.spec, str(tmp_path / "absent")
     cases = [
         (replace(spec, log=f"{file}/x.log"), LaunchStage.LOG, f"{file}/x.log: not a directory"),
@@ -191,8 +193,9 @@ async def test_each_stage_names_itself(launches: Launches, tmp_path: Path) -> No
         (
             replace(spec, environment_file=str(file)),
             LaunchStage.ENVIRONMENT,
-            "line 1 is not KEY=VALUE",
+            f"{file}: line 1 is not KEY=VALUE",
         ),
+        (replace(spec, environment_file=str(latin)), LaunchStage.ENVIRONMENT, f"{latin}: is not UTF-8 text"),
         (replace(spec, directory=absent), LaunchStage.DIRECTORY, f"{absent}: no such file or directory"),
         (
             replace(spec, command=("no-such-command",), environment={"PATH": "/usr/bin:/bin"}),

@@ -15,7 +15,9 @@ import structlog
 
 from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.names import LaunchStage
-from clojarsd.system.world import look_at_world, make_directories, resolve_release
+from clojarsd.core.settings import Settings, parse_settings
+from clojarsd.system.world import look_at_world, make_directories, missing_accounts, resolve_release
+from tests.core.test_settings_problems import document
 from tests.support.pair import CHECKOUT
 from tests.support.waiting import PATIENCE
 
@@ -113,6 +115,36 @@ def test_an_unknown_user_is_a_sentence(user: str) -> None:
         f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
     )
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def settings_with(service: dict[str, str], app: dict[str, str], control: dict[str, str]) -> Settings:
+    return parse_settings(document(service=service, app=app, control=control), "x.toml")
+
+
+def test_accounts_that_this_machine_has_not_are_told() -> None:
+    """Each by its key, with what it means here; the service's user, who is an operator by default, once."""
+    settings = settings_with(
+        {"user": '"nosuchuser"', "group": '"nosuchgrp"'},
+        {"supplementary_groups": '["nosuchgrp", "daemon", "4321"]'},
+        {"viewers": '["@nosuchgrp", "nosuchuser2", "root", "@daemon"]'},
+    )
+    here = "on this machine"
+    assert missing_accounts(settings) == [
+        f"service.user: nosuchuser: no such user {here}; clojarsd cannot start here",
+        f"service.group: nosuchgrp: no such group {here}; no instance can start here",
+        f"instances.primary.supplementary_groups: nosuchgrp: no such group {here}; primary cannot start here",
+        f"instances.backup.supplementary_groups: nosuchgrp: no such group {here}; backup cannot start here",
+        f"control.viewers: @nosuchgrp: no such group {here}; it lets nobody in here",
+        f"control.viewers: nosuchuser2: no such user {here}; it lets nobody in here",
+    ]
+
+
+def test_of_accounts_that_are_there_nothing_is_told() -> None:
+    service = {"user": f'"{ME.pw_name}"', "group": '"daemon"'}
+    settings = settings_with(service, {"supplementary_groups": '["daemon", "4321"]'}, {"viewers": '["@daemon"]'})
+    assert missing_accounts(settings) == []
+    by_number = settings_with({"user": f'"{ME.pw_uid}"', "group": '"4321"'}, {}, {"viewers": '["root"]'})
+    assert missing_accounts(by_number) == []
 
 
 def test_missing_directories_are_made_and_others_are_said(tmp_path: Path) -> None:
