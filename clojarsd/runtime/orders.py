@@ -15,6 +15,7 @@ from clojarsd.core.errors import ClojarsdError, Failed, Refused
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Incarnation, Role, Rotation
 from clojarsd.core.progress import (
+    Verdict,
     already,
     as_sentence,
     gets_traffic,
@@ -257,8 +258,7 @@ class Orders:
         with _ending(work):
             deadline = _deadline(timeout)
             for role, before in places:
-                async with self._in_time(verb, role, deadline, timeout):
-                    messages.append(await self._finish(work, verb, role, before))
+                messages.append(await self._finish(work, verb, role, before, deadline, timeout))
             work.finish("; ".join(messages))
 
     async def _restart_in_turn(
@@ -278,8 +278,8 @@ class Orders:
             for number, role in enumerate(roles):
                 if number > 0:
                     before = self._place_next(role, roles[:number], by, force, environment)
+                messages.append(await self._finish(work, Verb.RESTART, role, before, deadline, timeout))
                 async with self._in_time(Verb.RESTART, role, deadline, timeout):
-                    messages.append(await self._finish(work, Verb.RESTART, role, before))
                     await self._await_traffic(work, role, deadline)
             work.finish("; ".join(messages))
 
@@ -306,8 +306,31 @@ class Orders:
             assert timeout is not None
             raise Failed(self._too_late(verb, role, timeout)) from None
 
-    async def _finish(self, work: Work, verb: Verb, role: Role, before: Incarnation) -> str:
-        """Narrate until the order has come to its end for one role."""
+    async def _finish(
+        self,
+        work: Work,
+        verb: Verb,
+        role: Role,
+        before: Incarnation,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> str:
+        """Narrate until the order has come to its end for one role, or the deadline to its."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                verdict = await self._verdict(work, verb, role, before)
+        except TimeoutError:
+            assert timeout is not None
+            late = judge(verb, role, self._board.view(), before)  # it may have come true in the same moment
+            if late is None:
+                raise Failed(self._too_late(verb, role, timeout)) from None
+            verdict = late
+        if not verdict.done:
+            raise Failed(f"cannot {verb.value} {role.value}: {verdict.message}; {what_serves(self._board.view())}")
+        return verdict.message
+
+    async def _verdict(self, work: Work, verb: Verb, role: Role, before: Incarnation) -> Verdict:
+        """How the order has come to its end for one role; narrates until then."""
         seen = self._board.view()
         work.note(role, f"{role.value} {_BEGUN[verb]}")
         while (verdict := judge(verb, role, seen, before)) is None:
@@ -316,9 +339,7 @@ class Orders:
             if (text := narrate(role, seen, now)) is not None:
                 work.note(role, as_sentence(role, text))
             seen = now
-        if not verdict.done:
-            raise Failed(f"cannot {verb.value} {role.value}: {verdict.message}; {what_serves(seen)}")
-        return verdict.message
+        return verdict
 
     async def _await_traffic(self, work: Work, role: Role, deadline: float | None) -> None:
         """Wait until a restarted primary serves again, where the order's time allows."""

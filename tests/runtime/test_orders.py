@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from clojarsd.core.errors import Failed, LaunchFailed, Refused
 from clojarsd.core.names import LaunchStage, Role, UnitState
 from clojarsd.core.unit_events import Start, Stop
 from clojarsd.runtime.orders import Orders, Work
-from tests.support.units import BAD, CRASHED, GOOD, POLICY, Units
+from tests.support.units import BAD, CRASHED, GOOD, POLICY, TERMED, Units
 from tests.support.waiting import PATIENCE, until
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -302,6 +303,17 @@ async def test_force_restarts_though_nobody_can_take_over(desk: Desk) -> None:
     assert desk.incarnations()[P] == 1
     assert await done(desk.submit(Verb.RESTART, P, force=True)) == "primary is up"
     assert desk.incarnations()[P] == 2
+
+
+async def test_what_comes_true_in_the_moment_in_which_the_time_is_over_has_come_true(desk: Desk) -> None:
+    """Otherwise it would be said that it could not be stopped, because it is stopped."""
+    desk.units.is_lively, loop = False, asyncio.get_running_loop()
+    desk.units.process(B).heed = lambda: None
+    work = desk.submit(Verb.STOP, B, timeout=0.2)
+    await asyncio.sleep(0)  # from here on its time runs
+    loop.call_at(loop.time() + 0.2, desk.units.exit, B, TERMED)
+    time.sleep(0.3)  # both are due in the same turn of the loop, the timeout first
+    assert await done(work) == "backup is stopped"
 
 
 async def test_time_ends_the_watching_and_not_the_work(desk: Desk) -> None:
