@@ -12,9 +12,10 @@ from clojarsd.core.api import Verb
 from clojarsd.core.errors import Refused
 from clojarsd.core.history import EventName
 from clojarsd.core.identity import InstanceMark
-from clojarsd.core.names import Address, Incarnation, Role
+from clojarsd.core.names import Address, Incarnation, LaunchStage, Role
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import Unit
+from clojarsd.core.unit_events import NotLaunched
 from clojarsd.runtime.unit_parts import BY_DAEMON, History
 
 log = structlog.get_logger()
@@ -152,6 +153,9 @@ class Companions:
 
     def rested(self, role: Role) -> None:
         """No other process is to come: whoever has the ports now keeps the next one from them."""
+        end = self._units[role].unit.last_end
+        if isinstance(end, NotLaunched) and end.stage is LaunchStage.PORTS:
+            return  # that is told already
         in_force = self._units[role].in_force
         ports = {name: Address(in_force.host, port) for name, port in in_force.ports.items()}
         try:

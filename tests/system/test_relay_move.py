@@ -327,7 +327,7 @@ def test_a_cut_ends_a_move(rig: Rig) -> None:
 def test_a_large_upload_does_not_make_a_connection_forget_that_it_is_to_move(rig: Rig) -> None:
     """The upload is spliced, which reads another way for a while; the request behind it goes to the other instance."""
     relayed = converse(rig)
-    body = noise(4 << 20)
+    body = noise(32 << 20)  # more than all queues on the way take, so that the pipe is held until somebody reads
     with in_background(lambda: relayed.client.sendall(REQUEST + body)):
         rig.until(lambda: relayed.session._up._pipe is not None, lambda: "no splicing")
         rig.call(relayed.session.move_at_next_request)
