@@ -125,7 +125,10 @@ def test_an_instance_that_dies_while_no_daemon_is_there_is_started_by_the_next_o
 
 @pytest.mark.parametrize("hook", ["pre_start", "post_start", "pre_stop", "post_stop"])
 def test_killed_during_a_hook_the_next_one_runs_it_again_and_goes_on(tmp_path: Path, hook: str) -> None:
-    """What comes of the one under way is not known: it is ended, and the hook begins anew; never two at a time."""
+    """What comes of the one under way is not known: it is ended, and the hook begins anew; never two at a time.
+
+    That holds from when it is on the disk that the hook runs, some milliseconds after it began.
+    """
     gate, runs = tmp_path / "gate", tmp_path / "runs"
     gate.touch()
     script = f"echo run >> {runs}; while ! [ -e {gate} ]; do sleep 0.02; done; echo end >> {runs}"
@@ -135,6 +138,8 @@ def test_killed_during_a_hook_the_next_one_runs_it_again_and_goes_on(tmp_path: P
         gate.unlink()
         assert pair.ctl("restart", "backup", "--no-wait").returncode == 0
         pair.until_true(runs.exists, "the hook")
+        saved = tmp_path / "state" / "state.json"
+        pair.until_true(lambda: f'"hook": "{hook.upper()}"' in saved.read_text(), "the hook in the saved state")
         pair.kill()
         pair.begin()
         pair.until_true(lambda: runs.read_text().count("run") == 2, "the second run")
