@@ -39,14 +39,16 @@ from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.relay_link import RelayLink
 from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
+from clojarsd.runtime.steering import Steering
 from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.runtime.watchdog import WatchdogTimer
 from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
 from clojarsd.system.event_store import EventStore
-from clojarsd.system.family import end_hook, find_marked, still_taken
+from clojarsd.system.family import descendants_of, end_hook, find_marked, still_taken
 from clojarsd.system.identity import boot_id, user_of
+from clojarsd.system.instance_reach import InstanceReach
 from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
 from clojarsd.system.notify_socket import NotifySocket
@@ -54,6 +56,7 @@ from clojarsd.system.probe import Prober
 from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile, alone_in
+from clojarsd.system.steering import KernelSteering, is_left
 from clojarsd.system.succession import Inherited, rehearse
 from clojarsd.system.world import look_at_world
 
@@ -143,11 +146,21 @@ class Parts:
             in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
         owner = Owner(self.processes.claim, self.processes.release)
         frontends = (await asyncio.to_thread(plans.frontends, in_force)).values()
+        self.steering = Steering(
+            partial(KernelSteering.open, self.settings.service.name),
+            partial(is_left, self.settings.service.name),
+            InstanceReach(self._processes_of),
+        )
         self.relay = await stack.enter_async_context(
-            RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
+            RelayLink.open(frontends, self.settings.service.runtime_dir, owner, self.steering)
         )
         self.relay.attach(self.history)
         self._group_relay()
+
+    def _processes_of(self, role: Role) -> list[int]:
+        """The numbers of the role's processes, the main one first."""
+        pid = self.runners[role].pid if role in self.runners else None
+        return [] if pid is None else [pid, *(number for number, _ in descendants_of(pid))]
 
     def _group_relay(self) -> None:
         """See to it that the relay process, also one that took another's place, is in the group that is its own."""
@@ -196,7 +209,7 @@ class Parts:
             self.watches[role] = HealthWatch(role, (), self.runners[role])
             stack.callback(self.runners[role].abandon)
         self.relay.doubt = lambda role: self.watches[role].hurry()
-        self.relay.changed = self._relay_changed
+        self.relay.changed = self.steering.changed = self._relay_changed
         self.orders = Orders(
             self.runners,
             self.board,

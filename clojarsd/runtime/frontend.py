@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.history import EventName, stamp
+from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.view import FrontendView, Next
+from clojarsd.core.view import FrontendView
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
@@ -171,15 +170,8 @@ class Frontend:
             active=self._router.active,
             connections={**counts, None: len(self._hold)},
             accepted_total=dict(self._accepted),
-            next=self._failback(),
+            next=self._router.next(),
         )
-
-    def _failback(self) -> Next | None:
-        """When new connections go home again, if they do by themselves."""
-        if self._router.changes_at is None:
-            return None
-        at = datetime.now(UTC) + timedelta(seconds=self._router.changes_at - self._loop.time())
-        return Next("primary gets its new connections", stamp(at))
 
     # Routing.
 
@@ -196,7 +188,7 @@ class Frontend:
     def _route_changed(self, moved_from: Role | None) -> None:
         active = self._router.active
         if active is not None:
-            if moved_from is not None:
+            if moved_from is not None and not self.plan.is_steered:
                 event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
                 text = f"new connections of frontend {self.plan.name} go to {active.value}"
                 self._history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)

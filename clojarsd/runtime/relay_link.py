@@ -39,6 +39,7 @@ from clojarsd.runtime.listeners import Listeners
 from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, spawn
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.runtime.steering import Steering
 from clojarsd.system.channel import pair
 from clojarsd.system.source_digest import digest_of
 
@@ -60,8 +61,8 @@ HANDOVER_TIMEOUT = 20.0
 class RelayLink(RelayTraffic):
     """The frontends, as the supervisor has them. Made by `open`; `run` belongs to the daemon's task group."""
 
-    def __init__(self, runtime_dir: Path, owner: Owner) -> None:
-        super().__init__()
+    def __init__(self, runtime_dir: Path, owner: Owner, steering: Steering) -> None:
+        super().__init__(steering)
         self._runtime_dir = runtime_dir
         self._owner = owner
         self._code = digest_of(MODULE)
@@ -83,7 +84,11 @@ class RelayLink(RelayTraffic):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, plans: Iterable[FrontendPlan], runtime_dir: Path, owner: Owner | None = None
+        cls,
+        plans: Iterable[FrontendPlan],
+        runtime_dir: Path,
+        owner: Owner | None = None,
+        steering: Steering | None = None,
     ) -> AsyncIterator[Self]:
         """The link to the relay process that runs, or to a new one, with these frontends; clients come from `begin` on.
 
@@ -93,9 +98,9 @@ class RelayLink(RelayTraffic):
         Raises:
             Failed: an address cannot be listened on, or there is no relay process to be had; nothing was changed.
         """
-        link = cls(runtime_dir, owner if owner is not None else Owner())
+        link = cls(runtime_dir, owner or Owner(), steering or Steering.absent())
         try:
-            await link._open({plan.name: plan for plan in plans})
+            await link._open(link.steering.plan(plans))
             yield link
         finally:
             if link._is_adopted or link._has_begun:
@@ -121,10 +126,12 @@ class RelayLink(RelayTraffic):
     def begin(self) -> None:
         """Accept clients from now on."""
         self._has_begun = True
+        self.steering.begin()
         self._tell(Begin())
 
     def stop_accepting(self) -> None:
         """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
+        self.steering.remove()
         self._tell(StopAccepting())
         self._listeners.close()
 
@@ -134,8 +141,9 @@ class RelayLink(RelayTraffic):
         Raises:
             Failed: an address cannot be listened on; nothing was changed.
         """
-        wanted = {plan.name: plan for plan in plans}
+        wanted = self.steering.plan(plans)
         moved = self._listeners.change(wanted)
+        wanted = self.steering.configure(wanted, self._listeners.addresses)
         before, self._plans = self._plans, wanted
         if moved or before != wanted:
             await self._configure(moved)
@@ -153,6 +161,7 @@ class RelayLink(RelayTraffic):
     def detach(self) -> None:
         """Let go of the relay process, which goes on with what it was told last."""
         self._is_over = True
+        self.steering.detach()
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -280,7 +289,7 @@ class RelayLink(RelayTraffic):
             except BaseException:
                 peer.close()
                 raise
-            self._plans = plans
+            self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
             self._inherited = set(peer.welcome.draining)
             for role, eligible in peer.welcome.eligible.items():
@@ -293,7 +302,7 @@ class RelayLink(RelayTraffic):
             log.error("relay_ended", pid=found.peer.pid, reason=f"{reason}; its connections are cut")
             await found.peer.end()
         self._listeners.change(plans)
-        self._plans = plans
+        self._plans = self.steering.configure(plans, self._listeners.addresses)
         await self._take(await launch(self._runtime_dir, self._code, self._owner))
 
     async def _take(self, peer: RelayPeer) -> None:

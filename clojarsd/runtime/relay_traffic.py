@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
@@ -24,6 +25,7 @@ from clojarsd.core.relay_messages import (
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend import History
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.runtime.steering import Steering
 
 
 class RelayTraffic(ABC):
@@ -33,12 +35,14 @@ class RelayTraffic(ABC):
 
     Attributes:
         views: what each frontend shows, by name; filled and emptied in place.
+        steering: what the kernel does; it hears of everything before the relay process does.
         doubt: called with a role that could not be connected to; set by the owner.
         changed: called when what somebody may wait for has changed in a view; set by the owner.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steering: Steering) -> None:
         self.views: dict[str, Shown] = {}
+        self.steering = steering
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -66,6 +70,7 @@ class RelayTraffic(ABC):
     def attach(self, history: History) -> None:
         """Take the history in which the frontends' events are recorded."""
         self._history = history
+        self.steering.attach(history)
         early, self._early = self._early, []
         for happened in early:
             self._record(happened)
@@ -95,6 +100,7 @@ class RelayTraffic(ABC):
         self._trusted.discard(role)
         if eligible != (self._eligible_since[role] is not None):
             self._eligible_since[role] = self._loop.time() if eligible else None
+            self.steering.set_eligible(self._eligible_since)
             self._tell(SetEligible(role, eligible))
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
@@ -180,7 +186,7 @@ class RelayTraffic(ABC):
             del self.views[name]
         for name, plan in self._plans.items():
             if name not in self.views:
-                self.views[name] = Shown(plan)
+                self.views[name] = Shown(plan, partial(self.steering.show, name))
 
 
 @dataclass(slots=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.routing import Route, choose
+from clojarsd.core.view import Next
 
 
 class Router:
@@ -50,6 +53,13 @@ class Router:
     def changes_at(self) -> float | None:
         """The loop time at which the primary gets new connections again if it stays eligible; None: no such time."""
         return self._route.recheck_at
+
+    def next(self) -> Next | None:
+        """When new connections go home again, if they do by themselves."""
+        if self.changes_at is None:
+            return None
+        at = datetime.now(UTC) + timedelta(seconds=self.changes_at - self._loop.time())
+        return Next("primary gets its new connections", stamp(at))
 
     def resume(self, active: Role | None, *, primary_has_served: bool) -> None:
         """Begin where another process has ended, until it is said who is eligible."""
