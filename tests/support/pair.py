@@ -58,6 +58,7 @@ interval = "250ms"
 [frontends.http]
 listen = "127.0.0.1:{http}"
 port = "http"
+mode = "{mode}"
 failback = "{failback}"
 drain = "10s"
 drain_idle = "500ms"
@@ -83,6 +84,7 @@ class Pair:
     primary_extra: str = ""
     backup_extra: str = ""
     failback: str = "1s"
+    mode: str = "relay"
     ports: list[int] = field(default_factory=lambda: free_ports(6))
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
@@ -110,6 +112,7 @@ class Pair:
                 http=self.http,
                 line=self.line,
                 failback=self.failback,
+                mode=self.mode,
             )
         )
         return self.config
