@@ -56,7 +56,8 @@ from clojarsd.system.probe import Prober
 from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile, alone_in
-from clojarsd.system.steering import KernelSteering, is_left
+from clojarsd.system.steering import ROOT, KernelSteering
+from clojarsd.system.steering_directory import is_left
 from clojarsd.system.succession import Inherited, rehearse
 from clojarsd.system.world import look_at_world
 
@@ -148,7 +149,7 @@ class Parts:
         frontends = (await asyncio.to_thread(plans.frontends, in_force)).values()
         self.steering = Steering(
             partial(KernelSteering.open, self.settings.service.name),
-            partial(is_left, self.settings.service.name),
+            partial(is_left, self.settings.service.name, ROOT),
             InstanceReach(self._processes_of),
         )
         self.relay = await stack.enter_async_context(
