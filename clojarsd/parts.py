@@ -55,7 +55,7 @@ from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile, alone_in
 from clojarsd.system.succession import Inherited, rehearse
-from clojarsd.system.world import look_at_world
+from clojarsd.system.world import account_of, look_at_world
 
 log = structlog.get_logger()
 
@@ -141,11 +141,10 @@ class Parts:
         in_force = {role: plans.unit(role).in_force for role in Role}
         if saved is not None:
             in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
-        owner = Owner(self.processes.claim, self.processes.release)
+        service = self.settings.service
+        owner = Owner(self.processes.claim, self.processes.release, account_of(service.user, service.group))
         frontends = (await asyncio.to_thread(plans.frontends, in_force)).values()
-        self.relay = await stack.enter_async_context(
-            RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
-        )
+        self.relay = await stack.enter_async_context(RelayLink.open(frontends, service.runtime_dir, owner))
         self.relay.attach(self.history)
         self._group_relay()
 
