@@ -34,6 +34,7 @@ from clojarsd.runtime.budget import Budget  # noqa: E402
 from clojarsd.runtime.relay_server import RelayServer  # noqa: E402
 from clojarsd.system.confinement import Account, confine  # noqa: E402
 from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
+from clojarsd.system.memory_trouble import LoudEnd, be_spared  # noqa: E402
 from clojarsd.system.relay import RelayResources  # noqa: E402
 from clojarsd.system.relay_socket import RelaySocket, open_directory  # noqa: E402
 
@@ -60,13 +61,16 @@ def main() -> None:
     parser.add_argument("--account", type=Account.read, default=None, metavar="UID:GID")
     arguments = parser.parse_args()
     faulthandler.enable()  # a supervisor that gets no answer sends SIGABRT: then this says where it stood
+    end = LoudEnd()
+    end.watch_threads()
     os.chdir("/")  # hold no directory that may be unmounted
+    be_spared()
     supervisor, directory = os.geteuid(), open_directory(arguments.socket)
     confine(arguments.account)
     set_up_logs()
     try:
         door = partial(RelaySocket, arguments.socket, directory, {supervisor})
-        asyncio.run(_serve(door, arguments.code, arguments.take_over))
+        asyncio.run(_serve(door, end, arguments.code, arguments.take_over))
     except Failed as failed:
         log.error("relay_not_started", reason=str(failed))
         sys.exit(1)
@@ -74,7 +78,8 @@ def main() -> None:
         flush_logs(1.0)
 
 
-async def _serve(listen: Callable[[], RelaySocket], code: str, predecessor: int | None) -> None:
+async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, predecessor: int | None) -> None:
+    end.watch_loop(asyncio.get_running_loop())
     descriptors = _raise_descriptor_limit()
     pipes = min(MOST_PIPES, descriptors // 32)
     resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes)
