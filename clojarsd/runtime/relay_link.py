@@ -36,7 +36,7 @@ from clojarsd.core.relay_messages import (
     to_relay,
 )
 from clojarsd.runtime.listeners import Listeners
-from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, spawn
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, leave, spawn
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
@@ -65,7 +65,7 @@ class RelayLink(RelayTraffic):
         super().__init__(steering)
         self._runtime_dir = runtime_dir
         self._owner = owner
-        self._code = digest_of(MODULE)
+        self._code = owner.code(digest_of(MODULE))
         self._listeners = Listeners()
         self._awaited: dict[int, asyncio.Future[None]] = {}
         """The `Configure` messages that were not answered yet, by number."""
@@ -156,6 +156,7 @@ class RelayLink(RelayTraffic):
             self._tell(Close())
             await self._peer.wait(END_TIMEOUT)
             await self._peer.end()
+            leave(self._runtime_dir)
         self.detach()
 
     def detach(self) -> None:
@@ -182,6 +183,8 @@ class RelayLink(RelayTraffic):
             peer = self._peer
             if peer is None or self._is_over or self._held_back is not None:
                 continue
+            with contextlib.suppress(OSError):  # the relay process says what it lacks
+                self._owner.keep_room(self._runtime_dir)
             if self._unanswered == MOST_UNANSWERED:
                 log.error("relay_aborted", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
                 peer.abort()

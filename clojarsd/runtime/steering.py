@@ -73,8 +73,8 @@ class Steering:
         if self._kernel is None and (self._is_left() or any(wants_steering(plan) for plan in plans)):
             try:
                 self._kernel = self._open_kernel()
-            except CannotSteer as why:
-                no_kernel = str(why)
+            except CannotSteer as refusal:
+                no_kernel = str(refusal)
         decided = {}
         for plan in plans:
             elsewhere = {role: why for role in Role if (why := self._why_elsewhere(plan, role)) is not None}

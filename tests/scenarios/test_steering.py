@@ -1,4 +1,4 @@
-"""The daemon steers in the kernel: clients go straight to the instances, whatever becomes of those and of the daemon."""
+"""The daemon steers in the kernel: clients go straight to the instances, whatever becomes of those and of itself."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import psutil
 
+from clojarsd.runtime.relay_launch import SOCKET
 from clojarsd.system.sockets import free_ports
 from tests.support.app import command as app_command
 from tests.support.waiting import PATIENCE
@@ -174,7 +175,7 @@ class Pair:
                 if self.daemon is not None and process.pid == self.daemon.pid:
                     continue
                 mark = process.environ().get("CLOJARSD_INSTANCE", "")
-                ours = mark.startswith(f"{self.home}/") or str(self.home / "run" / "relay.sock") in process.cmdline()
+                ours = mark.startswith(f"{self.home}/") or str(self.home / "run" / SOCKET) in process.cmdline()
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
