@@ -90,6 +90,7 @@ class Pair:
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
     daemon: subprocess.Popen[bytes] | None = None
+    user: int = field(default_factory=os.geteuid)
 
     def __post_init__(self) -> None:
         self.primary, self.backup = self.ports[0:2], self.ports[2:4]
@@ -101,8 +102,8 @@ class Pair:
         """The configuration file, written."""
         self.config.write_text(
             CONFIG.format(
-                user=os.geteuid(),
-                group=os.getegid(),
+                user=self.user,
+                group=os.getegid() if self.user == os.geteuid() else self.user,
                 home=self.home,
                 command=json.dumps(list(self.command)),
                 app=self.app,

@@ -63,6 +63,45 @@ def test_a_removed_steering_leaves_nothing() -> None:
 
 
 @apart
+def test_what_somebody_else_has_removed_is_not_missed() -> None:
+    steering = KernelSteering.open("test")
+    for entry in (PARENT / "test").iterdir():
+        entry.unlink()
+    (PARENT / "test").rmdir()
+    steering.remove()
+    assert entries(BPF_FS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bpf_fs", [True, False])
+def test_daemons_that_come_and_go_at_once_do_not_trip_over_each_other(bpf_fs: bool) -> None:
+    """Each opens it, or is told that the other has it; also while that one takes directories and mount away."""
+    times = 100
+
+    def come_and_go() -> None:
+        for _ in range(times):
+            try:
+                KernelSteering.open("test").remove()
+            except CannotSteer as error:
+                assert "steers as test already" in str(error)  # noqa: PT017  # either is right
+
+    def both() -> None:
+        other = os.fork()
+        status = 1
+        try:
+            come_and_go()
+            status = 0
+        finally:
+            if other == 0:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+        assert (entries(BPF_FS) if is_bpf_fs(BPF_FS) else []) == []
+        assert is_bpf_fs(BPF_FS) == bpf_fs
+
+    run_apart(both, bpf_fs=bpf_fs)
+
+
+@apart
 def test_other_pins_are_left_alone() -> None:
     (PARENT / "another").mkdir(parents=True)
     (BPF_FS / "others").mkdir()
