@@ -84,8 +84,6 @@ class Flow:
         "_pending",
         "_pipe",
         "_piped",
-        "_recv_into",
-        "_send",
         "_session",
         "_shared",
         "delivered",
@@ -121,8 +119,6 @@ class Flow:
         self._from_client = from_client
         self.quickack = quickack
         self._buffer = shared.buffer
-        self._recv_into = source.recv_into
-        self._send = sink.send
         self._pending = b""
         self._pipe: Pipe | None = None
         self._piped = 0
@@ -166,15 +162,21 @@ class Flow:
         self.watch()
         self.twin.watch()
 
-    def release(self) -> None:
+    def release(self, *, closes: bool) -> None:
         """End it: nothing is watched or held any more, and the descriptors may be closed. Only counting is left of it.
 
         Lets go of twin and session, so that no collector is needed to free them.
+
+        Args:
+            closes: whether the source is closed next, and no other process has a duplicate of it.
         """
-        self._looks = False
-        self._give_pipe_back()
+        if self._pipe is not None:
+            self._give_pipe_back()
         self._detour = None
-        self._shared.poller.watch(self, FORGET)
+        if closes:
+            self._shared.poller.closes(self)
+        else:
+            self._shared.poller.watch(self, FORGET)
         del self.twin, self._session
 
     def freeze(self) -> FrozenFlow:
@@ -202,14 +204,18 @@ class Flow:
         elif self._looks:
             self._detour = self._read_looking
 
-    def readable(self) -> None:
-        """Carry what the source has, at most a buffer or a turn's worth of it."""
+    def readable(self, flags: int = 0) -> None:
+        """Carry what the source has, at most a buffer or a turn's worth of it.
+
+        Args:
+            flags: for the send.
+        """
         if self._detour is not None:
             self._detour()
             return
         buffer = self._buffer
         try:
-            count = self._recv_into(buffer)
+            count = self.source.recv_into(buffer)
         except BlockingIOError:
             return
         except OSError:
@@ -222,7 +228,7 @@ class Flow:
             self._acknowledge()
         self._session.owed = self._from_client
         try:
-            sent = self._send(buffer[:count])
+            sent = self.sink.send(buffer[:count], flags)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -237,6 +243,22 @@ class Flow:
             if self._pipe is not None:
                 self._detour = self._read_splicing
                 self._read_splicing()
+
+    def ending(self) -> None:
+        """Carry what the source has, and its end in the same packet: mostly both are there by now."""
+        if self._detour is not None:
+            self._detour()
+            return
+        self.readable(socket.MSG_MORE)
+        if self.watched & READ and self._detour is None:
+            self.readable()
+            if self.watched & READ and self._detour is None:  # not the end yet
+                self.push()
+
+    def push(self) -> None:
+        """Have the sink's kernel send what it keeps back for more to come."""
+        with contextlib.suppress(OSError):  # it is lost; whoever uses it next is told
+            self.sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def writable(self) -> None:
         """The source's descriptor, which is the twin's sink, has room again."""
@@ -255,7 +277,7 @@ class Flow:
                 self._give_pipe_back()  # what comes next may be a request that begins a move
         else:
             try:
-                sent = self._send(self._pending)
+                sent = self.sink.send(self._pending)
             except BlockingIOError:
                 return
             except OSError:
@@ -280,7 +302,7 @@ class Flow:
     def _read_dropping(self) -> None:
         """Read for nobody."""
         try:
-            count = self._recv_into(self._buffer)
+            count = self.source.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:

@@ -64,6 +64,7 @@ class Session:
     __slots__ = (
         "_down",
         "_give_up_at",
+        "_is_duplicated",
         "_loop",
         "_lost",
         "_on_end",
@@ -96,6 +97,8 @@ class Session:
         self._resources = resources
         self._on_end = on_end
         self._phase = _Phase.RELAYING
+        self._is_duplicated = False
+        """Whether another process has, or may have had, descriptors of the same sockets."""
         self._lost: Flow | None = None
         """The flow whose source was reset or takes no more."""
         self._said = 0
@@ -112,11 +115,17 @@ class Session:
         self._down.twin = self._up
 
     def start(self) -> None:
-        """Carry bytes from now on."""
-        for end in (self.client, self.instance):
-            with contextlib.suppress(OSError):  # it may have been reset already; reading says so
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.unfreeze()
+        """Carry bytes from now on; what the client has sent by now is carried when this returns, and it may be over."""
+        try:
+            self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.instance.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # one of them was reset already; reading says so
+        self._resources.poller.attach(self._loop)
+        self._up.readable()
+        if self._phase is not _Phase.ENDED:
+            self._up.watch()
+            self._down.watch()
 
     @property
     def bytes_up(self) -> int:
@@ -176,6 +185,7 @@ class Session:
         """
         self._timer_at = self._timer.when() if self._timer is not None else None
         self._cancel_timer()
+        self._is_duplicated = True
         frozen = FrozenSession(
             phase=self._phase.name,
             owed=self.owed,
@@ -206,6 +216,7 @@ class Session:
         instance.setblocking(False)
         session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
         session.owed = frozen.owed
+        session._is_duplicated = True
         session._phase = _Phase[frozen.phase]
         pipes = iter(descriptors[2:])
         for flow, state in ((session._up, frozen.up), (session._down, frozen.down)):
@@ -234,7 +245,7 @@ class Session:
         """
         self._phase = _Phase.ENDED
         for flow in (self._up, self._down):
-            flow.release()
+            flow.release(closes=False)
         self._lost = None
         self.client.close()
         self.instance.close()
@@ -304,6 +315,7 @@ class Session:
         self._phase = _Phase.LOST
         if self._lost is None:
             self._lost = flow
+            flow.push()
             flow.twin.drop()
         if flow.stage is Stage.DONE:
             flow.watch()
@@ -336,16 +348,18 @@ class Session:
 
     def _end(self, reason: EndReason, *, reset: tuple[socket.socket, ...] = ()) -> None:
         """Let go of everything, then say so."""
-        self._cancel_timer()
+        if self._timer is not None:
+            self._cancel_timer()
         self._phase = _Phase.ENDED
-        for flow in (self._up, self._down):
-            flow.release()
+        moved = reason is EndReason.MOVED
+        self._up.release(closes=not (moved or self._is_duplicated))
+        self._down.release(closes=not self._is_duplicated)
         for end in reset:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        for end in (self.instance,) if reason is EndReason.MOVED else (self.instance, self.client):
-            with contextlib.suppress(OSError):
-                end.close()
+        _close(self.instance)
+        if not moved:
+            _close(self.client)
         self._lost = None
         self._on_end(self, reason)
 
@@ -398,3 +412,10 @@ class Session:
             self._end(EndReason.CLIENT_RESET)
             return
         self._end(EndReason.MOVED if waits else EndReason.FINISHED)
+
+
+def _close(end: socket.socket) -> None:
+    try:
+        end.close()
+    except OSError:
+        pass  # the kernel says so of one that was reset, and closes it
