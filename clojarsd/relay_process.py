@@ -30,7 +30,6 @@ from clojarsd.core.errors import Failed  # noqa: E402
 from clojarsd.runtime.budget import Budget  # noqa: E402
 from clojarsd.runtime.relay_server import RelayServer  # noqa: E402
 from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
-from clojarsd.system.poller import Poller  # noqa: E402
 from clojarsd.system.relay import RelayResources  # noqa: E402
 from clojarsd.system.relay_loop import RelayLoop  # noqa: E402
 from clojarsd.system.relay_socket import RelaySocket  # noqa: E402
@@ -61,7 +60,7 @@ def main() -> None:
     os.chdir("/")  # hold no directory that may be unmounted
     try:
         with asyncio.Runner(loop_factory=RelayLoop) as runner:
-            runner.run(_serve(runner.get_loop().poller, arguments.socket, arguments.code, arguments.take_over))
+            runner.run(_serve(arguments.socket, arguments.code, arguments.take_over))
     except Failed as failed:
         log.error("relay_not_started", reason=str(failed))
         sys.exit(1)
@@ -69,10 +68,12 @@ def main() -> None:
         flush_logs(1.0)
 
 
-async def _serve(poller: Poller, path: Path, code: str, predecessor: int | None) -> None:
+async def _serve(path: Path, code: str, predecessor: int | None) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, RelayLoop)
     descriptors = _raise_descriptor_limit()
     pipes = min(MOST_PIPES, descriptors // 32)
-    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=poller)
+    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=loop.poller)
     ended = asyncio.Event()
     budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
     try:

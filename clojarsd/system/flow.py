@@ -18,6 +18,7 @@ from typing import Protocol
 from clojarsd.core.frozen import FrozenFlow
 from clojarsd.system.pipes import Pipe, PipePool
 from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
+from clojarsd.system.sockets import send_at_once
 
 BUFFER_SIZE = 1 << 16
 TURN_SIZE = 1 << 20
@@ -32,9 +33,6 @@ class Stage(enum.Enum):
     HELD = "the source is not read: the connection is being moved"
     DROPPING = "the sink is lost: what the source sends is read and dropped"
     DONE = "the source has ended and all it sent is delivered"
-
-
-_READING = frozenset({Stage.OPEN, Stage.DROPPING})
 
 
 class Shared(Protocol):
@@ -101,8 +99,8 @@ class Flow:
     def __init__(
         self,
         session: Owner,
-        source: socket.socket,
-        sink: socket.socket,
+        source: socket.SocketType,
+        sink: socket.SocketType,
         shared: Shared,
         *,
         from_client: bool,
@@ -134,10 +132,13 @@ class Flow:
 
     def watch(self) -> None:
         """Watch the source's descriptor for what it is needed for now, in either direction."""
-        wanted = READ if self.stage in _READING and self.is_flushed else FORGET
-        if not self.twin.is_flushed:
+        twin, stage = self.twin, self.stage
+        wanted = FORGET
+        if (stage is Stage.OPEN or stage is Stage.DROPPING) and not (self._pending or self._piped):
+            wanted = READ
+        if twin._pending or twin._piped:
             wanted |= WRITE
-        elif self.stage is Stage.DONE:
+        elif stage is Stage.DONE:
             wanted = ERRORS
         self._shared.poller.watch(self, wanted)
 
@@ -255,10 +256,14 @@ class Flow:
             if self.watched & READ and self._detour is None:  # not the end yet
                 self.push()
 
+    def acknowledge_handshake(self) -> None:
+        """Have the sink's kernel end the handshake now, if it waits for first bytes to do it with."""
+        with contextlib.suppress(OSError):  # it has been reset meanwhile; the next read says so
+            self.sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
     def push(self) -> None:
         """Have the sink's kernel send what it keeps back for more to come."""
-        with contextlib.suppress(OSError):  # it is lost; whoever uses it next is told
-            self.sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(self.sink)  # if it is lost, whoever uses it next is told
 
     def writable(self) -> None:
         """The source's descriptor, which is the twin's sink, has room again."""

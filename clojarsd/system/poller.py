@@ -66,9 +66,7 @@ class Poller:
 
     __slots__ = ("_epoll", "_forgotten", "_is_nested", "_loop", "_subjects")
 
-    def __init__(
-        self, epoll: select.epoll | None = None, shared_with: asyncio.AbstractEventLoop | None = None
-    ) -> None:
+    def __init__(self, epoll: select.epoll | None = None, shared_with: asyncio.AbstractEventLoop | None = None) -> None:
         self._epoll = select.epoll() if epoll is None else epoll
         self._loop = shared_with
         self._is_nested = False

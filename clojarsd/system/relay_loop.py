@@ -11,8 +11,12 @@ import math
 import os
 import select
 import selectors
+from typing import TYPE_CHECKING
 
 from clojarsd.system.poller import Poller
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 
 class RelayLoop(asyncio.SelectorEventLoop):
@@ -37,7 +41,7 @@ class _Shared(selectors.EpollSelector):
         """The same set, to be closed by itself."""
         return select.epoll.fromfd(os.dup(self.fileno()))
 
-    def unregister(self, fileobj: selectors._FileObject) -> selectors.SelectorKey:
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
         key = super().unregister(fileobj)
         self.poller.forgets(key.fd)
         return key

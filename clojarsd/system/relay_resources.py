@@ -16,9 +16,7 @@ class RelayResources:
         poller: that of the loop if it has one; else one is made, to be nested in whatever loop it is attached to.
     """
 
-    def __init__(
-        self, *, reset_flush: float, move_flush: float, max_pipes: int, poller: Poller | None = None
-    ) -> None:
+    def __init__(self, *, reset_flush: float, move_flush: float, max_pipes: int, poller: Poller | None = None) -> None:
         self.reset_flush = reset_flush
         self.move_flush = move_flush
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
