@@ -36,6 +36,7 @@ from clojarsd.system.confinement import Account, confine  # noqa: E402
 from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
 from clojarsd.system.memory_trouble import LoudEnd, be_spared  # noqa: E402
 from clojarsd.system.relay import RelayResources  # noqa: E402
+from clojarsd.system.relay_loop import RelayLoop  # noqa: E402
 from clojarsd.system.relay_socket import RelaySocket, open_directory  # noqa: E402
 
 log = structlog.get_logger()
@@ -70,7 +71,8 @@ def main() -> None:
     set_up_logs()
     try:
         door = partial(RelaySocket, arguments.socket, directory, {supervisor})
-        asyncio.run(_serve(door, end, arguments.code, arguments.take_over))
+        with asyncio.Runner(loop_factory=RelayLoop) as runner:
+            runner.run(_serve(door, end, arguments.code, arguments.take_over))
     except Failed as failed:
         log.error("relay_not_started", reason=str(failed))
         sys.exit(1)
@@ -79,10 +81,12 @@ def main() -> None:
 
 
 async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, predecessor: int | None) -> None:
-    end.watch_loop(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, RelayLoop)
+    end.watch_loop(loop)
     descriptors = _raise_descriptor_limit()
     pipes = min(MOST_PIPES, descriptors // 32)
-    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes)
+    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=loop.poller)
     ended = asyncio.Event()
     budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
     try:

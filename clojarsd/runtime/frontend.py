@@ -206,7 +206,7 @@ class Frontend:
             return True
         return self._router.active is not None and not held and dialled < ACCEPTS_A_TURN
 
-    def _take_in(self, accepted: socket.socket) -> None:
+    def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()
         self._admit(Client(accepted))
 
@@ -229,7 +229,7 @@ class Frontend:
                 return role
         return None
 
-    def _dialled(self, dial: Dial, instance: socket.socket | OSError) -> None:
+    def _dialled(self, dial: Dial, instance: socket.SocketType | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
         self._dials.discard(dial)
         if not isinstance(instance, OSError):
@@ -250,7 +250,7 @@ class Frontend:
             self._dials.discard(dial)
             self._admit(dial.abandon())
 
-    def _relay(self, client: Client, role: Role, instance: socket.socket) -> None:
+    def _relay(self, client: Client, role: Role, instance: socket.SocketType) -> None:
         if client.is_new:
             self._accepted[role] += 1
         session = Session(
@@ -259,6 +259,7 @@ class Frontend:
             instance,
             self._resources,
             quickack=self.plan.quickack,
+            is_duplicated=client.is_duplicated,
             on_end=self._ended,
         )
         self._sessions[role].add(session)
@@ -279,7 +280,7 @@ class Frontend:
             down_bytes=session.bytes_down,
         )
         if reason is EndReason.MOVED:
-            self._admit(Client(session.client, is_new=False))
+            self._admit(Client(session.client, is_new=False, is_duplicated=session.is_duplicated))
         else:
             self._budget.give_back()
         self.counted()

@@ -1,4 +1,4 @@
-"""A daemon that is root, with a service's user that is not: the relay process is that user's, whatever happens to it."""
+"""A daemon that is root for a user that is not: the relay process is that user's, whatever happens to it."""
 
 from __future__ import annotations
 

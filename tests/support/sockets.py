@@ -63,7 +63,7 @@ def unacknowledged(end: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
-def receive_exactly(end: socket.socket, count: int) -> bytes:
+def receive_exactly(end: socket.SocketType, count: int) -> bytes:
     """The next `count` bytes."""
     parts = bytearray()
     while len(parts) < count:

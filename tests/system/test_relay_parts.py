@@ -120,6 +120,9 @@ class Subject:
         except OSError as error:
             self._finish(type(error))
 
+    def ending(self) -> None:
+        self.readable()
+
     def writable(self) -> None:
         self._finish("writable")
 
@@ -209,6 +212,9 @@ class Noted:
     def readable(self) -> None:
         self.calls.append("readable")
         self._on_readable()
+
+    def ending(self) -> None:
+        self.readable()
 
     def writable(self) -> None:
         self.calls.append("writable")
