@@ -66,19 +66,26 @@ def run_apart(function: Callable[[], Any], *, bpf_fs: bool = True) -> None:
     in_child(run)
 
 
-def in_child(function: Callable[[], Any]) -> None:
-    """Run the function in a child, in the same namespaces; if it fails, AssertionError has its traceback."""
-    reading, writing = os.pipe()
+def in_child(*functions: Callable[[], Any]) -> None:
+    """Run the function in a child, in the same namespaces, or several at once; AssertionError has their tracebacks."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _be_child(function, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as said:
-        text = said.read().decode(errors="replace")
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {os.waitstatus_to_exitcode(status)}:\n{text}"
+    started: list[tuple[int, int]] = []
+    for function in functions:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _be_child(function, writing)
+        os.close(writing)
+        started.append((pid, reading))
+    failed: list[str] = []
+    for pid, reading in started:
+        with os.fdopen(reading, "rb") as said:
+            text = said.read().decode(errors="replace")
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            failed.append(f"the child ended with {os.waitstatus_to_exitcode(status)}:\n{text}")
+    assert not failed, "\n".join(failed)
 
 
 def _be_child(function: Callable[[], Any], writing: int) -> NoReturn:

@@ -86,15 +86,7 @@ def test_daemons_that_come_and_go_at_once_do_not_trip_over_each_other(bpf_fs: bo
                 assert "steers as test already" in str(error)  # noqa: PT017  # either is right
 
     def both() -> None:
-        other = os.fork()
-        status = 1
-        try:
-            come_and_go()
-            status = 0
-        finally:
-            if other == 0:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+        in_child(come_and_go, come_and_go)
         assert (entries(BPF_FS) if is_bpf_fs(BPF_FS) else []) == []
         assert is_bpf_fs(BPF_FS) == bpf_fs
 
