@@ -48,8 +48,8 @@ RESET_FLUSH = 5.0
 MOST_PIPES = 64
 """How many directions of connections may be spliced at the same time; the others are copied."""
 MOST_PIPES_OF_A_USER = 32
-"""The same if it is not root: half of what the kernel lets a user have (pipe-user-pages-soft). The rest is for the user's
-other processes, instances among them, which would get pipes of 8 KiB without it."""
+"""The same if it is not root: half of what the kernel lets a user have (pipe-user-pages-soft). The rest is for others
+of that user, as instances are, which would get pipes of 8 KiB without it."""
 KEPT_DESCRIPTORS = 64
 """For listening sockets, supervisors and logs: what clients never get."""
 LOOK_EVERY = 1.0
