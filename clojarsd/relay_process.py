@@ -38,6 +38,7 @@ from clojarsd.system.memory_trouble import LoudEnd, be_spared  # noqa: E402
 from clojarsd.system.relay import RelayResources  # noqa: E402
 from clojarsd.system.relay_loop import RelayLoop  # noqa: E402
 from clojarsd.system.relay_socket import RelaySocket, open_directory  # noqa: E402
+from clojarsd.system.seccomp import filter_calls  # noqa: E402
 
 log = structlog.get_logger()
 
@@ -47,6 +48,9 @@ RESET_FLUSH = 5.0
 """Seconds without progress after which bytes for one side of a reset connection are given up."""
 MOST_PIPES = 64
 """How many directions of connections may be spliced at the same time; the others are copied."""
+MOST_PIPES_OF_A_USER = 32
+"""The same if it is not root: half of what the kernel lets a user have (pipe-user-pages-soft). The rest is for others
+of that user, as instances are, which would get pipes of 8 KiB without it."""
 KEPT_DESCRIPTORS = 64
 """For listening sockets, supervisors and logs: what clients never get."""
 LOOK_EVERY = 1.0
@@ -68,6 +72,7 @@ def main() -> None:
     be_spared()
     supervisor, directory = os.geteuid(), open_directory(arguments.socket)
     confine(arguments.account)
+    filter_calls()
     set_up_logs()
     try:
         door = partial(RelaySocket, arguments.socket, directory, {supervisor})
@@ -85,7 +90,7 @@ async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, pre
     assert isinstance(loop, RelayLoop)
     end.watch_loop(loop)
     descriptors = _raise_descriptor_limit()
-    pipes = min(MOST_PIPES, descriptors // 32)
+    pipes = min(MOST_PIPES if os.geteuid() == 0 else MOST_PIPES_OF_A_USER, descriptors // 32)
     resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=loop.poller)
     ended = asyncio.Event()
     budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
