@@ -22,7 +22,9 @@ from clojarsd.system.sockets import send_at_once
 
 BUFFER_SIZE = 1 << 16
 TURN_SIZE = 1 << 20
-"""Bytes that one flow may splice before the others have their turn."""
+"""Bytes that are spliced before the others have their turn, by one flow, or together by those that have a pipe."""
+SMALLEST_TURN = 1 << 17
+"""Bytes of one flow in any case."""
 _SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os names from Python 3.14 on
 
 
@@ -319,7 +321,7 @@ class Flow:
     def _read_splicing(self) -> None:
         """Move bytes through the pipe until the source runs dry, the sink is full or the turn is over."""
         assert self._pipe is not None
-        left = TURN_SIZE
+        left = max(TURN_SIZE // self._shared.pipes.lent, SMALLEST_TURN)
         while left > 0:
             try:
                 count = os.splice(self.fd, self._pipe.write_fd, left, flags=_SPLICE_FLAGS)

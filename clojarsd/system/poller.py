@@ -60,8 +60,8 @@ class Poller:
     Whoever makes it closes it. The first `attach` ties it to a loop, and no task runs inside.
 
     Args:
-        epoll: the set, if it is shared with a loop; closed here.
-        shared_with: that loop, which calls `turn`; it need not watch the set then.
+        epoll: the set, if it is shared with a loop, which closes it.
+        shared_with: that loop. It calls `turn`, and need not watch the set.
     """
 
     __slots__ = ("_epoll", "_forgotten", "_is_nested", "_loop", "_subjects")
@@ -121,12 +121,14 @@ class Poller:
         self._forgotten.add(fd)
 
     def close(self) -> None:
-        """Leave the loop and close the set; the watched descriptors stay open."""
+        """Watch nothing any more, and leave the loop; the watched descriptors stay open."""
+        for subject in list(self._subjects.values()):
+            self.watch(subject, FORGET)
         if self._is_nested:
             assert self._loop is not None
             self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
-        self._subjects.clear()
+        if self._is_nested or self._loop is None:
+            self._epoll.close()
 
     def turn(self, timeout: float = 0) -> Sequence[tuple[int, int]]:
         """Call what is ready, or becomes so within the time; what is ready and not watched here, with its events.

@@ -13,7 +13,7 @@ class RelayResources:
     Attributes:
         reset_flush: seconds without progress after which one side's bytes that were sent before its reset are given up.
         move_flush: seconds of silence after which an instance that does not close a moving connection is left.
-        poller: that of the loop, which closes it; else one is made, to be nested in whatever loop it is attached to.
+        poller: that of the loop if it has one; else one is made, to be nested in whatever loop it is attached to.
     """
 
     def __init__(self, *, reset_flush: float, move_flush: float, max_pipes: int, poller: Poller | None = None) -> None:
@@ -22,10 +22,8 @@ class RelayResources:
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
         self.pipes = PipePool(max_pipes)
         self.poller = Poller() if poller is None else poller
-        self._is_poller_own = poller is None
 
     def close(self) -> None:
         """Give everything back to the system. All sessions must have ended before."""
-        if self._is_poller_own:
-            self.poller.close()
+        self.poller.close()
         self.pipes.close()
