@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+from clojarsd.core.connections import ConnectionList, ConnectionView, joined
+from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     BeginDrain,
+    Connections,
     Cut,
     Doubt,
     Drained,
     EndDrain,
     Happened,
+    ListConnections,
     SetEligible,
     Snapshot,
     ToRelay,
@@ -26,6 +30,9 @@ from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend import History
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
+
+LIST_TIMEOUT = 5.0
+"""Seconds for the relay process to say which connections it has."""
 
 
 class RelayTraffic(ABC):
@@ -53,6 +60,7 @@ class RelayTraffic(ABC):
         self._inherited: set[Role] = set()
         """Instances whose drain an earlier supervisor has begun and this one has not asked about."""
         self._number = 0
+        self._lists: dict[int, _List] = {}
         self._history: History | None = None
         self._early: list[Happened] = []
         self._is_mourning = False
@@ -108,6 +116,7 @@ class RelayTraffic(ABC):
         self.settle(role)
         self._number += 1
         drain = self._drains[role] = _Drain(self._number, when_drained)
+        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True))
         if self._is_mourning:
             self._loop.call_soon(self._drained, drain.number, role)
         else:
@@ -118,11 +127,40 @@ class RelayTraffic(ABC):
         """Leave open connections alone again."""
         self._inherited.discard(role)
         self._drains.pop(role, None)
+        self.steering.end_drain(role)
         self._tell(EndDrain(role))
 
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""
+        self.steering.cut(role)
         self._tell(Cut(role))
+
+    async def connections(self, frontend: str | None = None) -> ConnectionList:
+        """The connections one by one, of all frontends or of that one, those first that keep a drain.
+
+        Raises:
+            Failed: the relay process has not answered in time, or the kernel does not tell.
+        """
+        return joined([await self._relayed_connections(frontend), await self.steering.connections(frontend)])
+
+    async def _relayed_connections(self, frontend: str | None) -> ConnectionList:
+        if self._is_mourning:
+            return ConnectionList(())
+        self._number += 1
+        number, waited_for = self._number, _List(self._loop.create_future())
+        self._lists[number] = waited_for
+        try:
+            self._tell(ListConnections(number, frontend))
+            async with asyncio.timeout(LIST_TIMEOUT):
+                await waited_for.told
+        except TimeoutError:
+            raise Failed(
+                f"cannot list the connections: the relay process has not answered within {LIST_TIMEOUT:g} s "
+                "(one of an earlier version never does)"
+            ) from None
+        finally:
+            del self._lists[number]
+        return joined([ConnectionList(tuple(waited_for.seen), waited_for.left_out)])
 
     def _tell_eligible(self) -> None:
         now = self._loop.time()
@@ -132,7 +170,7 @@ class RelayTraffic(ABC):
     def _tell_drains(self) -> None:
         """Have those go on that were under way."""
         for role, drain in self._drains.items():
-            if not drain.is_over:
+            if drain.is_in_relay:
                 self._tell(BeginDrain(drain.number, role, go_on=True))
 
     def _mourn(self) -> None:
@@ -143,6 +181,8 @@ class RelayTraffic(ABC):
         self.changed()
         for role, drain in list(self._drains.items()):
             self._drained(drain.number, role)
+        for number in list(self._lists):
+            self._listed(Connections(number, (), 0, is_last=True))
 
     # What the relay process says.
 
@@ -152,6 +192,8 @@ class RelayTraffic(ABC):
                 self._show(frontends)
             case Drained(number, role):
                 self._drained(number, role)
+            case Connections():
+                self._listed(message)
             case Doubt(role):
                 self.doubt(role)
             case Happened():
@@ -159,12 +201,27 @@ class RelayTraffic(ABC):
             case _:
                 pass
 
-    def _drained(self, number: int, role: Role) -> None:
-        """No connection of the role is left; late news of an earlier drain means nothing."""
+    def _drained(self, number: int, role: Role, *, in_kernel: bool = False) -> None:
+        """No relayed, or no steered connection of the role is left; late news of an earlier drain means nothing."""
         drain = self._drains.get(role)
-        if drain is not None and drain.number == number and not drain.is_over:
-            drain.is_over = True
+        if drain is None or drain.number != number:
+            return
+        was_over = not (drain.is_in_kernel or drain.is_in_relay)
+        if in_kernel:
+            drain.is_in_kernel = False
+        else:
+            drain.is_in_relay = False
+        if not (was_over or drain.is_in_kernel or drain.is_in_relay):
             drain.when_drained()
+
+    def _listed(self, told: Connections) -> None:
+        """Some of the connections that somebody waits for, or the end of them."""
+        waited_for = self._lists.get(told.number)
+        if waited_for is not None:
+            waited_for.seen.extend(told.connections)
+            waited_for.left_out = told.left_out
+            if told.is_last and not waited_for.told.done():
+                waited_for.told.set_result(None)
 
     def _record(self, happened: Happened) -> None:
         if self._history is None:
@@ -191,8 +248,18 @@ class RelayTraffic(ABC):
 
 @dataclass(slots=True)
 class _Drain:
-    """A drain that was asked for and not ended; `is_over`: no connection is left."""
+    """A drain that was asked for and not ended; whether relayed or steered connections are still waited for."""
 
     number: int
     when_drained: Callable[[], None]
-    is_over: bool = False
+    is_in_relay: bool = True
+    is_in_kernel: bool = True
+
+
+@dataclass(slots=True)
+class _List:
+    """Connections that somebody waits for; `told` is done when all have been told."""
+
+    told: asyncio.Future[None]
+    seen: list[ConnectionView] = field(default_factory=list)
+    left_out: int = 0

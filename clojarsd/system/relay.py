@@ -42,6 +42,7 @@ class Session:
         client, instance: the two sockets.
         is_duplicated: whether another process has, or may have had, descriptors of the same sockets.
         owed: whether the last bytes came from the client.
+        began_at: loop time.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Session:
         "_timer",
         "_timer_at",
         "_up",
+        "began_at",
         "client",
         "instance",
         "is_duplicated",
@@ -77,7 +79,7 @@ class Session:
         self.client = client
         self.instance = instance
         self.is_duplicated = is_duplicated
-        self.owed = False
+        self.owed, self.began_at = False, loop.time()
         self._loop = loop
         self._resources = resources
         self._on_end = on_end
@@ -94,8 +96,7 @@ class Session:
         """When a frozen session's timer was due, or None."""
         self._up = Flow(self, client, instance, resources, from_client=True, quickack=quickack)
         self._down = Flow(self, instance, client, resources, from_client=False, quickack=quickack)
-        self._up.twin = self._down
-        self._down.twin = self._up
+        self._up.twin, self._down.twin = self._down, self._up
 
     def start(self) -> None:
         """Carry bytes from now on; what the client has sent by now is carried when this returns, and it may be over."""
@@ -108,6 +109,11 @@ class Session:
                 self._up.acknowledge_handshake()
             self._up.watch()
             self._down.watch()
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        return self._phase
 
     @property
     def bytes_up(self) -> int:
@@ -179,6 +185,7 @@ class Session:
             seen=self._seen,
             timer_at=self._timer_at,
             give_up_at=self._give_up_at,
+            began_at=self.began_at,
         )
         return frozen, (self._up.fd, self._down.fd, *self._up.full_pipe, *self._down.full_pipe)
 
@@ -197,7 +204,7 @@ class Session:
         client.setblocking(False)
         instance.setblocking(False)
         session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
-        session.owed = frozen.owed
+        session.owed, session.began_at = frozen.owed, frozen.began_at or session.began_at
         session.is_duplicated = True
         session._phase = Phase[frozen.phase]
         pipes = iter(descriptors[2:])
