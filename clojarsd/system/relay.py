@@ -288,6 +288,9 @@ class Session:
 
     def _pass_end(self, flow: Flow) -> None:
         """Tell the sink that no more will come."""
+        if flow.twin.stage is Stage.DONE and not self.is_duplicated:
+            self._end(EndReason.FINISHED)  # closing says it, too, with the last descriptor
+            return
         try:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:
