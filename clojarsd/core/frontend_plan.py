@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Backend, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,15 +13,21 @@ class FrontendPlan:
     """What a frontend is made of.
 
     Attributes:
-        backends: where each instance answers.
+        backends: where each instance answers, with numeric hosts; others: where it is tried next if it does not answer
+            there, in this order, because its host has more addresses.
         movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
         mode_reason: why it relays, or None when the settings ask for it.
         connect_timeout, hold, drain, drain_idle, failback: seconds, as the settings say.
+        proxy_protocol: whether an instance is told first who its client is.
+        source: the numeric host of ours that connects to instances come from; None: whichever fits.
+        idle_timeout: seconds of silence after which a connection is ended; half_closed_timeout: the same for one of
+            which one side has ended. None: never.
+        access_log: whether each connection is told in the log at its end.
     """
 
     name: str
     listen: tuple[Address, ...]
-    backends: Mapping[Role, Address]
+    backends: Mapping[Role, Backend]
     movable: bool
     mode_reason: str | None
     quickack: bool
@@ -31,6 +37,12 @@ class FrontendPlan:
     drain: float
     drain_idle: float
     failback: float
+    others: Mapping[Role, tuple[Address, ...]] = field(default_factory=dict)
+    proxy_protocol: bool = False
+    source: str | None = None
+    idle_timeout: float | None = None
+    half_closed_timeout: float | None = None
+    access_log: bool = False
 
     def is_beside_ipv4(self, address: Address) -> bool:
         """Whether an IPv4 address of this frontend has the same port, which an IPv6 socket must then leave alone."""

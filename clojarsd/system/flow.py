@@ -151,6 +151,11 @@ class Flow:
         if self._detour is None:
             self._detour = self._read_looking
 
+    def owe(self, first: bytes) -> None:
+        """Deliver this, which does not count as delivered, before what the source sends. Only before it is watched."""
+        self._pending = first
+        self.delivered -= len(first)
+
     def hold(self) -> None:
         """Leave what comes in the kernel's queue from now on."""
         self.stage = Stage.HELD

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from clojarsd.core.end_reason import EndReason as EndReason
 from clojarsd.core.frozen import FrozenSession
 from clojarsd.system.flow import Flow, Stage
 from clojarsd.system.pipes import Pipe
@@ -30,16 +31,6 @@ FIRST_DELAY = 0.001
 LONGEST_DELAY = 0.05
 """Seconds between two looks at a send queue: the first, and what the doubling ends at."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class EndReason(enum.Enum):
-    """Why a session ended. Its value is the phrase for the connection's log line."""
-
-    FINISHED = "finished"
-    CLIENT_RESET = "reset by the client"
-    INSTANCE_RESET = "reset by the instance"
-    CUT = "cut by clojarsd"
-    MOVED = "moved to the other instance"
 
 
 class _Phase(enum.Enum):
@@ -132,15 +123,24 @@ class Session:
         """Whether no answer is owed: nothing is buffered, and the last bytes came from the instance or none have."""
         return not self.owed and self._up.is_flushed and self._down.is_flushed
 
-    def cut(self) -> None:
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether one side has ended and the other has not."""
+        return self._up.stage is Stage.DONE or self._down.stage is Stage.DONE
+
+    def say_first(self, header: bytes) -> None:
+        """Send the instance this before anything of the client; `bytes_up` does not count it. Only before `start`."""
+        self._up.owe(header)
+
+    def cut(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both at once with a reset."""
         if self._phase is not _Phase.ENDED:
-            self._end(EndReason.CUT, reset=(self.client, self.instance))
+            self._end(reason, reset=(self.client, self.instance))
 
-    def finish(self) -> None:
+    def finish(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both with an ordinary end, unless something that the client has sent waits to be read."""
         if self._phase is not _Phase.ENDED and not unread(self.client):
-            self._end(EndReason.CUT)
+            self._end(reason)
 
     def move_at_next_request(self) -> None:
         """Leave the instance when the client begins its next HTTP/1.x request while the connection is quiet.
