@@ -35,7 +35,18 @@ NEXT_START: Final = TakesEffect.NEXT_START
 DAEMON_RESTART: Final = TakesEffect.DAEMON_RESTART
 
 _AT_NEXT_START: Final = (
-    *("host", "ports", "sockets", "command", "directory", "environment", "environment_file", "umask", "nice", "oom_score_adjust"),
+    *(
+        "host",
+        "ports",
+        "sockets",
+        "command",
+        "directory",
+        "environment",
+        "environment_file",
+        "umask",
+        "nice",
+        "oom_score_adjust",
+    ),
     *("limits", "notify", "cpu_affinity", "chroot", "supplementary_groups", "cgroup", "log"),
 )
 _AT_ONCE: Final = (

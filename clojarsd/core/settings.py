@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -53,6 +53,7 @@ T = TypeVar("T", bound=BaseModel)
 
 JOINED: Final = ("environment", "limits", "cgroup")
 """Keys of `[app]` that are tables, to which an instance adds name by name."""
+NOTHING: Final[Mapping[str, Any]] = {}
 OWN: Final = ("host", "resolve", "ports", "sockets")
 """Keys that only the table of an instance has, apart from its name."""
 
@@ -80,7 +81,7 @@ class LaunchSettings(Table):
 
     command: kinds.OptionalCommand = ()
     directory: kinds.AbsolutePath = Path("/")
-    environment: kinds.Environment = {}
+    environment: kinds.Environment = NOTHING
     environment_file: kinds.AbsolutePath | None = None
     pre_start: kinds.Commands = ()
     post_start: kinds.Commands = ()
@@ -98,14 +99,14 @@ class LaunchSettings(Table):
     umask: kinds.Umask = 0o022
     nice: kinds.Nice = 0
     oom_score_adjust: kinds.OomScore = 0
-    limits: kinds.Limits = {}
+    limits: kinds.Limits = NOTHING
     notify: kinds.Boolean = False
     watchdog: processes.Watchdog = None
     memory_max: processes.MemoryMax = None
     cpu_affinity: processes.CpuNumbers = ()
     chroot: processes.Chroot = None
     supplementary_groups: processes.Groups = ()
-    cgroup: processes.CgroupFiles = {}
+    cgroup: processes.CgroupFiles = NOTHING
     log: kinds.LogChoice = LogTo.FILE
     log_max_size: kinds.Size = 64 * 1024**2
     log_keep: kinds.Kept = 5
@@ -123,7 +124,7 @@ class InstanceTable(AppTable):
     name: kinds.Name | None = None
     host: kinds.Host = "127.0.0.1"
     resolve: processes.DurationOrNever = 30.0
-    sockets: kinds.Sockets = {}
+    sockets: kinds.Sockets = NOTHING
     ports: kinds.Ports = Field(description="the ports of this instance, such as { http = 8001, nailgun = 8101 }")
 
 

@@ -256,7 +256,9 @@ class _Judge:
                     reason = f"{{{name}}} needs a table [deploy], which says where releases are"
                 else:
                     reason = unknown_placeholder(name, known)
-                yield self._problem(where, text, reason, *self._ports_of_all() if name.startswith(("port.", "socket.")) else ())
+                yield self._problem(
+                    where, text, reason, *self._ports_of_all() if name.startswith(("port.", "socket.")) else ()
+                )
 
     def _ports_of_all(self) -> Iterator[Where]:
         for role in Role:

@@ -8,7 +8,7 @@ import errno
 from clojarsd.core.names import Role
 
 LASTS = 2.0
-"""Seconds for which an instance is passed over, if the other one can serve; the checks have their verdict about then."""
+"""Seconds for which an instance is passed over if the other one can serve; the checks have their verdict by then."""
 _SILENT = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 """What costs a client time. A refusal costs none, and is asked for anew each time."""
 

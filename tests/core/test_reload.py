@@ -338,9 +338,7 @@ def test_a_port_that_becomes_a_socket_is_a_port_until_the_next_start() -> None:
 
 
 def test_instances_that_change_sockets_are_refused() -> None:
-    launched = {
-        role: InForce("127.0.0.1", {"nailgun": 1}, sockets={"web": f"/run/{role.value}"}) for role in BOTH
-    }
+    launched = {role: InForce("127.0.0.1", {"nailgun": 1}, sockets={"web": f"/run/{role.value}"}) for role in BOTH}
     new = read(
         instances__primary={"sockets": '{ web = "/run/backup" }'},
         instances__backup={"sockets": '{ web = "/run/primary" }'},

@@ -12,7 +12,7 @@ from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.health import Result
 from clojarsd.core.identity import InstanceMark
 from clojarsd.core.launch import World
-from clojarsd.core.names import Address, HookName, Incarnation, LaunchStage, Role
+from clojarsd.core.names import Address, Backend, HookName, Incarnation, LaunchStage, Role, UnixAddress
 from clojarsd.core.restart import RestartPolicy, RestartWhen
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import InstanceSettings, parse_settings
@@ -122,15 +122,21 @@ class FakeProber(Prober):
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Address]] = []
+        self.asked_paths: list[tuple[str, str]] = []
+        self.announced: list[bool] = []
         self.failing: set[int] = set()
 
-    async def http(self, check: Any, address: Address) -> Result:
-        return self._answer("http", address)
+    async def http(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+        return self._answer("http", address, announced)
 
-    async def tcp(self, check: Any, address: Address) -> Result:
-        return self._answer("tcp", address)
+    async def tcp(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+        return self._answer("tcp", address, announced)
 
-    def _answer(self, kind: str, address: Address) -> Result:
+    def _answer(self, kind: str, address: Backend, announced: bool) -> Result:
+        self.announced.append(announced)
+        if isinstance(address, UnixAddress):
+            self.asked_paths.append((kind, address.path))
+            return Result(True, f"{kind} {address}", 0.001)
         self.asked.append((kind, address))
         return Result(address.port not in self.failing, f"{kind} {address}", 0.001)
 
@@ -195,7 +201,9 @@ def test_a_unit_has_its_name_and_what_its_process_is_bound_to(plans: Plans) -> N
 
 def test_what_a_process_is_bound_to_is_every_key_that_waits_for_a_start() -> None:
     """As `settings_in_force` needs it; a new field must not be forgotten here."""
-    assert {field.name for field in fields(InForce)} == {"host", "ports", "notify", "watchdog", "log", "cgroup"}
+    assert {field.name for field in fields(InForce)} == {
+        *("host", "ports", "sockets", "notify", "watchdog", "log", "cgroup")
+    }
     assert {field.name for field in fields(InForce)} <= set(InstanceSettings.model_fields)
 
 

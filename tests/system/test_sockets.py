@@ -12,7 +12,7 @@ import pytest
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
-from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen, resolve
+from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen
 from tests.support.sockets import open_descriptors, receive_to_the_end, reset, tcp_pair
 
 LOOPBACK = "127.0.0.1"
@@ -125,11 +125,3 @@ def test_free_ports_are_free_and_no_outgoing_connection_takes_one() -> None:
     with ExitStack() as stack:
         for port in found:
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
-
-
-def test_a_name_is_resolved_to_a_number_and_a_number_stays() -> None:
-    assert resolve(Address("localhost", 80)) == Address("127.0.0.1", 80)
-    assert resolve(Address("127.0.0.2", 80)) == Address("127.0.0.2", 80)
-    assert resolve(Address("::1", 80)) == Address("::1", 80)
-    with pytest.raises(Failed, match=r"^cannot find the host of no-such-host\.invalid:80: "):
-        resolve(Address("no-such-host.invalid", 80))
