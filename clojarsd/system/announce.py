@@ -10,17 +10,8 @@ from clojarsd.system.relay import Session
 
 
 def announce(session: Session) -> None:
-    """Send the PROXY header of the session's client; what the instance does not take at once goes before all else.
-
-    Called after the session was made and before it is started.
-    """
-    said = header_of(session.client)
-    try:
-        sent = session.instance.send(said)
-    except OSError:  # it is full, or has gone: who sends the rest is told
-        sent = 0
-    if sent < len(said):
-        session.say_first(said[sent:])
+    """Send the PROXY header of the session's client. Called after the session was made and before it is started."""
+    session.say_first(header_of(session.client))
 
 
 def header_of(client: socket.socket) -> bytes:

@@ -151,10 +151,17 @@ class Flow:
         if self._detour is None:
             self._detour = self._read_looking
 
-    def owe(self, first: bytes) -> None:
-        """Deliver this, which does not count as delivered, before what the source sends. Only before it is watched."""
-        self._pending = first
-        self.delivered -= len(first)
+    def say(self, first: bytes) -> None:
+        """Send this, which does not count as delivered, before anything of the source. Only before that is read."""
+        try:
+            sent = self._send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._session.sink_lost(self)
+            return
+        self._pending = first[sent:]
+        self.delivered -= len(self._pending)
 
     def hold(self) -> None:
         """Leave what comes in the kernel's queue from now on."""

@@ -130,7 +130,7 @@ class Session:
 
     def say_first(self, header: bytes) -> None:
         """Send the instance this before anything of the client; `bytes_up` does not count it. Only before `start`."""
-        self._up.owe(header)
+        self._up.say(header)
 
     def cut(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both at once with a reset."""
