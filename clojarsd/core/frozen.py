@@ -97,7 +97,7 @@ class FrozenRecord:
     down: int
     connect: float | None
     held_at: float | None
-    held: float
+    held: float | None
 
 
 @dataclass(frozen=True, slots=True)

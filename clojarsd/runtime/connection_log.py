@@ -24,7 +24,7 @@ class Record:
         came_at: when it was accepted, or None: nobody counted then.
         up, down: bytes that earlier sessions have carried.
         dialled_at: when the latest connect was begun; connect: the seconds that the one took that succeeded.
-        held_at: since when it waits; held: seconds that it has waited before.
+        held_at: since when it waits; held: seconds that it has waited before, or None: it never had to.
     """
 
     client: str | None
@@ -36,7 +36,7 @@ class Record:
     dialled_at: float | None = None
     connect: float | None = None
     held_at: float | None = None
-    held: float = 0.0
+    held: float | None = None
 
     def freeze(self) -> FrozenRecord:
         """All of it for another process, where a connect that is under way begins anew."""
@@ -96,7 +96,7 @@ class ConnectionLog:
             record.tries += 1
             record.dialled_at = now
             if record.held_at is not None:
-                record.held += now - record.held_at
+                record.held = (record.held or 0.0) + now - record.held_at
                 record.held_at = None
 
     def waits(self, client: Client) -> None:
@@ -129,14 +129,14 @@ class ConnectionLog:
         if isinstance(connection, Session):
             up += connection.bytes_up
             down += connection.bytes_down
-        held = record.held + (now - record.held_at if record.held_at is not None else 0.0)
         told: dict[str, object] = {"client": record.client, "role": role and role.value, "reason": reason.value}
         told |= {"up_bytes": up, "down_bytes": down, "tries": record.tries}
         told["lasted_s"] = None if record.came_at is None else round(now - record.came_at, 3)
         if record.connect is not None:
             told["connect_s"] = round(record.connect, 6)
-        if held:
-            told["held_s"] = round(held, 3)
+        if record.held_at is not None or record.held is not None:
+            waits = 0.0 if record.held_at is None else now - record.held_at
+            told["held_s"] = round((record.held or 0.0) + waits, 3)
         if record.moves:
             told["moves"] = record.moves
         self._write("connection_ended", **told)
