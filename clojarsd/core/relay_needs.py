@@ -23,4 +23,4 @@ def why_relayed(frontend: FrontendSettings, backends: Mapping[Role, Backend]) ->
     keys = [key for key in _KEYS if getattr(frontend, key)]
     if not keys:
         return None
-    return f"{' and '.join(keys)} {'needs' if len(keys) == 1 else 'need'} the relay"
+    return f"{', '.join(keys)} {'needs' if len(keys) == 1 else 'need'} the relay"

@@ -102,6 +102,10 @@ hold_connections = 12
 drain = "13s"
 drain_idle = "1s"
 failback = "14s"
+proxy_protocol = true
+idle_timeout = "2h"
+half_closed_timeout = "never"
+access_log = true
 [frontends.nailgun]
 listen = "127.0.0.1:8700"
 port = "nailgun"
@@ -415,7 +419,11 @@ def test_every_key_of_a_frontend_is_in_its_plan(plans: Plans) -> None:
     assert (http.connect_timeout, http.hold, http.hold_connections) == (4.0, 11.0, 12)
     assert (http.drain, http.drain_idle, http.failback) == (13.0, 1.0, 14.0)
     assert (http.movable, http.quickack) == (True, False)
-    assert http.mode_reason == "steering in the kernel is not in this version"
+    assert http.mode_reason == "proxy_protocol, idle_timeout, access_log need the relay"
+    assert (http.proxy_protocol, http.access_log) == (True, True)
+    assert (http.idle_timeout, http.half_closed_timeout) == (7200.0, None)
+    assert (nailgun.proxy_protocol, nailgun.idle_timeout, nailgun.half_closed_timeout) == (False, None, 3600)
+    assert (http.source, nailgun.access_log, http.others) == (None, False, {})
     assert nailgun.backends == {P: Address("127.0.0.1", 8101), B: Address("::1", 8102)}
     assert (nailgun.movable, nailgun.quickack, nailgun.mode_reason) == (False, True, None)
 
@@ -442,3 +450,70 @@ def test_a_host_by_name_is_looked_up_and_one_that_is_not_there_is_said(plans: Pl
     impossible = 64 * "x"  # longer than a label may be, so that no name server is asked
     with pytest.raises(Failed, match=f"^cannot find the host of {impossible}:8001: "):
         plans.frontends({**both, P: replace(both[P], host=impossible)})
+
+
+ON_SOCKETS = """
+[app]
+command = ["serve", "{socket.http}"]
+pre_stop = [["tell", "{socket.http}"]]
+[instances.primary]
+ports = {}
+sockets = { http = "/run/a.sock" }
+[instances.backup]
+ports = { http = 8002 }
+sockets = { extra = "/run/b.sock" }
+[frontends.http]
+listen = "127.0.0.1:8080"
+port = "http"
+source = "127.0.0.2"
+proxy_protocol = true
+"""
+
+
+def test_a_frontend_may_stand_before_a_unix_socket_and_a_port() -> None:
+    plans = plans_of(ON_SOCKETS.replace("{socket.http}", "x"))
+    seen = plans.frontends({role: plans.in_force(role) for role in Role})["http"]
+    assert seen.backends == {P: UnixAddress("/run/a.sock"), B: Address("127.0.0.1", 8002)}
+    assert (seen.source, seen.others) == ("127.0.0.2", {})
+    assert seen.mode_reason == "primary listens on a Unix socket, /run/a.sock"
+
+
+def test_an_instance_is_told_its_socket_and_its_hooks_that_of_its_process() -> None:
+    text = ON_SOCKETS.replace("ports = { http = 8002 }\nsockets = { extra", "ports = {}\nsockets = { http")
+    plans = plans_of(text.replace('source = "127.0.0.2"', ""))
+    spec = plans.unit(P).launch(THIRD, {}).spec
+    assert (spec.command, spec.ports) == (("serve", "/run/a.sock"), {})
+    bound = InForce("127.0.0.1", {}, sockets={"http": "/run/before.sock"})
+    assert plans.unit(P, lambda: bound).hooks[HookName.PRE_STOP].commands() == (("tell", "/run/before.sock"),)
+
+
+async def test_sockets_are_checked_and_told_that_a_check_is_no_client() -> None:
+    plans = plans_of(ON_SOCKETS.replace("{socket.http}", "x"))
+    (check,) = plans.checks(P, plans.in_force(P))
+    assert (await check.ask()).passed
+    (check,) = plans.checks(B, plans.in_force(B))
+    assert (await check.ask()).passed
+    assert isinstance(plans.prober, FakeProber)
+    assert plans.prober.asked_paths == [("tcp", "/run/a.sock")]
+    assert plans.prober.asked == [("tcp", Address("127.0.0.1", 8002))]
+    assert plans.prober.announced == [True, True]
+
+
+NEVER = 'host = "a.example"\nresolve = "never"'
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "hosts", "pause"),
+    [
+        ("", "", set(), None),
+        ('host = "a.example"', "", {"a.example"}, 30.0),
+        (NEVER, 'host = "b.example"\nresolve = "5s"', {"a.example", "b.example"}, 5.0),
+        (NEVER, 'host = "::1"\nresolve = "5s"', {"a.example"}, None),
+    ],
+)
+def test_names_are_looked_up_as_often_as_the_settings_say(
+    primary: str, backup: str, hosts: set[str], pause: float | None
+) -> None:
+    text = LEAST.replace("[instances.primary]", f"[instances.primary]\n{primary}")
+    plans = plans_of(text.replace("[instances.backup]", f"[instances.backup]\n{backup}"))
+    assert plans.named_hosts({role: plans.in_force(role) for role in Role}) == (frozenset(hosts), pause)

@@ -125,3 +125,18 @@ def test_free_ports_are_free_and_no_outgoing_connection_takes_one() -> None:
     with ExitStack() as stack:
         for port in found:
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
+
+
+def test_a_peer_that_has_vanished_is_found_out_by_the_kernel() -> None:
+    """Clients that are accepted are asked whether they are there, as the listening socket says."""
+    with (
+        listen(Address(LOOPBACK, 0), ipv6_only=False, what="a test") as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_a_host_that_is_not_there_is_told() -> None:
+    with pytest.raises(Failed, match=r"^cannot listen on no-such-host\.invalid:0 for a test: "):
+        listen(Address("no-such-host.invalid", 0), ipv6_only=False, what="a test")
