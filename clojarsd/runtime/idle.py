@@ -11,8 +11,8 @@ LOOKS_PER_LIMIT = 4
 LONGEST_PAUSE = 15.0
 SHORTEST_PAUSE = 0.01
 """Seconds between two sweeps: a connection lives this much longer than its limit at most."""
-SESSIONS_A_TURN = 2_000
-"""How many are looked at before everybody else has a turn: below a millisecond."""
+SESSIONS_A_TURN = 500
+"""How many are looked at before everybody else has a turn: a millisecond, or less."""
 
 
 class IdleSweep:
