@@ -95,6 +95,7 @@ class Standstill:
             listeners: non-blocking; the frontend's from here on.
             when_drained: called, after `unfreeze`, with a role that is being drained when none of its clients is left.
         """
+        frontend._idle.close()
         frontend._listeners = list(listeners)
         frontend._router.thaw(frozen.route, frozen.last_active, frozen.eligible_since)
         frontend._accepted.update(frozen.accepted)

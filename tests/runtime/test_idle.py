@@ -8,6 +8,9 @@ import pytest
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.runtime import idle
+from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.standstill import Standstill
 from tests.support.fronts import NEVER, Front, make_plan, pending_timers
 from tests.support.sockets import MOMENT_S, Rig, receive_exactly, receive_to_the_end, stays_silent
 
@@ -157,6 +160,25 @@ def test_a_reload_brings_and_takes_limits(rig: Rig) -> None:
                 assert stays_silent(third)
                 speak(third, end_of_third)
             assert rig.call(pending_timers) == 0
+
+
+def test_nothing_is_ended_while_a_frontend_stands_still(rig: Rig) -> None:
+    """Neither where it is nor where it will be: the connections may be another process's by then."""
+    with Front(rig, idle_timeout=SOON) as front:
+        client = front.client()
+        with front.primary.accept() as end:
+            speak(client, end)
+            stand = rig.call(lambda: Standstill.freeze(front.frontend))
+            frozen, _ = rig.call(stand.head)
+            rig.call(stand.connections)
+            heir = rig.call(lambda: Frontend(front.plan, rig.resources, Budget(100)))
+            there = rig.call(lambda: Standstill.thaw(heir, frozen, [], lambda role: None))
+            assert rig.call(pending_timers) == 0
+            assert stays_silent(client)
+            rig.call(there.let_go)
+            rig.call(stand.unfreeze)
+            assert receive_to_the_end(client) == (b"", False)
+            assert receive_to_the_end(end) == (b"", False)
 
 
 def test_many_are_looked_at_in_turns(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
