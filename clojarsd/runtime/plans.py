@@ -126,13 +126,30 @@ class Plans:
 
     async def _ask(self, checks: Sequence[tuple[CheckSettings, Backend]]) -> Result:
         """What the last of the checks has seen, or the first that has not passed; they are asked one by one."""
-        announced = {frontend.port for frontend in self.settings.frontends.values() if frontend.proxy_protocol}
         result = Result(True, "asked from the next start on", 0.0)
-        for check, address in checks:
-            ask = self.prober.http if check.kind is CheckKind.HTTP else self.prober.tcp
-            result = await ask(check, address, announced=check.port in announced)
+        for check, where in checks:
+            result = await self._ask_one(check, where)
             if not result.passed:
                 break
+        return result
+
+    async def _ask_one(self, check: CheckSettings, where: Backend) -> Result:
+        """What a check sees at the first address that passes, where names led last: no name service is in the way.
+
+        A name that was never found is asked for by the check itself.
+        """
+        announced = any(one.proxy_protocol and one.port == check.port for one in self.settings.frontends.values())
+        known = self.names.known(where) if isinstance(where, Address) else ()
+        result: Result | None = None
+        for address in known or (where,):
+            if check.kind is CheckKind.HTTP:
+                host = None if address == where else str(where)
+                result = await self.prober.http(check, address, announced=announced, host=host)
+            else:
+                result = await self.prober.tcp(check, address, announced=announced)
+            if result.passed:
+                break
+        assert result is not None
         return result
 
     def _checked(self, role: Role) -> tuple[CheckSettings, ...]:

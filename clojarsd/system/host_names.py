@@ -38,6 +38,12 @@ class HostNames:
                 raise Failed(f"cannot find the host of {address}: {str(error).lower()}") from error
         return tuple(Address(host, address.port) for host in self._found[address.host])
 
+    def known(self, address: Address) -> tuple[Address, ...]:
+        """The same without looking up; none for a name that was never found."""
+        if is_number(address.host):
+            return (address,)
+        return tuple(Address(host, address.port) for host in self._found.get(address.host, ()))
+
     def refresh(self, hosts: Iterable[str]) -> bool:
         """Look names up again. Whether one has other addresses than before; where looking up fails, the old ones stay.
 

@@ -52,19 +52,21 @@ class Prober:
         for session in self._sessions.values():
             await session.close()
 
-    async def http(self, check: Check, address: Backend, *, announced: bool = False) -> Result:
+    async def http(self, check: Check, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
         """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed.
 
         Args:
             announced: whether the PROXY header of a connection that is no client's goes before the request.
+            host: what the request is for, where that is not the address.
         """
+        headers = {"Host": host} if host is not None else None
         path = address.path if isinstance(address, UnixAddress) else None
         where = address if path is None else "localhost"
 
         async def ask() -> Result:
             began = time.monotonic()
             url = URL(f"http://{where}{check.path}", encoded=True)  # as it stands in the settings
-            async with self._session(path, announced).get(url, allow_redirects=False) as answer:
+            async with self._session(path, announced).get(url, headers=headers, allow_redirects=False) as answer:
                 took = time.monotonic() - began
                 if answer.status in check.status:
                     return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)

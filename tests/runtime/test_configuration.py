@@ -90,7 +90,7 @@ class FakeProber(Prober):
         self.asked: list[tuple[str, Address]] = []
         self.failing: set[int] = set()
 
-    async def http(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+    async def http(self, check: Any, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
         return self._answer("http", address)
 
     async def tcp(self, check: Any, address: Backend, *, announced: bool = False) -> Result:

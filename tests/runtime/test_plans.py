@@ -128,9 +128,11 @@ class FakeProber(Prober):
         self.asked: list[tuple[str, Address]] = []
         self.asked_paths: list[tuple[str, str]] = []
         self.announced: list[bool] = []
+        self.hosts: list[str | None] = []
         self.failing: set[int] = set()
 
-    async def http(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+    async def http(self, check: Any, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
+        self.hosts.append(host)
         return self._answer("http", address, announced)
 
     async def tcp(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
@@ -517,3 +519,37 @@ def test_names_are_looked_up_as_often_as_the_settings_say(
     text = LEAST.replace("[instances.primary]", f"[instances.primary]\n{primary}")
     plans = plans_of(text.replace("[instances.backup]", f"[instances.backup]\n{backup}"))
     assert plans.named_hosts({role: plans.in_force(role) for role in Role}) == (frozenset(hosts), pause)
+
+
+async def test_checks_go_where_a_name_led_last_and_try_each_address() -> None:
+    """A name service that fails takes no instance down."""
+    plans = plans_of(NAMED)
+    plans.names._found["a.example"] = ("127.0.0.2", "127.0.0.3")
+    assert isinstance(plans.prober, FakeProber)
+    http, tcp = plans.checks(P, plans.in_force(P))
+    assert (await http.ask()).passed
+    assert (await tcp.ask()).passed
+    plans.prober.failing.add(8001)
+    assert not (await http.ask()).passed
+    first, second = Address("127.0.0.2", 8001), Address("127.0.0.3", 8001)
+    assert plans.prober.asked == [("http", first), ("tcp", first), ("http", first), ("http", second)]
+    assert plans.prober.hosts == ["a.example:8001"] * 3
+
+
+async def test_a_check_looks_a_name_up_itself_that_was_never_found() -> None:
+    plans = plans_of(NAMED)
+    assert isinstance(plans.prober, FakeProber)
+    http, _ = plans.checks(P, plans.in_force(P))
+    assert (await http.ask()).passed
+    assert plans.prober.asked == [("http", Address("a.example", 8001))]
+    assert plans.prober.hosts == [None]
+
+
+NAMED = f"""{LEAST.replace("[instances.primary]", "[instances.primary]" + chr(10) + 'host = "a.example"')}
+[[checks]]
+kind = "http"
+port = "http"
+[[checks]]
+kind = "tcp"
+port = "http"
+"""

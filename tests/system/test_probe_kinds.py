@@ -139,3 +139,11 @@ async def test_a_check_says_that_it_is_no_client(prober: Prober, path: str, kind
         assert plain.startswith(b"GET /health?deep=1 HTTP/1.1\r\n")
     else:
         assert (announced, plain) == (LOCAL, b"")
+
+
+async def test_a_request_may_be_for_another_host_than_the_address(prober: Prober) -> None:
+    server = Server(OK)
+    async with server.at(None) as address:
+        assert (await prober.http(Asked(), address, host="app.example:8001")).passed
+        await until(lambda: server.heard, "the end of it")
+    assert b"\r\nHost: app.example:8001\r\n" in server.heard[0]
