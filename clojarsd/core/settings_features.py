@@ -41,4 +41,4 @@ def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str
 
 
 def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:
-    yield from _given(where, frontend, {"max_connections": 0, "proxy_protocol": False})
+    yield from _given(where, frontend, {"max_connections": 0})

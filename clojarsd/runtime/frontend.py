@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
 
 import structlog
 
@@ -15,10 +14,17 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.connection_log import ConnectionLog
 from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
+from clojarsd.runtime.frontend_history import History as History
+from clojarsd.runtime.frontend_view import view_of
 from clojarsd.runtime.hold import Hold
+from clojarsd.runtime.idle import IdleSweep
 from clojarsd.runtime.router import Router
+from clojarsd.runtime.suspicion import Suspicion
+from clojarsd.runtime.wide_dial import WideDial, make_dial
+from clojarsd.system.announce import announce
 from clojarsd.system.relay import EndReason, RelayResources, Session
 from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
@@ -30,15 +36,6 @@ RELEASE_PAUSE = 0.01
 started has a short accept queue."""
 RETRY_PAUSE = 0.1
 """Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
-
-
-class History(Protocol):
-    """Keeps what happened."""
-
-    def record(
-        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
-    ) -> None:
-        """Add an event."""
 
 
 class Frontend:
@@ -66,7 +63,12 @@ class Frontend:
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         budget.when_room(self._acceptor.look)
         self._router = Router(self._loop, self._log, plan.failback, self._route_changed)
-        self._dials: set[Dial] = set()
+        self._dials: set[Dial | WideDial] = set()
+        self._suspicion = Suspicion(self._loop)
+        self._told = ConnectionLog(self._loop, self._log)
+        self._told.configure(plan.access_log)
+        self._idle = IdleSweep(self._loop, self._every_session)
+        self.look_for_silence()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
         self._accepted = dict.fromkeys((Role.PRIMARY, Role.BACKUP, None), 0)
@@ -106,6 +108,9 @@ class Frontend:
         self._hold = Hold(self._loop, self._resources.poller, plan.hold, self._give_up)
         for client in waiting:
             self._hold.keep(client)
+        self.look_for_silence()
+        dialled = (dial.client for dial in self._dials)
+        self._told.configure(plan.access_log, [*self._every_session(), *waiting, *dialled])
         self._router.failback = plan.failback
         self._router.look()
         self._acceptor.look()
@@ -140,9 +145,11 @@ class Frontend:
         dials, self._dials = self._dials, set()
         for client in [*(dial.abandon() for dial in dials), *self._hold.take()]:
             close_with_reset(client.socket)
+            self._told.ended(client, None, EndReason.CUT)
             self._budget.give_back()
         for role in Role:
             self.cut(role)
+        self._idle.close()
 
     def _close_listeners(self) -> None:
         self._acceptor.end()
@@ -161,17 +168,7 @@ class Frontend:
 
     def view(self) -> FrontendView:
         """The frontend now."""
-        dialling = [dial.role for dial in self._dials]
-        counts: dict[Role | None, int] = {role: len(self._sessions[role]) + dialling.count(role) for role in Role}
-        return FrontendView(
-            listen=tuple(map(str, self.addresses() or self.plan.listen)),
-            mode="relay",
-            mode_reason=self.plan.mode_reason,
-            active=self._router.active,
-            connections={**counts, None: len(self._hold)},
-            accepted_total=dict(self._accepted),
-            next=self._router.next(),
-        )
+        return view_of(self)
 
     # Routing.
 
@@ -182,6 +179,7 @@ class Frontend:
         for role in Role:
             if eligible_since[role] is None:
                 self._redirect(role)
+                self._suspicion.answered(role)  # whatever is eligible there next is another instance
         if self._router.changes_at != before:
             self.changed()
 
@@ -208,7 +206,10 @@ class Frontend:
 
     def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()
-        self._admit(Client(accepted))
+        client = Client(accepted)
+        if self._told.is_on:
+            self._told.came(client)
+        self._admit(client)
 
     def _admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
@@ -216,7 +217,9 @@ class Frontend:
         if role is None:
             self._keep(client)
             return
-        dial = Dial(self._loop, client, role, self.plan.backends[role], self.plan.connect_timeout, self._dialled)
+        if self._told.is_on:
+            self._told.dialling(client)
+        dial = make_dial(self._loop, client, role, self.plan, self._dialled)
         self._dials.add(dial)
         dial.start()
 
@@ -224,12 +227,19 @@ class Frontend:
         active = self._router.active
         if active is None:
             return None
+        last = None
         for role in (active, active.other):
-            if self._router.eligible_since[role] is not None and role not in self._drains and role not in client.tried:
-                return role
-        return None
+            if self._may_serve(role) and role not in client.tried:
+                if self._suspicion.until and self._suspicion.passes_over(role, self.plan.connect_timeout):
+                    last = last or role
+                else:
+                    return role
+        return last
 
-    def _dialled(self, dial: Dial, instance: socket.SocketType | OSError) -> None:
+    def _may_serve(self, role: Role) -> bool:
+        return self._router.eligible_since[role] is not None and role not in self._drains
+
+    def _dialled(self, dial: Dial | WideDial, instance: socket.SocketType | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
         self._dials.discard(dial)
         if not isinstance(instance, OSError):
@@ -242,6 +252,10 @@ class Frontend:
         else:
             self.doubt(dial.role)
             dial.client.tried += (dial.role,)
+            other = dial.role.other
+            is_silent = self._suspicion.failed(dial.role, instance)
+            if is_silent and self._may_serve(other) and not self._suspicion.is_suspect(other):
+                self._redirect(dial.role)  # who waits for the same would wait in vain
             self._admit(dial.client)
 
     def _redirect(self, role: Role) -> None:
@@ -263,6 +277,12 @@ class Frontend:
             on_end=self._ended,
         )
         self._sessions[role].add(session)
+        if self._suspicion.until:
+            self._suspicion.answered(role)
+        if self._told.is_on:
+            self._told.connected(client, session)
+        if self.plan.proxy_protocol:
+            announce(session)
         session.start()
         self.counted()
         if client.give_up_at is not None:
@@ -272,16 +292,13 @@ class Frontend:
     def _ended(self, session: Session, reason: EndReason) -> None:
         role = Role.PRIMARY if session in self._sessions[Role.PRIMARY] else Role.BACKUP
         self._sessions[role].discard(session)
-        self._log.debug(
-            "connection_ended",
-            role=role.value,
-            reason=reason.value,
-            up_bytes=session.bytes_up,
-            down_bytes=session.bytes_down,
-        )
         if reason is EndReason.MOVED:
-            self._admit(Client(session.client, is_new=False, is_duplicated=session.is_duplicated))
+            client = Client(session.client, is_new=False, is_duplicated=session.is_duplicated)
+            self._told.moved(session, client)
+            self._admit(client)
         else:
+            if self._told.is_on:
+                self._told.ended(session, role, reason)
             self._budget.give_back()
         self.counted()
         if role in self._drains:
@@ -300,6 +317,7 @@ class Frontend:
         if client.give_up_at is None:
             self._accepted[None] += 1
         client.tried = ()
+        self._told.waits(client)
         self._hold.keep(client)
         self.counted()
         if active is not None and self._release is None:
@@ -322,8 +340,7 @@ class Frontend:
         """A held client has left (`waited` is None), or has waited as long as it may."""
         close_with_reset(client.socket)
         self._budget.give_back()
-        if waited is not None:
-            self._log.debug("held_connection_closed", waited_s=round(waited, 3))
+        self._told.ended(client, None, EndReason.LEFT if waited is None else EndReason.TURNED_AWAY)
         self.counted()
         self._look_whether_hold_is_over()
         self._acceptor.look()
@@ -373,7 +390,16 @@ class Frontend:
         """Whether no connection of the role is open or being opened."""
         return not self._sessions[role] and all(dial.role is not role for dial in self._dials)
 
-    def cut(self, role: Role) -> None:
+    def cut(self, role: Role, reason: EndReason = EndReason.CUT) -> None:
         """Close the open connections of the role with a reset."""
         for session in list(self._sessions[role]):
-            session.cut()
+            session.cut(reason)
+
+    # Silence.
+
+    def look_for_silence(self) -> None:
+        """End connections that are silent for as long as the plan says, counted from now on."""
+        self._idle.configure(self.plan.idle_timeout, self.plan.half_closed_timeout)
+
+    def _every_session(self) -> list[Session]:
+        return [session for sessions in self._sessions.values() for session in sessions]
