@@ -13,8 +13,6 @@ from pathlib import Path
 from clojarsd.core.errors import Failed
 from clojarsd.system.confinement import Account
 
-LONGEST_PATH = 107
-"""Bytes of a path that fit into an address, see unix(7)."""
 BACKLOG = 8
 _CREDENTIALS = struct.Struct("iII")
 
@@ -97,7 +95,7 @@ class RelaySocket:
     def _listen(self) -> socket.socket:
         beside = f"{self.path.name}.new"
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        try:  # by way of the directory's descriptor, which also makes a path of any length fit into an address
             listening.setblocking(False)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(beside, dir_fd=self._directory)
@@ -152,7 +150,6 @@ def connect(path: Path) -> socket.socket | None:
     Raises:
         Failed: the path cannot be used, or nothing more can be queued there; says which.
     """
-    address_of(path)
     try:
         place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -178,18 +175,6 @@ def connect(path: Path) -> socket.socket | None:
 
 def _unreachable(path: Path, error: OSError) -> Failed:
     return Failed(f"cannot reach the relay process at {path}: {(error.strerror or str(error)).lower()}")
-
-
-def address_of(path: Path) -> bytes:
-    """The path as an address.
-
-    Raises:
-        Failed: it is too long.
-    """
-    address = os.fsencode(path)
-    if len(address) + len(".new") > LONGEST_PATH:
-        raise Failed(f"cannot use {path} as a socket: its path is {len(address)} bytes long (at most 103)")
-    return address
 
 
 def credentials_of(end: socket.socket) -> tuple[int, int]:

@@ -59,6 +59,17 @@ def test_who_listens_there_is_found_and_lets_us_in(room: Path) -> None:
     assert not room.parent.exists()
 
 
+def test_a_path_may_be_longer_than_an_address(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    make_room(deep / "relay", None)
+    listening = RelaySocket(deep / "relay" / "relay.sock")
+    end = connect(listening.path)
+    assert end is not None
+    end.close()
+    listening.close()
+
+
 def test_nobody_is_found_where_nobody_listens(room: Path) -> None:
     assert connect(room) is None
     assert connect(room.parent / "missing" / "relay.sock") is None
