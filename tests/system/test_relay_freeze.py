@@ -364,3 +364,20 @@ def test_a_pipe_beyond_the_limit_is_closed_when_it_comes_back() -> None:
 def test_a_document_of_another_kind_is_refused(document: list[object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         from_document(document)
+
+
+def test_one_that_stays_ends_for_both_though_somebody_has_duplicates(rig: Rig) -> None:
+    """A process that was to take it over may live on for a while with what it had been given."""
+    relayed = rig.connect()
+    _, numbers = rig.call(relayed.session.freeze)
+    duplicates = [os.dup(number) for number in numbers]
+    rig.call(relayed.session.unfreeze)
+    for end, other in ((relayed.client, relayed.instance), (relayed.instance, relayed.client)):
+        end.sendall(b"last")
+        end.shutdown(socket.SHUT_WR)
+        assert receive_to_the_end(other) == (b"last", False)
+    assert relayed.reason() is EndReason.FINISHED
+    news = rig.call(lambda: rig.resources.poller._epoll.poll(0))
+    assert not {number for number, _ in news} & set(numbers)  # else it would spin for as long as they are open
+    for duplicate in duplicates:
+        os.close(duplicate)
