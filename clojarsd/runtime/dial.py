@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from clojarsd.core.frozen import FrozenClient
 from clojarsd.core.names import Address, Role
@@ -144,12 +146,24 @@ def _is_connected(instance: socket.SocketType) -> bool:
     return True
 
 
+@functools.cache
+def _chosen_ports() -> range:
+    """The ports that the kernel gives to who connects; all if that cannot be read. Not expected to change."""
+    try:
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+        return range(int(first), int(last) + 1)
+    except (OSError, ValueError):
+        return range(1 << 16)
+
+
 def _is_connected_to_itself(instance: socket.SocketType, port: int) -> bool:
     """Whether the kernel chose the port that is dialled as the local one, too, and nobody listens there.
 
     TCP allows it (RFC 9293, simultaneous open). It happens once in some thousand connects to a port of the ephemeral
     range on this host, answers every client with its own words, and keeps the instance from its port.
     """
+    if port not in _chosen_ports():
+        return False
     try:
         local = instance.getsockname()
         return local[1] == port and bool(local == instance.getpeername())

@@ -376,3 +376,20 @@ def test_a_document_that_does_not_say_when_the_connection_began_is_read() -> Non
     assert from_document(document).state == session
     document.remove(12.5)
     assert from_document(document).state == replace(session, began_at=None)
+
+
+def test_one_that_stays_ends_for_both_though_somebody_has_duplicates(rig: Rig) -> None:
+    """A process that was to take it over may live on for a while with what it had been given."""
+    relayed = rig.connect()
+    _, numbers = rig.call(relayed.session.freeze)
+    duplicates = [os.dup(number) for number in numbers]
+    rig.call(relayed.session.unfreeze)
+    for end, other in ((relayed.client, relayed.instance), (relayed.instance, relayed.client)):
+        end.sendall(b"last")
+        end.shutdown(socket.SHUT_WR)
+        assert receive_to_the_end(other) == (b"last", False)
+    assert relayed.reason() is EndReason.FINISHED
+    news = rig.call(lambda: rig.resources.poller._epoll.poll(0))
+    assert not {number for number, _ in news} & set(numbers)  # else it would spin for as long as they are open
+    for duplicate in duplicates:
+        os.close(duplicate)
