@@ -8,6 +8,7 @@
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
     BeginDrain ────────────────────────────────► Drained
+    Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
                                       Snapshot, Happened, Doubt ◄── whenever there is news
     StopAccepting, Close ──────────────────────►
@@ -102,6 +103,20 @@ class EndDrain:
 class Cut:
     """Reset the open connections of an instance."""
 
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Serve these clients, which come along as descriptors, elsewhere: they waited in the accept queue of an instance.
+
+    Attributes:
+        frontend: whose clients they are; those that this process has itself connected to the instance belong to the
+            frontends from which they come.
+        role: the instance.
+    """
+
+    frontend: str
     role: Role
 
 
@@ -239,6 +254,7 @@ ToRelay = (
     | BeginDrain
     | EndDrain
     | Cut
+    | Adopt
     | StopAccepting
     | Ping
     | HandOver

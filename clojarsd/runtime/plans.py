@@ -88,6 +88,11 @@ class Plans:
         """The frontends, before instances that were launched so."""
         return {name: self._frontend(name, frontend, in_force) for name, frontend in self.settings.frontends.items()}
 
+    def client_ports(self, role: Role, in_force: InForce) -> tuple[int, ...]:
+        """The ports of a process that was launched so which clients use, each once."""
+        ports = (frontend.port for frontend in self.settings.frontends.values())
+        return tuple(dict.fromkeys(self._backend(port, role, in_force).port for port in ports))
+
     @property
     def longest_drain(self) -> float:
         """Seconds that open connections may last when an instance is taken away."""

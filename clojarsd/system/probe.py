@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 from yarl import URL
@@ -16,6 +18,10 @@ from yarl import URL
 from clojarsd.core.errors import Failed
 from clojarsd.core.health import Result
 from clojarsd.core.names import Address
+from clojarsd.system.own_connections import OwnConnections, OwnSocket
+
+_made: ContextVar[list[OwnSocket]] = ContextVar("made")
+"""The sockets that were made for the check of this context."""
 
 
 class Check(Protocol):
@@ -35,10 +41,18 @@ class Check(Protocol):
 
 
 class Prober:
-    """Carries checks out, each over a connection of its own; closes what it opened when its block ends."""
+    """Carries checks out, each over a connection of its own; closes what it opened when its block ends.
+
+    Args:
+        own: told of the connections that nobody but the instance itself may answer. Those of `tcp` are reset at once,
+            and wait for no answer.
+    """
+
+    def __init__(self, own: OwnConnections | None = None) -> None:
+        self._own = own if own is not None else OwnConnections()
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        connector = aiohttp.TCPConnector(force_close=True, limit=0, socket_factory=self._make_socket)
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": "clojarsd"},
@@ -53,14 +67,24 @@ class Prober:
     ) -> None:
         await self._session.close()
 
+    def _make_socket(self, where: tuple[Any, ...]) -> socket.socket:
+        made = OwnSocket(self._own, where[0])
+        _made.get().append(made)
+        return made
+
     async def http(self, check: Check, address: Address) -> Result:
         """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed."""
+
+        sockets: list[OwnSocket] = []
+        _made.set(sockets)
 
         async def ask() -> Result:
             began = time.monotonic()
             url = URL(f"http://{address}{check.path}", encoded=True)  # as it stands in the settings
             async with self._session.get(url, allow_redirects=False) as answer:
                 took = time.monotonic() - began
+                for made in sockets:
+                    made.is_over()
                 if answer.status in check.status:
                     return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)
                 expected = " or ".join(str(status) for status in sorted(check.status))
