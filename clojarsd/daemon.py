@@ -134,6 +134,7 @@ class Daemon:
             self.parts.relay.run(),
             self.parts.memory.run(),
             self.parts.logs.run(),
+            self.parts.stalls.run(),
             self.parts.control.serve(),
             self._raise_bug(),
             self._renew_relay(),

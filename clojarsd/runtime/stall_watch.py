@@ -90,8 +90,8 @@ class StallWatch:
         health: of the instance by all that is known; set by the owner.
         on_listeners: called with the listeners of a ready instance when they are found and whenever they change.
         may_rescue: whether who waits may be served by the other instance; set by the owner.
-        shared_ports: of a port of the instance: those from which the kernel steers connections to it, and perhaps to the
-            other instance; set by the owner.
+        shared_ports: of a port of the instance: those from which the kernel steers connections to it, and perhaps to
+            the other instance; set by the owner.
         others_wait: whether anything waits in an accept queue of the other instance; set by the owner.
     """
 
@@ -316,9 +316,8 @@ class StallWatch:
         self._unit.stalled(target.incarnation, reason)
 
         def record() -> None:
-            told = (
-                f"; {self._rescued} of them {'is' if self._rescued == 1 else 'are'} served by {self._role.other.value}"
-            )
+            is_one, other = self._rescued == 1, self._role.other.value
+            told = f"; {self._rescued} of them {'is' if is_one else 'are'} served by {other}"
             self._history.record(
                 EventName.INSTANCE_STALLED,
                 f"{self._role.value} is stalled: {reason}{told if self._rescued else ''}",
