@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 CONFIRM_TIME: Final = 0.15
@@ -151,24 +151,28 @@ class Waiting:
     Attributes:
         length: of the accept queue.
         cookies: of the connections in it that are open; who has reset its own is in the queue all the same.
+        accepted: of open connections that are in it no more.
     """
 
     length: int
-    cookies: frozenset[int] = field(default_factory=frozenset)
+    cookies: frozenset[int] = frozenset()
+    accepted: frozenset[int] = frozenset()
 
 
 def has_moved(before: Waiting, after: Waiting) -> bool:
-    """Whether something was accepted between two moments: the queue has grown by less than have arrived.
+    """Whether something was accepted between two moments.
 
-    That shows it of a queue that is always full, too, where no look sees a decrease and no probe gets in. Nothing
-    leaves a queue but by being accepted.
+    Either one that has waited is seen accepted, or the queue has grown by less than have arrived: nothing leaves a queue
+    but by being accepted. That shows it of a queue that is always full, too, where no look sees a decrease and no probe
+    gets in. It does not show that one was accepted and has ended, and another has come and been reset meanwhile.
 
     Args:
         before: its length was read no later than its cookies.
         after: its length was read no earlier than its cookies: otherwise one that arrives between the two readings
             would look like progress.
     """
-    return after.length < before.length + len(after.cookies - before.cookies)
+    arrived = len(after.cookies - before.cookies)
+    return after.length < before.length + arrived or not before.cookies.isdisjoint(after.accepted)
 
 
 def _quiet(before: Listener, seen: Look, policy: StallPolicy) -> Listener:

@@ -253,12 +253,14 @@ class StallWatch:
             watched.probe = ProbeConnection(watched.found, self._diag, self._own)
 
     def _has_moved(self, watched: _Watched) -> bool:
-        cookies, _ = self._who_waits(watched.found.address.port, shared=watched.with_shared)
+        port = watched.found.address.port
+        cookies, _ = self._who_waits(port, shared=watched.with_shared)
         try:
+            accepted = self._cookies([port, *self.shared_ports(port)], accepted=True)
             length = self._queues.waiting(watched.found)  # after the cookies, see `has_moved`
         except (OSError, Failed):
             return True  # it is gone, and something else tells of that
-        return has_moved(watched.before, Waiting(length, cookies))
+        return has_moved(watched.before, Waiting(length, cookies, accepted))
 
     def _who_waits(self, port: int, *, shared: bool) -> tuple[frozenset[int], bool]:
         """The connections that wait in the accept queue of the port, and whether steered ones are among them.
@@ -267,23 +269,24 @@ class StallWatch:
         waited at the other instance is known to wait here.
         """
         try:
-            found = self._waiting_on([port])
+            found = self._cookies([port])
             steered = tuple(self.shared_ports(port)) if shared else ()
             if not steered:
                 return found, False
-            before = self._waiting_on(steered)
+            before = self._cookies(steered)
             if self.others_wait():
                 return found, False
-            return found | (before & self._waiting_on(steered)), True
+            return found | (before & self._cookies(steered)), True
         except OSError:
             return frozenset(), False  # the kernel does not tell now; the other signs remain
 
-    def _waiting_on(self, ports: Iterable[int]) -> frozenset[int]:
+    def _cookies(self, ports: Iterable[int], *, accepted: bool = False) -> frozenset[int]:
+        """The connections on these ports that wait to be accepted, or those that were and are open."""
         return frozenset(
             one.cookie
             for port in ports
             for one in self._diag.connections(port, info=False)
-            if not one.inode and one.state in _IN_QUEUE
+            if bool(one.inode) is accepted and one.state in _IN_QUEUE
         )
 
     # What follows.
