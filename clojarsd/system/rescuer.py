@@ -36,7 +36,10 @@ def main() -> None:
     _signal.signal(_signal.SIGALRM, lambda number, frame: None)  # a handler, so that system calls are interrupted
     _signal.setitimer(_signal.ITIMER_REAL, RETRY, RETRY)
     listeners = [number for _, _, numbers in rights for number in memoryview(numbers).cast("i")]
-    _rescue(channel, listeners, time.monotonic() + float(seconds), int(most))
+    try:
+        _rescue(channel, listeners, time.monotonic() + float(seconds), int(most))
+    except BrokenPipeError:
+        return  # whom we rescue for has gone
 
 
 def _rescue(channel: _socket.socket, listeners: list[int], deadline: float, most: int) -> None:

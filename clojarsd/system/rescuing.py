@@ -86,7 +86,9 @@ class Helper:
             numbers.frombytes(carried)
         if not said or not numbers:
             return None  # without a descriptor: this process may open no more, and the connection is lost
-        return socket.socket(fileno=numbers[0])
+        client = socket.socket(fileno=numbers[0])
+        client.setblocking(False)  # which the kernel knows, and Python does not
+        return client
 
 
 def _spawn(channel: socket.socket) -> int:
