@@ -46,7 +46,8 @@ class InstanceListeners:
     def __init__(self, role: Role, on_found: Callable[[Target, list[Listening]], None]) -> None:
         self.target: Target | None = None
         self._on_found = on_found
-        self._found: list[Listening] = []
+        self._found: list[Listening] | None = None
+        """What was told last; None: whatever is found is news."""
         self._wanted = asyncio.Event()
         self._reason: str | None = None
         self._log = log.bind(role=role.value)
@@ -54,7 +55,7 @@ class InstanceListeners:
     def begin(self, target: Target) -> None:
         """Look for those of this process from now on."""
         self.target = target
-        self._found, self._reason = [], None
+        self._found = self._reason = None
         self._wanted.set()
 
     def end(self) -> None:
@@ -64,7 +65,7 @@ class InstanceListeners:
 
     def look_again(self) -> None:
         """One of them is not there any more."""
-        self._found = []
+        self._found = None
         self._wanted.set()
 
     async def run(self) -> None:
@@ -88,7 +89,7 @@ class InstanceListeners:
             if reason is not None and reason != self._reason:
                 self._log.warning("listener_not_found", reason=reason)
             self._reason = reason
-            if found != self._found or not found:
+            if found != self._found:
                 self._found = found
                 self._on_found(target, found)
 

@@ -216,7 +216,9 @@ class StallWatch:
                 continue
             if self._policy is not None and self._unit.unit.state in _SERVES:
                 self._judge(watched, waiting, now, self._policy)
-        if self._policy is not None:
+        if not self._watched:
+            self._withdraw()
+        elif self._policy is not None:
             self._tell(target, now)
             self._rescue_if_needed(target, now)
 

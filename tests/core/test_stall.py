@@ -167,7 +167,11 @@ def test_looks_are_close_only_in_a_confirmation() -> None:
         (Waiting(3, frozenset({1, 2, 3})), Waiting(2, frozenset({2, 3})), True),
         (Waiting(3), Waiting(5, frozenset({7, 8})), False),
         (Waiting(3), Waiting(5), False),
-        (Waiting(2, frozenset({1, 2})), Waiting(2, frozenset({2}), frozenset({1})), True),  # one was accepted, one reset
+        (
+            Waiting(2, frozenset({1, 2})),
+            Waiting(2, frozenset({2}), frozenset({1})),
+            True,
+        ),  # one was accepted, one reset
         (Waiting(2, frozenset({1, 2})), Waiting(2, frozenset({1, 2}), frozenset({3, 4})), False),
     ],
 )
@@ -238,7 +242,7 @@ def live(dice: random.Random, *, accepts_every: float | None, seconds: float) ->
         if dice.random() < leaves:
             queue.give_up(now)
         elif not leaves:
-            queue.accepted.clear()  # served at once, and gone; with clients that leave, too, the last sign would be gone
+            queue.accepted.clear()  # served at once, and gone
         if accepts_every is not None and now >= next_accept:
             queue.accept()
             next_accept = now + accepts_every * dice.uniform(0.5, 1.0)

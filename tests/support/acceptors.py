@@ -98,7 +98,8 @@ class Acceptor:
 
     def do(self, word: str) -> None:
         """Let it accept `one`, `reopen` or `close` its listener, or `serve` from now on; returns when it has begun."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == word

@@ -80,7 +80,7 @@ def test_a_listener_that_was_closed_or_opened_again_is_not_there_any_more(queues
         assert queues.waiting(acceptor.listening) == 0
         again = acceptor.listening
         acceptor.do("close")
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Bad file descriptor"):
             queues.waiting(again)
 
 
@@ -104,7 +104,8 @@ from clojarsd.core.names import Address
 from clojarsd.system.accept_queue import AcceptQueues
 from clojarsd.system.instance_sockets import Listening
 from clojarsd.system.sock_diag import SockDiag
-found = Listening(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Address("127.0.0.1", int(sys.argv[4])), True, False)
+pid, descriptor, inode, port = map(int, sys.argv[1:])
+found = Listening(pid, descriptor, inode, Address("127.0.0.1", port), True, False)
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 queues = AcceptQueues(SockDiag())
 print(queues.waiting(found), queues.waiting(found))
