@@ -14,6 +14,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.relay_messages import (
     PROTOCOL,
+    Adopt,
     Begin,
     BeginDrain,
     Close,
@@ -70,6 +71,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     SetEligible(P, True, 2.5),
     BeginDrain(4, B, go_on=True),
     EndDrain(B),
+    Adopt("http", P),
     Cut(P),
     StopAccepting(),
     Ping(7),
