@@ -162,9 +162,9 @@ class Waiting:
 def has_moved(before: Waiting, after: Waiting) -> bool:
     """Whether something was accepted between two moments.
 
-    Either one that has waited is seen accepted, or the queue has grown by less than have arrived: nothing leaves a queue
-    but by being accepted. That shows it of a queue that is always full, too, where no look sees a decrease and no probe
-    gets in. It does not show that one was accepted and has ended, and another has come and been reset meanwhile.
+    Either one that has waited is seen accepted, or the queue has grown by less than have arrived: nothing leaves a
+    queue but by being accepted. That shows it of a queue that is always full, too, where no look sees a decrease and no
+    probe gets in. It does not show that one was accepted and has ended, and another has come and been reset meanwhile.
 
     Args:
         before: its length was read no later than its cookies.

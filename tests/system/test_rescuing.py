@@ -51,7 +51,7 @@ def readable(descriptor: int) -> bool:
 
 def all_of(one: Helper) -> list[socket.socket]:
     """Everything that it accepts until its end."""
-    found = []
+    found: list[socket.socket] = []
     while True:
         assert readable(one.channel.fileno())
         client = one.receive()
@@ -181,7 +181,7 @@ def test_one_that_is_killed_has_handed_on_what_it_had_and_the_rest_waits_for_the
     with Acceptor.running(backlog=4000) as acceptor:
         acceptor.stop()
         clients = [acceptor.client(b"?") for _ in range(1500)]
-        rescued = []
+        rescued: list[socket.socket] = []
         with helper() as one:
             one.begin([acceptor.listening], LONG, 4000)
             while len(rescued) < 100:  # then it waits for room in the channel, or goes on
