@@ -219,7 +219,10 @@ class Frontend:
         self._admit(Client(accepted))
 
     def adopt(self, client: socket.socket) -> None:
-        """Serve a client that waited in the accept queue of an instance by the other one."""
+        """Serve a client from the accept queue of an instance by the other one; reset it if there is no room."""
+        if not self._budget.has_room():
+            close_with_reset(client)  # what is kept free is for those who supervise: no descriptor, no orders
+            return
         client.setblocking(False)
         self._budget.take()
         self._admit(Client(client, is_new=False))

@@ -29,6 +29,8 @@ WHILE_OFF = 1.0
 FIRST_RESCUE = 0.1
 LONGEST_RESCUE = 2.0
 """Seconds from one rescue to the next while more come; doubled while they find nobody."""
+TOLD_WITHIN = 0.5
+"""Seconds after which a stall is recorded, also while the first rescue has not come to its end."""
 _SERVES = frozenset({UnitState.READY, UnitState.DRAINING})
 _IN_QUEUE = frozenset({ESTABLISHED, CLOSE_WAIT})
 
@@ -117,6 +119,8 @@ class StallWatch:
         self._listeners = InstanceListeners(role, self._found)
         self._watched: list[_Watched] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When the latest look was to be."""
         self._is_rescuing = False
         self._rescue_at = 0.0
         self._rescue_pause = FIRST_RESCUE
@@ -182,9 +186,9 @@ class StallWatch:
         fresh = resumed(now, now) if self._unit.is_stalled and self._policy is not None else Listener()
         self._watched = [known.get(one) or _Watched(one, fresh) for one in found]
         self.on_listeners(self._role, target.incarnation, found)
-        if not found:
+        if not found or self._policy is None:
             self._withdraw()
-        elif self._timer is None:
+        if found and self._timer is None:
             self._look()
 
     # Looking.
@@ -199,8 +203,9 @@ class StallWatch:
             return
         if self._watched:
             policy = self._policy
-            pauses = [WHILE_OFF if policy is None else one.thought.next_look(policy) for one in self._watched]
-            self._timer = self._loop.call_later(min(pauses), self._look)
+            pause = min(WHILE_OFF if policy is None else one.thought.next_look(policy) for one in self._watched)
+            self._due = max(self._due + pause, self._loop.time() + pause / 2)  # what comes late delays not all others
+            self._timer = self._loop.call_at(self._due, self._look)
 
     def _look_at_all(self) -> None:
         target, now = self._listeners.target, self._loop.time()
@@ -335,6 +340,7 @@ class StallWatch:
             )
 
         self._untold = record
+        self._loop.call_later(TOLD_WITHIN, self._record_now)
 
     def _withdraw(self) -> None:
         """What is not watched is not known to be stalled."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Protocol, Self
+
+import structlog
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.identity import InstanceMark
@@ -22,6 +24,8 @@ from clojarsd.runtime.stall_watch import StalledUnit, StallWatch
 from clojarsd.runtime.unit_parts import History
 from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.sock_diag import SockDiag
+
+log = structlog.get_logger()
 
 
 class WatchedUnit(StalledUnit, Protocol):
@@ -55,7 +59,7 @@ class Stalls:
     """Both watches. Made by `open`; `run` belongs to the daemon's task group.
 
     Attributes:
-        watches: by role, for who wants to set `on_listeners` or `shared_ports`.
+        watches: by role, for who wants to set `on_listeners` or `shared_ports`; none where nothing can be watched.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Stalls:
         state_dir: str,
         own: OwnConnections,
         owner: Owner,
-        diag: SockDiag,
+        diag: SockDiag | None,
     ) -> None:
         self._units = units
         self._board = board
@@ -76,7 +80,9 @@ class Stalls:
         self._ports = ports
         self._state_dir = state_dir
         self._rescue = Rescue(owner, own, lambda: relay.plans, relay)
-        self.watches = {role: StallWatch(role, units[role], history, diag, own, self._rescue) for role in Role}
+        self.watches: Mapping[Role, StallWatch] = {}
+        if diag is not None:
+            self.watches = {role: StallWatch(role, units[role], history, diag, own, self._rescue) for role in Role}
         for role, watch in self.watches.items():
             watch.health = partial(self._health, role)
             watch.may_rescue = partial(self._may_rescue, role)
@@ -102,15 +108,17 @@ class Stalls:
             own: our own connections to the instances.
             owner: told which processes are ours to reap.
 
-        Raises:
-            OSError: the kernel cannot be asked about connections.
+        Where the kernel cannot be asked about connections nothing is watched, and the log says why.
         """
-        with SockDiag() as diag:
-            stalls = cls(units, board, history, relay, ports, state_dir, own, owner, diag)
+        with ExitStack() as stack:
+            diag = None
             try:
-                yield stalls
-            finally:
-                stalls._rescue.close()
+                diag = stack.enter_context(SockDiag())
+            except OSError as error:
+                log.warning("stalls_not_watched", reason=(error.strerror or str(error)).lower())
+            stalls = cls(units, board, history, relay, ports, state_dir, own, owner, diag)
+            stack.callback(stalls._rescue.close)
+            yield stalls
 
     def configure(self, settings: StallSettings) -> None:
         """Go by these settings from now on."""
@@ -121,7 +129,7 @@ class Stalls:
     def proved(self, role: Role) -> None:
         """The instance is ready, or its frontends are others: watch the listeners that clients use."""
         unit = self._units[role]
-        if unit.pid is None:
+        if unit.pid is None or role not in self.watches:
             return
         incarnation = unit.unit.incarnation
         mark = InstanceMark(self._state_dir, role, incarnation)
@@ -129,13 +137,15 @@ class Stalls:
 
     def gone(self, role: Role) -> None:
         """Its process has ended."""
-        self.watches[role].end()
+        if role in self.watches:
+            self.watches[role].end()
 
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as group:
             for watch in self.watches.values():
                 group.create_task(watch.run())
+            await asyncio.Event().wait()
 
     def _health(self, role: Role) -> Health:
         return self._board.instance(role).health

@@ -345,6 +345,16 @@ async def test_one_that_was_stalled_for_an_earlier_daemon_is_until_a_probe_is_ac
             assert watched.events() == [EventName.INSTANCE_RECOVERED]
 
 
+async def test_what_an_earlier_daemon_has_found_is_given_up_where_stalls_are_not_looked_for() -> None:
+    with Acceptor.running() as acceptor:
+        async with watching() as watched:
+            watched.watch.configure(None)
+            watched.unit.is_stalled = True
+            watched.begin(acceptor)
+            await watched.recovered()
+            assert watched.events() == []
+
+
 async def test_who_waits_is_rescued_and_told_in_the_event() -> None:
     with Acceptor.running() as acceptor:
         async with watching(plan_for(acceptor)) as watched:

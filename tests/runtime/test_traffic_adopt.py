@@ -236,3 +236,15 @@ def test_the_other_sessions_of_the_instance_stay_its_own(stuck: Stuck) -> None:
             end.sendall(b"y")
             assert receive_exactly(client, 1) == b"y"
             stuck.front.until(primary=1, backup=2)
+
+
+def test_where_there_is_no_room_it_is_reset_and_the_rest_goes_on(stuck: Stuck) -> None:
+    client = stuck.front.client(b"x")
+    stuck.front.until(primary=1)
+    budget = stuck.front.frontend._budget
+    stuck.rig.call(lambda: budget.keep_free(20_000))
+    with stuck.front.primary.accept(), direct(stuck) as another:
+        stuck.adopt(stuck.rescued())
+        assert receive_to_the_end(another) == (b"", True)
+        assert stuck.front.connections() == (1, 0, 0)
+        client.close()
