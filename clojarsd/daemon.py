@@ -135,6 +135,7 @@ class Daemon:
             self.parts.steering.run(),
             self.parts.memory.run(),
             self.parts.logs.run(),
+            self.parts.stalls.run(),
             self.parts.control.serve(),
             self._raise_bug(),
             self._renew_relay(),

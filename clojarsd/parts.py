@@ -35,6 +35,8 @@ from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
 from clojarsd.runtime.memory_watch import MemoryWatch
 from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.plans import Plans
+from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.stalls import Stalls
 from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
@@ -48,6 +50,7 @@ from clojarsd.system.identity import boot_id, user_of
 from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
 from clojarsd.system.notify_socket import NotifySocket
+from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.probe import Prober
 from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
@@ -93,7 +96,8 @@ class Parts:
         self.state_file = StateFile(service.state_dir / "state.json")
         saved, problem = await self._load()
         self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
-        prober = await stack.enter_async_context(Prober())
+        self.own = OwnConnections()
+        prober = await stack.enter_async_context(Prober(self.own))
         self.configuration = Configuration(
             self.config, Plans(self.settings, self.world, prober), self.history, read_settings, look_at_world
         )
@@ -179,6 +183,7 @@ class Parts:
             self.runners[role] = UnitRunner(role, plans.unit(role, partial(self._in_force, role)), around)
             self.watches[role] = HealthWatch(role, (), self.runners[role])
             stack.callback(self.runners[role].abandon)
+        self._open_stalls(stack)
         self.relay.doubt = lambda role: self.watches[role].hurry()
         self.traffic.changed = self.board.wake
         self.orders = Orders(
@@ -192,7 +197,7 @@ class Parts:
         rehearsal = partial(rehearse, self.config, state, self.processes.claim, self.processes.release)
         self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed, self.history)
         self.notified = self._open_notify(stack)
-        self.companions.attach(self.notified, self.leashes, self.orders)
+        self.companions.attach(self.notified, self.leashes, self.orders, (self.stalls,))
         self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
         log_plans = {role: self._log_plan(role) for role in Role}
         self.logs = LogKeeper(log_plans, lambda role: self.runners[role].pid, self._group_of)
@@ -207,6 +212,17 @@ class Parts:
             config=self.configuration,
             life=self.life,
         )
+
+    def _open_stalls(self, stack: AsyncExitStack) -> None:
+        def ports(role: Role) -> tuple[int, ...]:
+            return self.configuration.plans.client_ports(role, self.runners[role].in_force)
+
+        state_dir = str(self.settings.service.state_dir)
+        owner = Owner(self.processes.claim, self.processes.release)
+        self.stalls = stack.enter_context(
+            Stalls.open(self.runners, self.board, self.history, self.relay, ports, state_dir, self.own, owner)
+        )
+        self.stalls.configure(self.settings.stall)
 
     def _surroundings(self) -> Surroundings:
         def launched(role: Role) -> None:
@@ -341,6 +357,7 @@ class Parts:
             self.logs.configure(role, self._log_plan(role))
             if self.runners[role].unit.ready_at is not None:
                 self.companions.proved(role)
+        self.stalls.configure(settings.stall)
         self.control.access = self._access()
 
     def _log_plan(self, role: Role) -> LogPlan:

@@ -55,6 +55,7 @@ def why_not_eligible(
     is_silent: bool = False,
     stopped_by: str | None = None,
     stopped_at: str | None = None,
+    stalled: str | None = None,
 ) -> str | None:
     """Why the instance gets no connections; None when it may.
 
@@ -64,12 +65,15 @@ def why_not_eligible(
         is_silent: whether it has to say READY=1 and has not.
         stopped_by: whose order it is that the instance is down, and
         stopped_at: when they gave it (UTC); None when that is not known.
+        stalled: that it accepts no connections, in words; None when it is not known not to.
     """
     state = unit.state
     ended = None
     if unit.last_end is not None:
         ended = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after)
     if state is UnitState.READY:
+        if health is Health.STALLED:
+            return stalled
         return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
     if state is UnitState.STARTING:
         return _why_starting(unit, health, checks, is_silent, ended)

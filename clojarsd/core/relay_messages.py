@@ -8,6 +8,7 @@
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
     BeginDrain ────────────────────────────────► Drained
+    Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
     ListConnections ───────────────────────────► Connections, in parts
                                       Snapshot, Happened, Doubt ◄── whenever there is news
@@ -104,6 +105,20 @@ class EndDrain:
 class Cut:
     """Reset the open connections of an instance."""
 
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Serve these clients, which come along as descriptors, elsewhere: they waited in the accept queue of an instance.
+
+    Attributes:
+        frontend: whose clients they are; those that this process has itself connected to the instance belong to the
+            frontends from which they come.
+        role: the instance.
+    """
+
+    frontend: str
     role: Role
 
 
@@ -264,6 +279,7 @@ ToRelay = (
     | BeginDrain
     | EndDrain
     | Cut
+    | Adopt
     | StopAccepting
     | Ping
     | ListConnections

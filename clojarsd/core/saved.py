@@ -54,6 +54,8 @@ class SavedInstance:
         in_force: what its process was launched with, or None without one.
         checks: what the records are of.
         noticed: whether its process has said that it is ready, and status_text: what else it has said, or None.
+        stalled: that its process accepts no connections, in words, or None; stalled_since: monotonic instant.
+        stalls, stall_seconds: how often that was so, and for how long, the present time excepted.
     """
 
     unit: Unit
@@ -72,6 +74,10 @@ class SavedInstance:
     checks: tuple[str, ...] = ()
     noticed: bool = False
     status_text: str | None = None
+    stalled: str | None = None
+    stalled_since: float = 0.0
+    stalls: int = 0
+    stall_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +162,6 @@ def _after_reboot(instance: SavedInstance, saved_at: str) -> SavedInstance:
         wanted=instance.wanted,
         goal_by=instance.goal_by,
         goal_at=instance.goal_at,
+        stalls=instance.stalls,
+        stall_seconds=instance.stall_seconds,
     )

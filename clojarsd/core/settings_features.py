@@ -22,8 +22,6 @@ def _keys(settings: Settings) -> Iterator[str]:
     for number, check in enumerate(settings.checks):
         if check.kind in (CheckKind.NAILGUN, CheckKind.EXEC):
             yield f'checks[{number}].kind "{check.kind.value}"'
-    if "stall" in settings.model_fields_set and settings.stall.enabled:
-        yield "stall"
     yield from _given("hang", settings.hang, {"restart_after": None, "thread_dump": False})
     yield from _given("warmup", settings.warmup, {"requests": ()})
     for name, frontend in settings.frontends.items():

@@ -61,6 +61,7 @@ class InstanceView:
         next: what happens by itself, such as the next launch or the end of a deadline, or None.
         reload_signal: the number of the signal that asks it to reload.
         trouble: what is wrong with it though it may get connections, in words; None when nothing is.
+        stalls: how often it has been found to accept no connections; stall_seconds: for how long in all.
     """
 
     role: Role
@@ -85,6 +86,8 @@ class InstanceView:
     next: Next | None = None
     reload_signal: int = 1
     trouble: str | None = None
+    stalls: int = 0
+    stall_seconds: float = 0.0
 
     @property
     def is_eligible(self) -> bool:
@@ -122,6 +125,8 @@ class InstanceView:
             "status_text": self.status_text,
             "next": self.next and self.next.as_json(),
             "trouble": self.trouble,
+            "stalls": self.stalls,
+            "stall_seconds": round(self.stall_seconds, 3),
         }
 
 

@@ -80,6 +80,16 @@ class Orders(Protocol):
         """Begin an order; raises Refused when nothing was done."""
 
 
+class Watcher(Protocol):
+    """Watches each process while it is ready; see `runtime.stalls.Stalls`."""
+
+    def proved(self, role: Role) -> None:
+        """It has become ready, or the settings have changed."""
+
+    def gone(self, role: Role) -> None:
+        """It has ended."""
+
+
 class Companions:
     """Tells those who go along with each process when it begins, is ready and ends; nothing runs inside.
 
@@ -117,12 +127,19 @@ class Companions:
         self._heard: Mapping[Role, Heard] = {}
         self._leashes: Mapping[Role, Leash] = {}
         self._orders: Orders
+        self._watchers: Sequence[Watcher] = ()
         self._told_hung: dict[Role, Incarnation] = {}
         self._loop = asyncio.get_running_loop()
 
-    def attach(self, heard: Mapping[Role, Heard], leashes: Mapping[Role, Leash], orders: Orders) -> None:
-        """Take those who hear and expect, and who restarts what has gone wrong."""
-        self._heard, self._leashes, self._orders = heard, leashes, orders
+    def attach(
+        self,
+        heard: Mapping[Role, Heard],
+        leashes: Mapping[Role, Leash],
+        orders: Orders,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
+        """Take those who hear, expect and watch, and who restarts what has gone wrong."""
+        self._heard, self._leashes, self._orders, self._watchers = heard, leashes, orders, watchers
 
     def launched(self, role: Role) -> None:
         """A process was launched or adopted."""
@@ -143,6 +160,8 @@ class Companions:
                 self._units[role].show_trouble(None)
         else:
             self._leashes[role].begin(max(agreed, wanted), self._watchdog_resumed)
+        for watcher in self._watchers:
+            watcher.proved(role)
 
     def gone(self, role: Role) -> None:
         """It has ended, and nothing that it started is left."""
@@ -150,6 +169,8 @@ class Companions:
         self._leashes[role].end()
         if role in self._heard:
             self._heard[role].end()
+        for watcher in self._watchers:
+            watcher.gone(role)
 
     def rested(self, role: Role) -> None:
         """No other process is to come: whoever has the ports now keeps the next one from them."""

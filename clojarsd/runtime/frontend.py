@@ -211,6 +211,22 @@ class Frontend:
             self._told.came(client)
         self._admit(client)
 
+    def adopt(self, client: socket.socket) -> None:
+        """Serve a client from the accept queue of an instance by the other one; reset it if there is no room."""
+        if not self._budget.has_room():
+            close_with_reset(client)  # what is kept free is for those who supervise: no descriptor, no orders
+            return
+        client.setblocking(False)
+        self._budget.take()
+        self._admit(Client(client, is_new=False))
+
+    def count_elsewhere(self, session: Session, role: Role) -> None:
+        """Count an open session of the role with the other instance, which serves it by now."""
+        self._sessions[role].discard(session)
+        self._sessions[role.other].add(session)
+        if role in self._drains:
+            self._drains[role].look()
+
     def _admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
         role = self._next_role(client)

@@ -92,6 +92,12 @@ class Plans:
         """The frontends, before instances that were launched so."""
         return {name: self._frontend(name, frontend, in_force) for name, frontend in self.settings.frontends.items()}
 
+    def client_ports(self, role: Role, in_force: InForce) -> tuple[int, ...]:
+        """The TCP ports of a process that was launched so which clients use, each once."""
+        names = (frontend.port for frontend in self.settings.frontends.values())
+        backends = (self._backend(name, role, in_force) for name in names)
+        return tuple(dict.fromkeys(backend.port for backend in backends if isinstance(backend, Address)))
+
     @property
     def longest_drain(self) -> float:
         """Seconds that open connections may last when an instance is taken away."""

@@ -166,6 +166,7 @@ class RelayLink(RelayTraffic):
         if self._peer is not None:
             self._peer.close()
             self._peer = None
+        self._reset_homeless()
         self._listeners.close()
 
     # The relay process.
@@ -314,6 +315,7 @@ class RelayLink(RelayTraffic):
         self._is_mourning = False
         self._tell_eligible()
         await self._configure(set(self._plans), before=self.views)
+        self._adopt_homeless()
         if self._has_begun:
             self._tell(Begin())
 
@@ -335,6 +337,7 @@ class RelayLink(RelayTraffic):
             self._tell(EndDrain(role))
         self._tell_drains()
         self._tell_eligible()
+        self._adopt_homeless()
         if self._has_begun:
             self._tell(Begin())
 
@@ -376,6 +379,10 @@ class RelayLink(RelayTraffic):
             self._held_back.append((message, [os.dup(number) for number in descriptors]))
         elif self._peer is not None:
             self._peer.channel.send(to_relay(message), descriptors)
+
+    @property
+    def _is_heard(self) -> bool:
+        return self._peer is not None or self._held_back is not None
 
     # What it says.
 

@@ -23,6 +23,7 @@ from clojarsd.core.history import EventName, stamp
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     PROTOCOL,
+    Adopt,
     Begin,
     BeginDrain,
     Close,
@@ -203,6 +204,8 @@ class RelayServer:
                 self._show()
             case Cut(role):
                 self.traffic.cut(role)
+            case Adopt(name, role):
+                self.traffic.adopt(name, role, [socket.socket(fileno=number) for number in descriptors.take()])
             case StopAccepting():
                 self._accepting = False
                 for frontend in self.traffic.frontends.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
+    Adopt,
     BeginDrain,
     Connections,
     Cut,
@@ -30,6 +32,7 @@ from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend import History
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
+from clojarsd.system.sockets import close_with_reset
 
 LIST_TIMEOUT = 5.0
 """Seconds for the relay process to say which connections it has."""
@@ -65,10 +68,17 @@ class RelayTraffic(ABC):
         self._early: list[Happened] = []
         self._is_mourning = False
         """Whether the process has gone, and no other has come."""
+        self._homeless: list[tuple[str, Role, Sequence[socket.socket]]] = []
+        """Clients that wait for a relay process."""
 
     @abstractmethod
     def _tell(self, message: ToRelay, descriptors: Sequence[int] = ()) -> None:
         """Say it to the relay process, if there is one."""
+
+    @property
+    @abstractmethod
+    def _is_heard(self) -> bool:
+        """Whether there is a relay process that hears it, or will."""
 
     @property
     def eligible(self) -> frozenset[Role]:
@@ -82,6 +92,11 @@ class RelayTraffic(ABC):
         early, self._early = self._early, []
         for happened in early:
             self._record(happened)
+
+    @property
+    def plans(self) -> Mapping[str, FrontendPlan]:
+        """The frontends as they are wanted, by name."""
+        return self._plans
 
     @property
     def draining(self) -> frozenset[Role]:
@@ -134,6 +149,32 @@ class RelayTraffic(ABC):
         """Close the open connections with a reset."""
         self.steering.cut(role)
         self._tell(Cut(role))
+
+    def adopt(self, frontend: str, role: Role, clients: Sequence[socket.socket]) -> None:
+        """Have clients served elsewhere that the instance had in its accept queue; the sockets are closed here.
+
+        While there is no relay process they wait for the next one.
+
+        Args:
+            frontend: whose clients they are, as far as the relay process does not know better.
+        """
+        if not self._is_heard:
+            self._homeless.append((frontend, role, clients))
+            return
+        self._tell(Adopt(frontend, role), [client.fileno() for client in clients])
+        for client in clients:
+            client.close()
+
+    def _adopt_homeless(self) -> None:
+        homeless, self._homeless = self._homeless, []
+        for one in homeless:
+            self.adopt(*one)
+
+    def _reset_homeless(self) -> None:
+        for _, _, clients in self._homeless:
+            for client in clients:
+                close_with_reset(client)
+        self._homeless = []
 
     async def connections(self, frontend: str | None = None) -> ConnectionList:
         """The connections one by one, of all frontends or of that one, those first that keep a drain.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from clojarsd.core.names import Role
 from clojarsd.runtime.frontend import Frontend
+from clojarsd.system.relay import Session
+from clojarsd.system.sockets import close_with_reset
 
 
 class Traffic:
@@ -88,6 +91,42 @@ class Traffic:
         self._eligible_since[role] = self._loop.time() - seconds if eligible else None
         for frontend in self._frontends.values():
             frontend.set_eligible(self._eligible_since)
+
+    def adopt(self, name: str, role: Role, clients: Sequence[socket.socket]) -> None:
+        """Serve clients elsewhere that an instance had in its accept queue; the sockets are the callee's.
+
+        One may be the far end of a connection that a session here has made to the instance. What the session's client
+        has sent is in that socket, and more will come; it goes on between the two, and its session, which was counted
+        with the instance and would hold up its drain, belongs to the other one from now on.
+
+        Args:
+            name: the frontend that gets the others, who reached the instance without a session.
+            role: the instance.
+        """
+        dialled = self._dialled(role)
+        for client in clients:
+            try:
+                frontend, session = dialled.get(client.getpeername()[:2], (None, None))
+            except OSError:
+                client.close()  # it has gone
+                continue
+            if frontend is not None and session is not None:
+                frontend.count_elsewhere(session, role)
+            if frontend is None or frontend in self._retiring:
+                frontend = self._frontends.get(name)
+            if frontend is None:
+                close_with_reset(client)
+            else:
+                frontend.adopt(client)
+
+    def _dialled(self, role: Role) -> Mapping[tuple[str, int], tuple[Frontend, Session]]:
+        """The sessions of the role that have got no answer yet, by the addresses from which the role was dialled."""
+        return {
+            session.instance.getsockname()[:2]: (frontend, session)
+            for frontend in self.all_frontends
+            for session in frontend.open_sessions(role)
+            if not session.bytes_down
+        }
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
         """Let open connections end, each within its frontend's time; call back when none is left in any."""

@@ -31,6 +31,10 @@ class UnitMemory:
         ended_after: how many stop signals the latest process that has ended was sent.
         adopted: whether another daemon launched the process.
         executed: whether its command runs: before that others may be on its ports.
+        stalled: that the process accepts no connections, in words; None when it is not known not to.
+        stalled_since: monotonic instant at which that was found.
+        stalls: how often it was found, over all processes.
+        stall_seconds: how long it lasted in all, the present stall excepted.
     """
 
     since: datetime
@@ -52,6 +56,21 @@ class UnitMemory:
     ended_after: int = 0
     adopted: bool = False
     executed: bool = False
+    stalled: str | None = None
+    stalled_since: float = 0.0
+    stalls: int = 0
+    stall_seconds: float = 0.0
+
+    def begin_stall(self, reason: str, now: float) -> None:
+        """It has been found to accept no connections."""
+        self.stalled, self.stalled_since = reason, now
+        self.stalls += 1
+
+    def end_stall(self, now: float) -> None:
+        """It accepts them again, or is gone."""
+        if self.stalled is not None:
+            self.stall_seconds += now - self.stalled_since
+            self.stalled = None
 
     def forget_process(self) -> None:
         """Nothing of what belonged to one process holds any more, but for what it was bound to: a hook may follow."""
@@ -72,8 +91,9 @@ class UnitMemory:
             self.by = None
 
     def health(self, unit: Unit) -> Health:
-        """What the checks say of the process that there is now."""
-        return verdict(self.records) if unit.has_process and self.records else Health.UNKNOWN
+        """What is known of the process that there is now; that it accepts nothing weighs more than checks that pass."""
+        said = verdict(self.records) if unit.has_process and self.records else Health.UNKNOWN
+        return Health.STALLED if self.stalled is not None and said is not Health.DOWN else said
 
     def checks(self, unit: Unit, plan: Plan) -> tuple[CheckView, ...]:
         """Each check as people see it."""
@@ -107,6 +127,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         is_silent=(memory.in_force or plan.in_force).notify and memory.noticed != unit.incarnation,
         stopped_by=memory.goal_by if is_ordered else None,
         stopped_at=memory.goal_at if is_ordered else None,
+        stalled=memory.stalled,
     )
     if reason is not None and memory.left is not None:
         reason = f"{reason}; {memory.left}"
@@ -131,6 +152,8 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         next=next_step(unit, deadline),
         reload_signal=plan.policy.reload_signal,
         trouble=memory.trouble,
+        stalls=memory.stalls,
+        stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
     )
 
 
@@ -170,6 +193,10 @@ def saved(unit: Unit, memory: UnitMemory, plan: Plan, process: ProcessIdentity |
         checks=plan.checks,
         noticed=memory.noticed == unit.incarnation,
         status_text=memory.status_text,
+        stalled=memory.stalled,
+        stalled_since=memory.stalled_since,
+        stalls=memory.stalls,
+        stall_seconds=memory.stall_seconds,
     )
 
 
@@ -195,6 +222,10 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
         noticed=before.unit.incarnation if before.noticed else None,
         status_text=before.status_text,
         ended_after=0 if before.unit.has_process else before.unit.stop_step,
+        stalled=before.stalled,
+        stalled_since=before.stalled_since,
+        stalls=before.stalls,
+        stall_seconds=before.stall_seconds,
     )
 
 

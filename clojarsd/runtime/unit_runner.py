@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,12 +16,13 @@ from clojarsd.core.errors import LaunchFailed, Refused
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import UNKNOWN_END, ExitStatus, Goal, Health, HookName, Incarnation, Role, UnitState
-from clojarsd.core.saved import InForce, SavedInstance
-from clojarsd.core.unit import Unit, step
-from clojarsd.core.view import InstanceView, LastExit
+from clojarsd.core.names import UNKNOWN_END, ExitStatus, Goal, HookName, Incarnation, Role, UnitState
+from clojarsd.core.saved import SavedInstance
+from clojarsd.core.unit import step
+from clojarsd.core.view import LastExit
 from clojarsd.runtime.unit_hooks import UnitHooks
-from clojarsd.runtime.unit_memory import UnitMemory, announcement, merge_records, remembered, saved, view
+from clojarsd.runtime.unit_memory import announcement, merge_records, remembered, saved
+from clojarsd.runtime.unit_news import UnitNews, now
 from clojarsd.runtime.unit_parts import Checker, Plan, Reports, Running, Surroundings
 
 log = structlog.get_logger()
@@ -31,7 +31,7 @@ _AT_REST = frozenset({UnitState.STOPPED, UnitState.FAILED})
 _WITHOUT_PROCESS = _AT_REST | {UnitState.BACKOFF}
 
 
-class UnitRunner:
+class UnitRunner(UnitNews):
     """One instance, as long as the daemon lives.
 
     Everything happens in the loop's thread and at once: an order has taken its effect, on eligibility too, when `order`
@@ -39,13 +39,8 @@ class UnitRunner:
     """
 
     def __init__(self, role: Role, plan: Plan, around: Surroundings) -> None:
-        self.role = role
-        self._plan = plan
-        self._around = around
+        super().__init__(role, plan, around)
         self._checker: Checker
-        self._loop = asyncio.get_running_loop()
-        self._unit = Unit()
-        self._memory = UnitMemory(_now())
         self._process: Running | None = None
         self._spec: LaunchSpec | None = None
         self._hooks = UnitHooks(role, around.run_hook)
@@ -54,7 +49,6 @@ class UnitRunner:
         self._queue: deque[events.Event] = deque()
         self._stepping = False
         self._abandoned = False
-        self._log = log.bind(role=role.value)
 
     def attach(self, checker: Checker, before: SavedInstance | None = None) -> None:
         """Take the checker that will report to this runner, and show the unit for the first time.
@@ -70,19 +64,9 @@ class UnitRunner:
             self._perform(events.BeginDrain(self._unit.incarnation))
 
     @property
-    def unit(self) -> Unit:
-        """The unit as it is."""
-        return self._unit
-
-    @property
     def pid(self) -> int | None:
         """The number of its process, or None without one."""
         return self._process.pid if self._process is not None else None
-
-    @property
-    def in_force(self) -> InForce:
-        """What of the settings its process is bound to; without a process what the next one will be."""
-        return self._memory.in_force or self._plan.in_force
 
     @property
     def wanted(self) -> Goal:
@@ -122,45 +106,6 @@ class UnitRunner:
             self._queue.append(event)
         elif not self._abandoned:
             self._run(event)
-
-    def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
-        """Take the records of all checks after a result of the one at index `which`."""
-        if incarnation != self._unit.incarnation or not self._unit.has_process:
-            return
-        before = self._memory.health(self._unit)
-        self._memory.records = records
-        self._memory.checked_at[which] = stamp(_now())
-        self._prove()
-        self._publish()
-        if self._memory.health(self._unit) is not before:
-            self._around.changed()
-
-    def notified_ready(self, incarnation: Incarnation) -> None:
-        """The process has said READY=1."""
-        if incarnation == self._unit.incarnation and self._unit.has_process:
-            self._memory.noticed = incarnation
-            self._prove()
-            self._publish()
-
-    def notified_status(self, incarnation: Incarnation, text: str) -> None:
-        """The process has said how it is."""
-        if incarnation == self._unit.incarnation and self._unit.has_process:
-            self._memory.status_text = text or None
-            self._publish()
-
-    def extend_deadline(self, incarnation: Incarnation, seconds: float) -> None:
-        """The process has asked for time."""
-        self.report(events.TimeAsked(incarnation, seconds))
-
-    def leave_behind(self, what: str | None) -> None:
-        """Show what the ended process has left, such as a port that is still taken; None for nothing."""
-        self._memory.left = what
-        self._publish()
-
-    def show_trouble(self, what: str | None) -> None:
-        """Show what is wrong with the process though it may serve, until it ends; None for nothing any more."""
-        self._memory.trouble = what
-        self._publish()
 
     def replan(self, plan: Plan) -> None:
         """Live by other settings from now on; what needs a new process waits for one."""
@@ -246,7 +191,7 @@ class UnitRunner:
             return
         moved = self._unit.state is not before.state or self._unit.incarnation != before.incarnation
         if moved:
-            self._memory.since = _now()
+            self._memory.since = now()
         if self._unit.state in _WITHOUT_PROCESS:
             self._memory.in_force = None
         self._memory.count(before, self._unit, event)
@@ -304,7 +249,7 @@ class UnitRunner:
             self._memory.in_force = None
             self.report(events.NotLaunched(incarnation, failed.stage, failed.reason))
             return
-        self._memory.started_at = stamp(_now())
+        self._memory.started_at = stamp(now())
         self._around.launched(self.role)
 
     def _reports(self, incarnation: Incarnation) -> Reports:
@@ -327,20 +272,15 @@ class UnitRunner:
         """Whether there is something to check, and somebody who wants to know."""
         return self._process is not None and self._memory.executed and self._unit.state is not UnitState.STOPPING
 
-    def _prove(self) -> None:
-        """Report that the process can serve, if all who must say so have said so."""
-        noticed = self._memory.noticed == self._unit.incarnation or not self.in_force.notify
-        if noticed and self._memory.health(self._unit) is Health.UP:
-            self.report(events.Proved(self._unit.incarnation))
-
     def _ended(self, incarnation: Incarnation, how: ExitStatus | LaunchFailed) -> None:
         self._process = None
+        self._memory.end_stall(self._loop.time())
         self._memory.forget_process()
         self._around.gone(self.role)
         if isinstance(how, LaunchFailed):
             self.report(events.NotLaunched(incarnation, how.stage, how.reason))
         else:
-            self._memory.last_exit = LastExit(how, stamp(_now()))
+            self._memory.last_exit = LastExit(how, stamp(now()))
             self.report(events.Exited(incarnation, how))
 
     # Hooks.
@@ -376,7 +316,7 @@ class UnitRunner:
         memory = self._memory
         if (memory.wanted, memory.goal_by is None) == (goal, False):
             return  # wanted already: who wanted it first, and since when, is what people ask for
-        memory.wanted, memory.goal_by, memory.goal_at = goal, by, stamp(_now())
+        memory.wanted, memory.goal_by, memory.goal_at = goal, by, stamp(now())
         self._publish()
         self._around.changed()
 
@@ -386,15 +326,3 @@ class UnitRunner:
             self._timer = None
         if self._unit.deadline is not None:
             self._timer = self._loop.call_at(self._unit.deadline, self.report, events.DeadlinePassed())
-
-    def _view(self) -> InstanceView:
-        return view(self.role, self._unit, self._memory, self._plan, self.pid, self._loop.time())
-
-    def _publish(self) -> None:
-        seen = self._view()
-        self._around.traffic.set_eligible(self.role, seen.is_eligible)
-        self._around.board.publish(seen)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

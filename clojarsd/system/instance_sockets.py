@@ -97,21 +97,21 @@ def duplicate(found: Listening) -> socket.socket:
     """
     pidfd = os.pidfd_open(found.pid)
     try:
-        return duplicate_by(pidfd, found)
+        return socket.socket(fileno=duplicate_descriptor(pidfd, found))
     finally:
         os.close(pidfd)
 
 
-def duplicate_by(pidfd: int, found: Listening) -> socket.socket:
-    """As `duplicate`, for who has a pidfd of the process already."""
-    number = _LIBC.syscall(_PIDFD_GETFD, pidfd, found.descriptor, 0)
+def duplicate_descriptor(pidfd: int, found: Listening) -> int:
+    """As `duplicate`, as a bare descriptor, for who has a pidfd of the process already."""
+    number = int(_LIBC.syscall(_PIDFD_GETFD, pidfd, found.descriptor, 0))
     if number < 0:
         reason = ctypes.get_errno()
         raise OSError(reason, os.strerror(reason))
     if os.fstat(number).st_ino != found.inode:
         os.close(number)
         raise Failed(f"descriptor {found.descriptor} of process {found.pid} is not socket {found.inode} any more")
-    return socket.socket(fileno=number)
+    return number
 
 
 def is_in_other_network(pid: int) -> bool:

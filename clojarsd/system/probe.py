@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -18,9 +19,12 @@ from clojarsd.core.errors import Failed
 from clojarsd.core.health import Result
 from clojarsd.core.names import Backend, UnixAddress
 from clojarsd.core.proxy_protocol import LOCAL
+from clojarsd.system.own_connections import OwnConnections, OwnSocket
 
 UNIX_PAUSE = 0.01
 """Seconds between two connects to a Unix socket whose backlog is full."""
+_made: ContextVar[list[OwnSocket]] = ContextVar("made")
+"""The sockets that were made for the check of this context."""
 
 
 class Check(Protocol):
@@ -40,7 +44,15 @@ class Check(Protocol):
 
 
 class Prober:
-    """Carries checks out, each over a connection of its own; closes what it opened when its block ends."""
+    """Carries checks out, each over a connection of its own; closes what it opened when its block ends.
+
+    Args:
+        own: told of the connections that nobody but the instance itself may answer. Those of `tcp` are reset at once,
+            and wait for no answer.
+    """
+
+    def __init__(self, own: OwnConnections | None = None) -> None:
+        self._own = own if own is not None else OwnConnections()
 
     async def __aenter__(self) -> Self:
         self._sessions: dict[tuple[str | None, bool], aiohttp.ClientSession] = {}
@@ -51,6 +63,11 @@ class Prober:
     ) -> None:
         for session in self._sessions.values():
             await session.close()
+
+    def _make_socket(self, where: tuple[Any, ...]) -> socket.socket:
+        made = OwnSocket(self._own, where[0])
+        _made.get().append(made)
+        return made
 
     async def http(self, check: Check, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
         """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed.
@@ -63,11 +80,16 @@ class Prober:
         path = address.path if isinstance(address, UnixAddress) else None
         where = address if path is None else "localhost"
 
+        sockets: list[OwnSocket] = []
+        _made.set(sockets)
+
         async def ask() -> Result:
             began = time.monotonic()
             url = URL(f"http://{where}{check.path}", encoded=True)  # as it stands in the settings
             async with self._session(path, announced).get(url, headers=headers, allow_redirects=False) as answer:
                 took = time.monotonic() - began
+                for made in sockets:
+                    made.is_over()
                 if answer.status in check.status:
                     return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)
                 expected = " or ".join(str(status) for status in sorted(check.status))
@@ -110,7 +132,8 @@ class Prober:
             if path is not None:
                 connector = (_AnnouncingUnix if announced else aiohttp.UnixConnector)(path, force_close=True, limit=0)
             else:
-                connector = (_AnnouncingTcp if announced else aiohttp.TCPConnector)(force_close=True, limit=0)
+                kind = _AnnouncingTcp if announced else aiohttp.TCPConnector
+                connector = kind(force_close=True, limit=0, socket_factory=self._make_socket)
             session = self._sessions[path, announced] = aiohttp.ClientSession(
                 connector=connector,
                 headers={"User-Agent": "clojarsd"},

@@ -41,9 +41,14 @@ NEW = CheckView("http", Health.UNKNOWN, None, None)
 
 
 def why(
-    unit: Unit, *checks: CheckView, health: Health = Health.UNKNOWN, policy: UnitPolicy = POLICY, at: str | None = None
+    unit: Unit,
+    *checks: CheckView,
+    health: Health = Health.UNKNOWN,
+    policy: UnitPolicy = POLICY,
+    at: str | None = None,
+    stalled: str | None = None,
 ) -> str | None:
-    return why_not_eligible(Role.BACKUP, unit, health, checks, policy, at)
+    return why_not_eligible(Role.BACKUP, unit, health, checks, policy, at, stalled=stalled)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,8 @@ def test_ready_needs_health_too() -> None:
     assert why(ready, GOOD, BAD, NEW, health=Health.DOWN) == (
         "its checks fail (http: 127.0.0.1:8002 refused, http: no result yet)"
     )
+    stalled = "it has not accepted 3 waiting connections for 0.5 s"
+    assert why(ready, GOOD, health=Health.STALLED, stalled=stalled) == stalled
 
 
 @pytest.mark.parametrize(

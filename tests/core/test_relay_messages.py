@@ -16,6 +16,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role, UnixAddress
 from clojarsd.core.relay_messages import (
     PROTOCOL,
+    Adopt,
     Begin,
     BeginDrain,
     Close,
@@ -78,6 +79,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     SetEligible(P, True, 2.5),
     BeginDrain(4, B, go_on=True),
     EndDrain(B),
+    Adopt("http", P),
     Cut(P),
     StopAccepting(),
     Ping(7),

@@ -25,7 +25,7 @@ def keys(**tables: dict[str, str]) -> list[str]:
         {"app": {"stop_signal": '["SIGQUIT", "1s", "SIGTERM"]', "reload_signal": '"SIGHUP"'}},
         *({"app": {key: '[["x"]]'}} for key in ("pre_start", "post_start", "pre_stop", "post_stop")),
         *({"app": {"log": log, "log_max_size": '"1MiB"', "log_keep": "5"}} for log in ('"journal"', '"inherit"')),
-        {"stall": {"enabled": "false"}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
+        {"stall": {"enabled": "true", "after": '"1s"'}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
         {"warmup": {"requests": "[]", "rounds": "3"}},
         *({"frontends__http": {**HTTP, "mode": mode}} for mode in ('"steer"', '"relay"')),
         {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "0", "proxy_protocol": "false"}},
@@ -41,7 +41,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
     [
         ({"checks": {"kind": '"nailgun"', "port": '"http"'}}, ['checks[0].kind "nailgun"']),
         ({"checks": {"kind": '"exec"', "command": '["x"]'}}, ['checks[0].kind "exec"']),
-        ({"stall": {}}, ["stall"]),
         ({"hang": {"restart_after": '"30s"', "thread_dump": "true"}}, ["hang.restart_after", "hang.thread_dump"]),
         ({"warmup": {"requests": '["/"]'}}, ["warmup.requests"]),
         (

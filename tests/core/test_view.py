@@ -31,6 +31,8 @@ PRIMARY = InstanceView(
     status_text="serving",
     next=Next("it gets SIGKILL", "2026-11-23T12:01:00.000Z"),
     trouble="it has not said within 10 s that it is alive (watchdog)",
+    stalls=2,
+    stall_seconds=1.23456,
     ports={"http": 8001, "nailgun": 8101},
     checks=(
         CheckView("http", Health.UP, "200 in 3 ms", "2026-11-23T12:00:10.000Z"),
@@ -115,6 +117,8 @@ def test_the_whole_picture() -> None:
                 "status_text": "serving",
                 "next": {"what": "it gets SIGKILL", "at": "2026-11-23T12:01:00.000Z"},
                 "trouble": "it has not said within 10 s that it is alive (watchdog)",
+                "stalls": 2,
+                "stall_seconds": 1.235,
             },
             "backup": {
                 "name": "clojars-backup",
@@ -141,6 +145,8 @@ def test_the_whole_picture() -> None:
                 "status_text": None,
                 "next": None,
                 "trouble": None,
+                "stalls": 0,
+                "stall_seconds": 0.0,
             },
         },
         "frontends": {

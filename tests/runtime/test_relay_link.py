@@ -26,8 +26,8 @@ from clojarsd.system.channel import Channel, Descriptors
 from clojarsd.system.relay_socket import RelaySocket, connect, make_room
 from tests.support.fronts import LOOPBACK, NEVER, B, P, Past
 from tests.support.relays import NOBODY, Pair, a_pair, is_relay, limit
-from tests.support.sockets import open_descriptors
-from tests.support.waiting import until
+from tests.support.sockets import open_descriptors, tcp_pair
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.slow
 
@@ -795,3 +795,56 @@ async def test_open_connections_of_removed_frontends_are_not_given_up_for_a_new_
         assert link.pid == old
         assert await client.ask() == b"p"
         await link.close()
+
+
+# Clients out of an accept queue.
+
+
+async def answered(client: socket.socket, count: int) -> bytes:
+    client.setblocking(False)
+    loop, got = asyncio.get_running_loop(), b""
+    async with asyncio.timeout(PATIENCE):
+        while len(got) < count:
+            got += await loop.sock_recv(client, count - len(got))
+    return got
+
+
+async def test_clients_that_waited_at_an_instance_are_served_by_the_other(pair: Pair) -> None:
+    async with pair.link() as link:
+        client, waiting = tcp_pair()
+        with client:
+            client.sendall(b"xyz")
+            link.set_eligible(P, False)
+            link.adopt("line", P, [waiting])
+            assert waiting.fileno() == -1
+            assert await answered(client, 3) == b"bbb"
+            await until(lambda: counts(link) == (0, 1, 0), "the numbers")
+        await link.close()
+
+
+async def test_they_wait_while_there_is_no_relay_process(pair: Pair) -> None:
+    async with pair.link() as link:
+        client, waiting = tcp_pair()
+        with client:
+            client.sendall(b"xyz")
+            link.set_eligible(P, False)
+            link._delay = 0.3  # as after one that has ended soon
+            os.kill(pid_of(link), signal.SIGKILL)
+            await until(lambda: link.pid is None, "the loss")
+            link.adopt("line", P, [waiting])
+            assert waiting.fileno() >= 0
+            assert await answered(client, 3) == b"bbb"
+            assert waiting.fileno() == -1
+        await link.close()
+
+
+async def test_those_for_whom_none_comes_are_reset_at_the_end(pair: Pair) -> None:
+    client, waiting = tcp_pair()
+    async with pair.link() as link:
+        link._delay = PATIENCE
+        os.kill(pid_of(link), signal.SIGKILL)
+        await until(lambda: link.pid is None, "the loss")
+        link.adopt("line", P, [waiting])
+        await link.close()
+    with client, pytest.raises(ConnectionResetError):
+        await answered(client, 1)

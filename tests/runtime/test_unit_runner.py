@@ -134,6 +134,61 @@ async def test_a_trouble_is_shown_until_it_is_over_or_the_process_is(ready: Unit
     assert ready.seen(ROLE).trouble is None
 
 
+STALLED = "it has not accepted 3 waiting connections for 0.5 s"
+
+
+async def test_a_stalled_instance_gets_no_connections_at_once_until_it_accepts_again(ready: Units) -> None:
+    runner, saves = ready.runners[ROLE], ready.saves
+    runner.stalled(runner.unit.incarnation, STALLED)
+    assert ready.deeds[-1] == "primary not eligible"
+    seen = ready.seen(ROLE)
+    assert (seen.health, seen.is_eligible, seen.reason, seen.stalls) == (Health.STALLED, False, STALLED, 1)
+    assert ready.saves > saves
+    runner.stalled(runner.unit.incarnation, "again")
+    assert ready.seen(ROLE).reason == STALLED
+    runner.stalled(runner.unit.incarnation, None)
+    assert ready.deeds[-1] == "primary eligible"
+    seen = ready.seen(ROLE)
+    assert (seen.health, seen.is_eligible, seen.reason, seen.stalls) == (Health.UP, True, None, 1)
+    assert seen.stall_seconds > 0
+    runner.stalled(runner.unit.incarnation, None)
+    assert ready.seen(ROLE) == seen
+
+
+async def test_checks_that_fail_say_more_than_a_stall_and_those_that_pass_do_not_end_it(ready: Units) -> None:
+    runner = ready.runners[ROLE]
+    runner.stalled(runner.unit.incarnation, STALLED)
+    ready.check(ROLE, BAD)
+    assert (ready.seen(ROLE).health, ready.seen(ROLE).is_eligible) == (Health.DOWN, False)
+    ready.check(ROLE)
+    assert (ready.seen(ROLE).health, ready.seen(ROLE).is_eligible) == (Health.STALLED, False)
+
+
+async def test_a_stall_is_of_one_process_and_its_time_is_counted_when_that_ends(ready: Units) -> None:
+    runner = ready.runners[ROLE]
+    runner.stalled(Incarnation(runner.unit.incarnation + 1), "late news of another one")
+    assert not runner.is_stalled
+    runner.stalled(runner.unit.incarnation, STALLED)
+    ready.exit(ROLE, CRASHED)
+    seen = ready.seen(ROLE)
+    assert (runner.is_stalled, seen.stalls) == (False, 1)
+    assert seen.stall_seconds > 0
+    assert ready.seen(ROLE).stall_seconds == seen.stall_seconds
+
+
+async def test_the_next_daemon_sends_nothing_to_a_stalled_instance(ready: Units) -> None:
+    runner = ready.runners[ROLE]
+    runner.stalled(runner.unit.incarnation, STALLED)
+    before = runner.saved()
+    assert before.process is not None
+    units = Units(before={ROLE: before}, running=[before.process.pid])
+    assert units.traffic.eligible[ROLE] is False
+    seen = units.seen(ROLE)
+    assert (seen.health, seen.reason, seen.stalls) == (Health.STALLED, STALLED, 1)
+    units.runners[ROLE].stalled(seen.unit.incarnation, None)
+    assert units.traffic.eligible[ROLE] is True
+
+
 async def test_a_drain_that_is_over_at_once_is_understood(ready: Units) -> None:
     """The news comes out of the effect itself, and is taken after it."""
     ready.traffic.calls_back_at_once = True

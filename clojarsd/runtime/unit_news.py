@@ -1,0 +1,132 @@
+"""What others find out about an instance's process, and how the instance is shown to everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime
+
+import structlog
+
+from clojarsd.core import unit_events as events
+from clojarsd.core.health import CheckRecord
+from clojarsd.core.history import stamp
+from clojarsd.core.names import Health, Incarnation, Role
+from clojarsd.core.saved import InForce
+from clojarsd.core.unit import Unit
+from clojarsd.core.view import InstanceView
+from clojarsd.runtime.unit_memory import UnitMemory, view
+from clojarsd.runtime.unit_parts import Plan, Surroundings
+
+log = structlog.get_logger()
+
+
+class UnitNews(ABC):
+    """Takes what checks, the process itself and those who watch it say. A unit runner is one that also acts."""
+
+    def __init__(self, role: Role, plan: Plan, around: Surroundings) -> None:
+        self.role = role
+        self._plan = plan
+        self._around = around
+        self._loop = asyncio.get_running_loop()
+        self._unit = Unit()
+        self._memory = UnitMemory(now())
+        self._log = log.bind(role=role.value)
+
+    @property
+    @abstractmethod
+    def pid(self) -> int | None:
+        """The number of its process, or None without one."""
+
+    @property
+    def unit(self) -> Unit:
+        """The unit as it is."""
+        return self._unit
+
+    @property
+    def in_force(self) -> InForce:
+        """What of the settings its process is bound to; without a process what the next one will be."""
+        return self._memory.in_force or self._plan.in_force
+
+    @abstractmethod
+    def report(self, event: events.Event) -> None:
+        """Take news that the machine must know."""
+
+    def checked(self, incarnation: Incarnation, records: tuple[CheckRecord, ...], which: int) -> None:
+        """Take the records of all checks after a result of the one at index `which`."""
+        if not self._is_about(incarnation):
+            return
+        before = self._memory.health(self._unit)
+        self._memory.records = records
+        self._memory.checked_at[which] = stamp(now())
+        self._prove()
+        self._publish()
+        if self._memory.health(self._unit) is not before:
+            self._around.changed()
+
+    def stalled(self, incarnation: Incarnation, reason: str | None) -> None:
+        """Take that the process accepts no connections, in words that go on `it has …`; None: it does again."""
+        if not self._is_about(incarnation) or (reason is None) == (self._memory.stalled is None):
+            return
+        if reason is None:
+            self._memory.end_stall(self._loop.time())
+        else:
+            self._memory.begin_stall(reason, self._loop.time())
+        self._log.warning("unit_stalled" if reason else "unit_recovered", incarnation=incarnation, reason=reason)
+        self._publish()
+        self._around.changed()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has been found to accept no connections."""
+        return self._memory.stalled is not None
+
+    def notified_ready(self, incarnation: Incarnation) -> None:
+        """The process has said READY=1."""
+        if self._is_about(incarnation):
+            self._memory.noticed = incarnation
+            self._prove()
+            self._publish()
+
+    def notified_status(self, incarnation: Incarnation, text: str) -> None:
+        """The process has said how it is."""
+        if self._is_about(incarnation):
+            self._memory.status_text = text or None
+            self._publish()
+
+    def extend_deadline(self, incarnation: Incarnation, seconds: float) -> None:
+        """The process has asked for time."""
+        self.report(events.TimeAsked(incarnation, seconds))
+
+    def leave_behind(self, what: str | None) -> None:
+        """Show what the ended process has left, such as a port that is still taken; None for nothing."""
+        self._memory.left = what
+        self._publish()
+
+    def show_trouble(self, what: str | None) -> None:
+        """Show what is wrong with the process though it may serve, until it ends; None for nothing any more."""
+        self._memory.trouble = what
+        self._publish()
+
+    def _is_about(self, incarnation: Incarnation) -> bool:
+        """Whether news of that incarnation is about the process that there is."""
+        return incarnation == self._unit.incarnation and self._unit.has_process
+
+    def _prove(self) -> None:
+        """Report that the process can serve, if all who must say so have said so."""
+        noticed = self._memory.noticed == self._unit.incarnation or not self.in_force.notify
+        if noticed and self._memory.health(self._unit) is Health.UP:
+            self.report(events.Proved(self._unit.incarnation))
+
+    def _view(self) -> InstanceView:
+        return view(self.role, self._unit, self._memory, self._plan, self.pid, self._loop.time())
+
+    def _publish(self) -> None:
+        seen = self._view()
+        self._around.traffic.set_eligible(self.role, seen.is_eligible)
+        self._around.board.publish(seen)
+
+
+def now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
