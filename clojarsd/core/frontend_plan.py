@@ -6,6 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clojarsd.core.names import Address, Role
+from clojarsd.core.routing import Caps, Failback
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An operator's wish that new connections wait. `until`: monotonic seconds; `by`: whose wish."""
+
+    until: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountedFrom:
+    """What was counted when an operator wished to begin anew. `accepted`: as `FrontendView.accepted_total`; at: UTC."""
+
+    accepted: Mapping[Role | None, int]
+    at: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +34,8 @@ class FrontendPlan:
         backends: where each instance answers.
         movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
         mode_reason: why it relays, or None when the settings ask for it.
-        connect_timeout, hold, drain, drain_idle, failback: seconds, as the settings say.
+        connect_timeout, hold, drain, drain_idle, failback, failback_max: seconds, as the settings say.
+        max_connections, max_per_instance: as the settings say; 0: no limit.
     """
 
     name: str
@@ -31,6 +50,19 @@ class FrontendPlan:
     drain: float
     drain_idle: float
     failback: float
+    failback_max: float = 0.0
+    max_connections: int = 0
+    max_per_instance: int = 0
+
+    @property
+    def when_home(self) -> Failback:
+        """When the primary gets its connections back."""
+        return Failback(self.failback, self.failback_max)
+
+    @property
+    def caps(self) -> Caps:
+        """How many connections there may be."""
+        return Caps(self.max_connections, self.max_per_instance, self.max_per_instance)
 
     def is_beside_ipv4(self, address: Address) -> bool:
         """Whether an IPv4 address of this frontend has the same port, which an IPv6 socket must then leave alone."""

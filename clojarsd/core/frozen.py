@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
-from clojarsd.core.routing import Route
+from clojarsd.core.routing import Caps, Route
 
 VERSION = 1
 """Of these values. Another version is refused, and the connections stay where they are."""
@@ -122,6 +122,7 @@ class FrozenFrontend:
         accepted: how many each role has got, and under None how many had to wait.
         held_since: since when somebody has waited without a break, or None.
         drains: the roles that are drained; until when, or None: none of their connections is left.
+        pause, caps, counted_from: what operators have ordered; caps None: what the plan says.
     """
 
     plan: FrontendPlan
@@ -133,6 +134,9 @@ class FrozenFrontend:
     accepted: Mapping[Role | None, int]
     held_since: float | None
     drains: Mapping[Role, float | None]
+    pause: Pause | None = None
+    caps: Caps | None = None
+    counted_from: CountedFrom | None = None
 
 
 def to_document(connection: FrozenConnection) -> Document:

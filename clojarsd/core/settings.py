@@ -192,7 +192,7 @@ class WarmupSettings(Table):
 
 
 class FrontendSettings(Table):
-    """A port that clients use. hold 0.0: nobody waits; max_connections 0: no limit of its own."""
+    """A port that clients use. hold 0.0: nobody waits; max_connections, max_per_instance 0: no limit of its own."""
 
     listen: kinds.Listens = Field(description='where clients connect, such as "127.0.0.1:8080"')
     port: kinds.Key = Field(description="the name of a port of the instances, such as http")
@@ -204,7 +204,9 @@ class FrontendSettings(Table):
     drain: kinds.DurationOrZero = 30.0
     drain_idle: kinds.DurationOrZero = 2.0
     failback: kinds.DurationOrZero = 5.0
+    failback_max: kinds.DurationOrZero = 300.0
     max_connections: kinds.CountOrZero = 0
+    max_per_instance: kinds.CountOrZero = 0
     proxy_protocol: kinds.Boolean = False
 
 

@@ -152,7 +152,7 @@ class _Judge:
             text = f"is shorter than stall.sample, {duration_text(stall.sample)}"
             yield self._problem(("stall", "after"), duration_text(stall.after), text, ("stall", "sample"))
         for name, frontend in self.settings.frontends.items():
-            for key in ("quickack", "max_connections", "proxy_protocol"):
+            for key in ("quickack", "max_connections", "max_per_instance", "proxy_protocol"):
                 if frontend.mode is Mode.STEER and getattr(frontend, key):
                     where: Where = ("frontends", name, key)
                     text = 'needs the relay, and mode is "steer" (mode "auto" or "relay")'

@@ -43,4 +43,4 @@ def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str
 def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:
     if frontend.mode is Mode.STEER:
         yield f'{where}.mode "steer"'
-    yield from _given(where, frontend, {"max_connections": 0, "proxy_protocol": False})
+    yield from _given(where, frontend, {"proxy_protocol": False})

@@ -5,41 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
 
 import structlog
 
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.history import EventName, stamp
+from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
+from clojarsd.core.routing import pick, room
 from clojarsd.core.view import FrontendView, Next
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
-from clojarsd.runtime.hold import Hold
+from clojarsd.runtime.gate import Gate, wall_clock
 from clojarsd.runtime.router import Router
+from clojarsd.runtime.waiting import History, Waiting
 from clojarsd.system.relay import EndReason, RelayResources, Session
 from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
 log = structlog.get_logger()
 
-RELEASES_A_TURN = 32
-RELEASE_PAUSE = 0.01
-"""Held clients that are sent on their way at once, and the seconds until the next ones are: an instance that has just
-started has a short accept queue."""
-RETRY_PAUSE = 0.1
-"""Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
-
-
-class History(Protocol):
-    """Keeps what happened."""
-
-    def record(
-        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
-    ) -> None:
-        """Add an event."""
+_NOT_COUNTED = dict.fromkeys(Role, 0)
 
 
 class Frontend:
@@ -51,6 +37,8 @@ class Frontend:
         doubt: called with a role that could not be connected to; set by the owner.
         changed: called when the route has changed, or clients begin or cease to wait; set by the owner.
         counted: called when a number in the view has changed; set by the owner.
+        gate: what operators have ordered about it.
+        waiting: the clients that have to wait.
     """
 
     def __init__(self, plan: FrontendPlan, resources: RelayResources, budget: Budget) -> None:
@@ -60,24 +48,22 @@ class Frontend:
         self.changed: Callable[[], None] = lambda: None
         self.counted: Callable[[], None] = lambda: None
         self._resources = resources
-        self._history: History
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         budget.when_room(self._acceptor.look)
-        self._router = Router(self._loop, self._log, plan.failback, self._route_changed)
+        self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
         self._dials: set[Dial] = set()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
-        self._accepted = dict.fromkeys((Role.PRIMARY, Role.BACKUP, None), 0)
-        self._hold = Hold(self._loop, resources.poller, plan.hold, self._give_up)
-        self._held_since: float | None = None
-        self._release: asyncio.TimerHandle | None = None
+        self._accepted = dict.fromkeys(Role, 0)
+        self.gate = Gate(self._loop, self._log, plan.caps, self._gate_changed)
+        self.waiting = Waiting(self, self._loop, self._log, resources.poller, plan.hold)
 
     def attach(self, history: History) -> None:
         """Take the history in which failovers and holds are recorded."""
-        self._history = history
+        self.waiting.history = history
 
     def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Take the non-blocking listening sockets, which are closed here, in place of those it has.
@@ -102,20 +88,21 @@ class Frontend:
 
     def change_plan(self, plan: FrontendPlan) -> None:
         """Go by another plan of the same name; who waits already may do so as long as it was told."""
-        waiting = self._hold.take()
+        if plan.caps != self.plan.caps:
+            self.gate.caps = plan.caps
         self.plan = plan
-        self._hold = Hold(self._loop, self._resources.poller, plan.hold, self._give_up)
-        for client in waiting:
-            self._hold.keep(client)
-        self._router.failback = plan.failback
+        self.waiting.change_time(plan.hold)
+        self._router.failback = plan.when_home
         self._router.look()
-        self._acceptor.look()
+        self.waiting.let_go()
 
     def resume(self, before: FrontendView) -> None:
         """Count on from what another relay process had counted, and route as it did until told who is eligible."""
-        self._accepted.update(before.accepted_total)
+        self._accepted.update({role: before.accepted_total[role] for role in Role})
+        self.waiting.accepted = before.accepted_total[None]
         has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0
-        self._router.resume(before.active, primary_has_served=has_served)
+        self._router.resume(before.active, primary_has_served=has_served, failures=before.failures)
+        self.gate.thaw(None, before.caps, before.counted_from)
 
     def begin(self) -> None:
         """Accept clients from now on."""
@@ -134,12 +121,12 @@ class Frontend:
         self._close_listeners()
         self._budget.forget(self._acceptor.look)
         self._router.close()
-        if self._release is not None:
-            self._release.cancel()
+        self.gate.close()
+        self.waiting.stand_still()
         for drain in self._drains.values():
             drain.close()
         dials, self._dials = self._dials, set()
-        for client in [*(dial.abandon() for dial in dials), *self._hold.take()]:
+        for client in [*(dial.abandon() for dial in dials), *self.waiting.hold.take()]:
             close_with_reset(client.socket)
             self._budget.give_back()
         for role in Role:
@@ -162,24 +149,31 @@ class Frontend:
 
     def view(self) -> FrontendView:
         """The frontend now."""
-        dialling = [dial.role for dial in self._dials]
-        counts: dict[Role | None, int] = {role: len(self._sessions[role]) + dialling.count(role) for role in Role}
         return FrontendView(
             listen=tuple(map(str, self.addresses() or self.plan.listen)),
             mode="relay",
             mode_reason=self.plan.mode_reason,
             active=self._router.active,
-            connections={**counts, None: len(self._hold)},
-            accepted_total=dict(self._accepted),
+            connections=_with_held(self._open_now(), len(self.waiting)),
+            accepted_total=self.accepted_total(),
             next=self._failback(),
+            paused=self.gate.view(),
+            caps=self.gate.caps,
+            counted_from=self.gate.counted_from,
+            draining={role: wall_clock(self._loop, at) for role, drain in self._drains.items() if (at := drain.until)},
+            failures=self._router.failures,
         )
+
+    def accepted_total(self) -> dict[Role | None, int]:
+        """How many each role has got so far, and under None how many had to wait."""
+        return _with_held(self._accepted, self.waiting.accepted)
 
     def _failback(self) -> Next | None:
         """When new connections go home again, if they do by themselves."""
         if self._router.changes_at is None:
             return None
-        at = datetime.now(UTC) + timedelta(seconds=self._router.changes_at - self._loop.time())
-        return Next("primary gets its new connections", stamp(at))
+        at = wall_clock(self._loop, self._router.changes_at)
+        return Next("primary gets its new connections", at, self._router.why_late)
 
     # Routing.
 
@@ -199,8 +193,14 @@ class Frontend:
             if moved_from is not None:
                 event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
                 text = f"new connections of frontend {self.plan.name} go to {active.value}"
-                self._history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
-            self._release_held()
+                self.waiting.history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
+            self.waiting.pacer.begin()
+            self.waiting.let_go()
+        self.changed()
+
+    def _gate_changed(self) -> None:
+        """Operators have ordered something, or a pause has ended."""
+        self.waiting.heed(self.gate.paused)
         self.changed()
 
     # Connecting.
@@ -209,33 +209,53 @@ class Frontend:
         """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
         if not self._budget.has_room():
             return False
-        held, dialled = len(self._hold), len(self._dials)
+        held, dialled, caps = len(self.waiting), len(self._dials), self.gate.caps
+        if caps.total and held + sum(self._open_now().values()) >= caps.total:
+            return False
         if held + dialled < self.plan.hold_connections:
-            return True
-        return self._router.active is not None and not held and dialled < ACCEPTS_A_TURN
+            return self.plan.hold > 0 or self._router.active is None or not caps.are_set or self.room() != 0
+        return not held and dialled < ACCEPTS_A_TURN and self.room() != 0
 
     def _take_in(self, accepted: socket.socket) -> None:
         self._budget.take()
-        self._admit(Client(accepted))
+        if len(self.waiting):  # nobody overtakes those who wait
+            self.waiting.keep(Client(accepted))
+        else:
+            self.admit(Client(accepted))
 
-    def _admit(self, client: Client) -> None:
+    def _open_now(self) -> dict[Role, int]:
+        """How many connections each instance has, those that are being opened included."""
+        dialling = [dial.role for dial in self._dials]
+        return {role: len(self._sessions[role]) + dialling.count(role) for role in Role}
+
+    def _able(self) -> list[Role]:
+        """The instances that may get connections."""
+        eligible_since = self._router.eligible_since
+        return [role for role in Role if eligible_since[role] is not None and role not in self._drains]
+
+    def room(self) -> int | None:
+        """How many new connections may go to an instance now; None: any number."""
+        if self._router.active is None or self.gate.paused is not None:
+            return 0
+        caps = self.gate.caps
+        return room(self._able(), self._open_now(), caps) if caps.are_set else None
+
+    def admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
         role = self._next_role(client)
         if role is None:
-            self._keep(client)
+            self.waiting.keep(client)
             return
         dial = Dial(self._loop, client, role, self.plan.backends[role], self.plan.connect_timeout, self._dialled)
         self._dials.add(dial)
         dial.start()
 
     def _next_role(self, client: Client) -> Role | None:
-        active = self._router.active
-        if active is None:
+        active, caps = self._router.active, self.gate.caps
+        if active is None or (self.gate.paused is not None and client.is_new):
             return None
-        for role in (active, active.other):
-            if self._router.eligible_since[role] is not None and role not in self._drains and role not in client.tried:
-                return role
-        return None
+        able = [role for role in self._able() if role not in client.tried]
+        return pick(active, able, self._open_now() if caps.are_set else _NOT_COUNTED, caps)
 
     def _dialled(self, dial: Dial, instance: socket.socket | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
@@ -245,18 +265,18 @@ class Frontend:
             return
         self._log.debug("connect_failed", role=dial.role.value, reason=str(instance))
         if instance.errno in EXHAUSTED:
-            self._keep(dial.client)  # before the pause, so that who waits here is tried before others are accepted
+            self.waiting.keep(dial.client)  # before the pause: who waits here is tried before others are accepted
             self._acceptor.pause(instance)
         else:
             self.doubt(dial.role)
             dial.client.tried += (dial.role,)
-            self._admit(dial.client)
+            self.admit(dial.client)
 
     def _redirect(self, role: Role) -> None:
         """Connect those elsewhere who are being connected to the role: nothing of theirs was sent yet."""
         for dial in [dial for dial in self._dials if dial.role is role]:
             self._dials.discard(dial)
-            self._admit(dial.abandon())
+            self.admit(dial.abandon())
 
     def _relay(self, client: Client, role: Role, instance: socket.socket) -> None:
         if client.is_new:
@@ -272,8 +292,7 @@ class Frontend:
         self._sessions[role].add(session)
         session.start()
         self.counted()
-        if client.give_up_at is not None:
-            self._look_whether_hold_is_over()
+        self.waiting.connected(client, session)
         self._acceptor.look()
 
     def _ended(self, session: Session, reason: EndReason) -> None:
@@ -287,78 +306,69 @@ class Frontend:
             down_bytes=session.bytes_down,
         )
         if reason is EndReason.MOVED:
-            self._admit(Client(session.client, is_new=False))
+            self.admit(Client(session.client, is_new=False))
         else:
             self._budget.give_back()
         self.counted()
         if role in self._drains:
             self._drains[role].look()
+        if self.gate.caps.are_set:
+            self.waiting.let_go()
 
-    # Holding.
+    # What those who wait need to know.
 
-    def _keep(self, client: Client) -> None:
-        active = self._router.active
-        if self._held_since is None and self.plan.hold > 0:  # else nobody waits, and each client is turned away
-            self._held_since = self._loop.time()
-            why = "no instance is eligible" if active is None else "no instance can be connected to"
-            text = f"connections of frontend {self.plan.name} wait: {why}"
-            self._history.record(EventName.HOLD_STARTED, text, frontend=self.plan.name)
-            self.changed()
-        if client.give_up_at is None:
-            self._accepted[None] += 1
-        client.tried = ()
-        self._hold.keep(client)
-        self.counted()
-        if active is not None and self._release is None:
-            self._release = self._loop.call_later(RETRY_PAUSE, self._release_held)
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.plan.name
 
-    def _release_held(self) -> None:
-        """Send those on their way who have waited longest, and soon the next."""
-        if self._release is not None:
-            self._release.cancel()
-            self._release = None
+    def why_wait(self) -> str:
+        """Why a client has to wait, in words."""
+        if (pause := self.gate.paused) is not None:
+            return f"paused by {pause.by}"
         if self._router.active is None:
-            return
-        for client in self._hold.take(RELEASES_A_TURN):
-            self._admit(client)
-        if len(self._hold) and self._release is None:  # else somebody could not be connected, and all wait for a retry
-            self._release = self._loop.call_later(RELEASE_PAUSE, self._release_held)
-        self._acceptor.look()
+            return "no instance is eligible"
+        if self.room() == 0:
+            return "there are as many connections as there may be"
+        return "no instance can be connected to"
 
-    def _give_up(self, client: Client, waited: float | None) -> None:
-        """A held client has left (`waited` is None), or has waited as long as it may."""
-        close_with_reset(client.socket)
+    def is_connecting_waited(self) -> bool:
+        """Whether a client that had to wait is being connected."""
+        return any(dial.client.give_up_at is not None for dial in self._dials)
+
+    def has_left(self) -> None:
+        """A client that waited has gone."""
         self._budget.give_back()
-        if waited is not None:
-            self._log.debug("held_connection_closed", waited_s=round(waited, 3))
-        self.counted()
-        self._look_whether_hold_is_over()
+
+    def look_for_more(self) -> None:
+        """Accept more clients, if there is room again."""
         self._acceptor.look()
 
-    def _look_whether_hold_is_over(self) -> None:
-        """Record it when nobody waits any more, nor is being connected after having waited."""
-        connecting = (dial.client.give_up_at is not None for dial in self._dials)
-        if self._held_since is not None and not len(self._hold) and not any(connecting):
-            lasted, self._held_since = self._loop.time() - self._held_since, None
-            text = f"no connection of frontend {self.plan.name} waits any more, after {lasted:.3g} s"
-            self._history.record(EventName.HOLD_ENDED, text, frontend=self.plan.name, seconds=round(lasted, 3))
-            self.changed()
+    def tell(self, *, is_news: bool) -> None:
+        """Have the view looked at, at once if it is news."""
+        (self.changed if is_news else self.counted)()
 
     # Draining.
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let the open connections of the role end, within `drain` seconds, and call back when none is left."""
-        if role in self._drains:
-            self._drains[role].close()
-        self._drains[role] = Drain(self, role, when_drained)
-        self._redirect(role)
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let the open connections of the role end, within `drain` seconds, and call back when none is left.
+
+        Args:
+            within: seconds, where they are fewer; a drain that is under way is never made longer by another.
+        """
+        before = self._drains.get(role)
+        if before is not None and before.until is not None:
+            before.go_on(when_drained, within)
+        else:
+            self._drains[role] = Drain(self, role, when_drained, within)
+            self._redirect(role)
         self._drains[role].look()
 
     def end_drain(self, role: Role) -> None:
         """Give up a drain: no deadline any more. Who was told to change sides at the next request still does."""
         if role in self._drains:
             self._drains.pop(role).close()
-            self._release_held()
+            self.waiting.let_go()
 
     @property
     def can_move(self) -> bool:
@@ -380,3 +390,7 @@ class Frontend:
         """Close the open connections of the role with a reset."""
         for session in list(self._sessions[role]):
             session.cut()
+
+
+def _with_held(counts: Mapping[Role, int], held: int) -> dict[Role | None, int]:
+    return {Role.PRIMARY: counts[Role.PRIMARY], Role.BACKUP: counts[Role.BACKUP], None: held}

@@ -215,6 +215,9 @@ class Plans:
             drain=frontend.drain,
             drain_idle=frontend.drain_idle,
             failback=frontend.failback,
+            failback_max=frontend.failback_max,
+            max_connections=frontend.max_connections,
+            max_per_instance=frontend.max_per_instance,
         )
 
     def _backend(self, port: str, role: Role, in_force: InForce) -> Address:

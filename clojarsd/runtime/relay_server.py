@@ -25,9 +25,11 @@ from clojarsd.core.relay_messages import (
     PROTOCOL,
     Begin,
     BeginDrain,
+    CapFrontend,
     Close,
     Configure,
     Configured,
+    CountFrom,
     Cut,
     Doubt,
     Drained,
@@ -37,9 +39,11 @@ from clojarsd.core.relay_messages import (
     Happened,
     Hello,
     Kept,
+    PauseFrontend,
     Ping,
     Pong,
     Refusal,
+    ResumeFrontend,
     SetEligible,
     Snapshot,
     Standing,
@@ -167,6 +171,7 @@ class RelayServer:
             frontends=tuple(Standing(one.plan, len(one.listeners), one.view()) for one in frontends),
             eligible={role: self.traffic.eligible_since[role] is not None for role in Role},
             draining=tuple(self._drains),
+            paused=self.traffic.paused(),
         )
         caller.channel.send(to_supervisor(welcome), [one.fileno() for some in listeners for one in some])
         while self._events:
@@ -192,8 +197,8 @@ class RelayServer:
                     frontend.begin()
             case SetEligible(role, eligible, seconds):
                 self.traffic.set_eligible(role, eligible, seconds)
-            case BeginDrain(number, role, go_on):
-                self._begin_drain(number, role, go_on)
+            case BeginDrain():
+                self._begin_drain(message)
             case EndDrain(role):
                 self._drains.pop(role, None)
                 self.traffic.end_drain(role)
@@ -202,9 +207,10 @@ class RelayServer:
                 self.traffic.cut(role)
             case StopAccepting():
                 self._accepting = False
-                for frontend in self.traffic.frontends.values():
-                    frontend.stop_accepting()
+                self.traffic.stop_accepting()
                 self._show()
+            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom():
+                self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))
             case HandOver():
@@ -316,11 +322,12 @@ class RelayServer:
 
     # Drains.
 
-    def _begin_drain(self, number: int, role: Role, go_on: bool) -> None:
+    def _begin_drain(self, message: BeginDrain) -> None:
+        number, role = message.number, message.role
         drain = self._drains.get(role)
-        if not go_on or drain is None:
+        if not message.go_on or drain is None:
             drain = self._drains[role] = _DrainNumber(number)
-            self.traffic.begin_drain(role, partial(self._drained, role, drain))
+            self.traffic.begin_drain(role, partial(self._drained, role, drain), message.within)
             self._show()
             return
         drain.number = number

@@ -22,8 +22,8 @@ from clojarsd.core.relay_messages import (
     ToSupervisor,
 )
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime.frontend import History
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.runtime.waiting import History
 
 
 class RelayTraffic(ABC):

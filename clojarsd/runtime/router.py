@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from clojarsd.core.names import Role
-from clojarsd.core.routing import Route, choose
+from clojarsd.core.routing import Failback, Route, choose
 
 
 class Router:
     """Keeps the route of one frontend true; the frontend makes and closes it.
 
     Args:
-        failback: seconds for which the primary must have been eligible before it gets connections back.
+        failback: for how long the primary must have been eligible before it gets connections back.
         on_change: called when somebody else is active, or nobody. The argument is the role that was active before when
             it was another one, also with a time between in which nobody was; None otherwise.
     """
@@ -24,7 +24,7 @@ class Router:
         self,
         loop: asyncio.AbstractEventLoop,
         log: structlog.typing.FilteringBoundLogger,
-        failback: float,
+        failback: Failback,
         on_change: Callable[[Role | None], None],
     ) -> None:
         self.failback = failback
@@ -47,13 +47,29 @@ class Router:
         return self._route.primary_has_served
 
     @property
+    def why_late(self) -> str | None:
+        """Why the primary has to wait for longer than usual, in words; None when it has not."""
+        waits = self.failback.after(self.failures)
+        if self.changes_at is None or waits <= self.failback.delay:
+            return None
+        return (
+            f"it has to be eligible for {waits:g} s instead of {self.failback.delay:g} s without a break, because it"
+            f" has ceased to serve {self.failures} times shortly after it began"
+        )
+
+    @property
     def changes_at(self) -> float | None:
         """The loop time at which the primary gets new connections again if it stays eligible; None: no such time."""
         return self._route.recheck_at
 
-    def resume(self, active: Role | None, *, primary_has_served: bool) -> None:
+    @property
+    def failures(self) -> int:
+        """How often in a row the primary has ceased to serve before it had served for long."""
+        return self._route.failures
+
+    def resume(self, active: Role | None, *, primary_has_served: bool, failures: int = 0) -> None:
         """Begin where another process has ended, until it is said who is eligible."""
-        self._route = Route(active, primary_has_served=primary_has_served)
+        self._route = Route(active, primary_has_served=primary_has_served, failures=failures)
         self._last_active = active
 
     def freeze(self) -> tuple[Route, Role | None]:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
+from clojarsd.core.relay_messages import CapFrontend, CountFrom, PauseFrontend, ResumeFrontend
 from clojarsd.runtime.frontend import Frontend
 
 
@@ -61,6 +63,7 @@ class Traffic:
         """Stop accepting in one, let its connections end within its drain's time, then close it."""
         frontend = self._frontends.pop(name)
         self._retiring[frontend] = set(Role)
+        frontend.gate.resume()
         frontend.stop_accepting()
         for role in Role:
             frontend.begin_drain(role, partial(self._retired, frontend, role))
@@ -84,13 +87,43 @@ class Traffic:
         for frontend in self._frontends.values():
             frontend.set_eligible(self._eligible_since)
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left in any."""
+    def stop_accepting(self) -> None:
+        """Refuse clients from now on; who waits is served, if somebody can, also where operators have paused."""
+        for frontend in self._frontends.values():
+            frontend.gate.resume()
+            frontend.stop_accepting()
+
+    def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom) -> None:
+        """Do what an operator has ordered about a frontend, if it is still there."""
+        if (frontend := self._frontends.get(order.frontend)) is None:
+            return
+        match order:
+            case PauseFrontend(_, seconds, by):
+                frontend.gate.pause(Pause(self._loop.time() + seconds, by))
+            case ResumeFrontend():
+                frontend.gate.resume()
+            case CapFrontend(_, caps):
+                frontend.gate.cap(caps)
+            case CountFrom(_, counted_from):
+                frontend.gate.count_from(counted_from)
+
+    def paused(self) -> dict[str, tuple[float, str]]:
+        """The frontends whose new connections wait by order, the seconds left, and by whose order."""
+        now = self._loop.time()
+        pauses = {name: frontend.gate.paused for name, frontend in self._frontends.items()}
+        return {name: (max(pause.until - now, 0.0), pause.by) for name, pause in pauses.items() if pause is not None}
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any.
+
+        Args:
+            within: seconds for all of them, where that is sooner.
+        """
         drain = self._drains[role] = _WholeDrain(when_drained)
         drain.left.update(self._frontends.values())
         drain.left.update(frontend for frontend, roles in self._retiring.items() if role in roles)
         for frontend in list(self._frontends.values()):
-            frontend.begin_drain(role, partial(drain.over, frontend))
+            frontend.begin_drain(role, partial(drain.over, frontend), within)
         drain.look()
 
     def end_drain(self, role: Role) -> None:
