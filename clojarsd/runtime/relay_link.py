@@ -153,6 +153,8 @@ class RelayLink(RelayTraffic):
     def detach(self) -> None:
         """Let go of the relay process, which goes on with what it was told last."""
         self._is_over = True
+        for name in list(self._pauses):
+            self._forget_pause(name)
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -283,6 +285,7 @@ class RelayLink(RelayTraffic):
             self._plans = plans
             self._is_adopted = True
             self._inherited = set(peer.welcome.draining)
+            self._inherit_pauses(peer.welcome.paused)
             for role, eligible in peer.welcome.eligible.items():
                 self._eligible_since[role] = self._loop.time() if eligible else None
             log.info("relay_adopted", pid=peer.pid)
@@ -302,6 +305,7 @@ class RelayLink(RelayTraffic):
         self._is_mourning = False
         self._tell_eligible()
         await self._configure(set(self._plans), before=self.views)
+        self._tell_pauses(())
         if self._has_begun:
             self._tell(Begin())
 
@@ -322,6 +326,7 @@ class RelayLink(RelayTraffic):
         for role in set(welcome.draining) - set(self._drains) - self._inherited:
             self._tell(EndDrain(role))
         self._tell_drains()
+        self._tell_pauses(welcome.paused)
         self._tell_eligible()
         if self._has_begun:
             self._tell(Begin())

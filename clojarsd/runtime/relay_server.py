@@ -325,7 +325,8 @@ class RelayServer:
     def _begin_drain(self, message: BeginDrain) -> None:
         number, role = message.number, message.role
         drain = self._drains.get(role)
-        if not message.go_on or drain is None:
+        is_sooner = message.within is not None and drain is not None and not drain.is_over
+        if not message.go_on or drain is None or is_sooner:
             drain = self._drains[role] = _DrainNumber(number)
             self.traffic.begin_drain(role, partial(self._drained, role, drain), message.within)
             self._show()

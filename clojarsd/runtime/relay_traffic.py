@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     BeginDrain,
+    CapFrontend,
+    CountFrom,
     Cut,
     Doubt,
     Drained,
     EndDrain,
     Happened,
+    PauseFrontend,
+    ResumeFrontend,
     SetEligible,
     Snapshot,
     ToRelay,
     ToSupervisor,
 )
+from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.waiting import History
@@ -35,13 +40,16 @@ class RelayTraffic(ABC):
         views: what each frontend shows, by name; filled and emptied in place.
         doubt: called with a role that could not be connected to; set by the owner.
         changed: called when what somebody may wait for has changed in a view; set by the owner.
+        pause_ended: called with the name of a frontend whose pause has ended, by itself or by order; set by the owner.
     """
 
     def __init__(self) -> None:
         self.views: dict[str, Shown] = {}
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
+        self.pause_ended: Callable[[str], None] = lambda name: None
         self._loop = asyncio.get_running_loop()
+        self._pauses: dict[str, _Paused] = {}
         self._plans: dict[str, FrontendPlan] = {}
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
         self._trusted: set[Role] = set()
@@ -97,15 +105,75 @@ class RelayTraffic(ABC):
             self._eligible_since[role] = self._loop.time() if eligible else None
             self._tell(SetEligible(role, eligible))
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left in any."""
+    # What operators order about one frontend.
+
+    @property
+    def paused(self) -> Mapping[str, Pause]:
+        """The frontends whose new connections wait by order."""
+        return {name: paused.pause for name, paused in self._pauses.items()}
+
+    def pause(self, name: str, until: float, by: str) -> None:
+        """Have new connections of a frontend wait until that instant of the loop, whatever was wished before.
+
+        The pause ends by itself, in the relay process as well, so also when there is no supervisor any more.
+        """
+        self._forget_pause(name)
+        self._keep_pause(name, Pause(until, by))
+        self._tell(PauseFrontend(name, max(until - self._loop.time(), 0.0), by))
+
+    def resume(self, name: str) -> None:
+        """Let new connections wait no more, if they do by order."""
+        if name in self._pauses:
+            self._tell(ResumeFrontend(name))
+            self._end_pause(name)
+
+    def cap(self, name: str, caps: Caps) -> None:
+        """Have no more connections than that, until the settings of the frontend say something else about it."""
+        self._tell(CapFrontend(name, caps))
+
+    def count_from(self, name: str, counted_from: CountedFrom) -> None:
+        """Show what is counted from there on."""
+        self._tell(CountFrom(name, counted_from))
+
+    def _keep_pause(self, name: str, pause: Pause) -> None:
+        self._pauses[name] = _Paused(pause, self._loop.call_at(pause.until, self._end_pause, name))
+
+    def _forget_pause(self, name: str) -> None:
+        if (paused := self._pauses.pop(name, None)) is not None:
+            paused.end.cancel()
+
+    def _end_pause(self, name: str) -> None:
+        self._forget_pause(name)
+        self.pause_ended(name)
+
+    def _inherit_pauses(self, paused: Mapping[str, tuple[float, str]]) -> None:
+        """Know what an earlier supervisor has told the relay process."""
+        for name, (seconds, by) in paused.items():
+            self._keep_pause(name, Pause(self._loop.time() + seconds, by))
+
+    def _tell_pauses(self, known: Collection[str]) -> None:
+        """Tell a relay process that knows of those."""
+        for name in set(known) - set(self._pauses):
+            self._tell(ResumeFrontend(name))
+        for name in set(self._pauses) - set(known):
+            pause = self._pauses[name].pause
+            self._tell(PauseFrontend(name, max(pause.until - self._loop.time(), 0.0), pause.by))
+
+    # Drains.
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any.
+
+        Args:
+            within: seconds for all of them, where that is sooner; a drain under way is never made longer by another.
+        """
         self.settle(role)
         self._number += 1
         drain = self._drains[role] = _Drain(self._number, when_drained)
         if self._is_mourning:
             self._loop.call_soon(self._drained, drain.number, role)
         else:
-            self._tell(BeginDrain(drain.number, role, go_on=role in self._inherited))
+            self._tell(BeginDrain(drain.number, role, go_on=role in self._inherited, within=within))
         self._inherited.discard(role)
 
     def end_drain(self, role: Role) -> None:
@@ -178,9 +246,19 @@ class RelayTraffic(ABC):
         """Have a view for each plan and no others."""
         for name in set(self.views) - set(self._plans):
             del self.views[name]
+        for name in set(self._pauses) - set(self._plans):
+            self._forget_pause(name)
         for name, plan in self._plans.items():
             if name not in self.views:
                 self.views[name] = Shown(plan)
+
+
+@dataclass(slots=True)
+class _Paused:
+    """A pause that was ordered and has not ended."""
+
+    pause: Pause
+    end: asyncio.TimerHandle
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import pytest
 
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address
+from clojarsd.core.pacing import FIRST
 from tests.support.fronts import LOOPBACK, B, Front, Instance, P, pending_timers
 from tests.support.sockets import (
     Rig,
