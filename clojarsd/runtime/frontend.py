@@ -372,6 +372,10 @@ class Frontend:
         """The relayed connections of the role."""
         return self._sessions[role]
 
+    def without_instance(self) -> list[tuple[Client, Role | None]]:
+        """The clients that are being connected to a role, and those that are held, with None."""
+        return [*((dial.client, dial.role) for dial in self._dials), *((one, None) for one in self._hold.clients)]
+
     def is_empty(self, role: Role) -> bool:
         """Whether no connection of the role is open or being opened."""
         return not self._sessions[role] and all(dial.role is not role for dial in self._dials)

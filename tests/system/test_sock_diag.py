@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from clojarsd.core.names import Address
 from clojarsd.system import sock_diag
 from clojarsd.system.sock_diag import CLOSE_WAIT, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, SockDiag
-from tests.support.sockets import DEADLINE_S, receive_exactly, receive_to_the_end, reset
+from tests.support.sockets import DEADLINE_S, receive_exactly, receive_to_the_end, reset, wait_for
 
 LOOPBACK = "127.0.0.1"
 KINDS = [
@@ -63,14 +62,6 @@ def ipv4() -> Iterator[Peers]:
 
 def address_of(end: socket.socket) -> Address:
     return Address(*end.getsockname()[:2])
-
-
-def wait_for(fact: Callable[[], object]) -> None:
-    """Look again and again; the kernel sends no news."""
-    until = time.monotonic() + DEADLINE_S
-    while not fact():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def test_a_connection_has_the_addresses_of_its_ends_and_the_inode_of_its_socket(diag: SockDiag, peers: Peers) -> None:
