@@ -54,6 +54,7 @@ class FrozenSession:
         seen: how far what is waited for had come at the last look, or None.
         timer_at: when it is looked at next, or None: nothing is waited for.
         give_up_at: when the delivery before a reset is given up.
+        began_at: when it began; None: told by a process that did not know.
     """
 
     phase: str
@@ -66,6 +67,7 @@ class FrozenSession:
     seen: int | None
     timer_at: float | None
     give_up_at: float
+    began_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def to_document(connection: FrozenConnection) -> Document:
     return [
         *head,
         state.phase, state.owed, state.quickack, state.lost, state.said, state.seen, state.timer_at, state.give_up_at,
-        _from_flow(state.up), _from_flow(state.down),
+        state.began_at, _from_flow(state.up), _from_flow(state.down),
     ]  # fmt: skip
 
 
@@ -165,11 +167,12 @@ def from_document(document: Document) -> FrozenConnection:
             is_new, tried, give_up_at = rest[0]
             return FrozenConnection(role, FrozenClient(is_new, tuple(map(Role, tried)), give_up_at))
         *plain, up, down = rest
-        phase, owed, quickack, lost, said, seen, timer_at, give_up_at = plain
+        phase, owed, quickack, lost, said, seen, timer_at, give_up_at = plain[:8]
+        began_at = plain[8] if len(plain) > 8 else None  # an earlier version did not say it
         ways = _to_flow(up), _to_flow(down)
     except TypeError as error:
         raise ValueError(str(error)) from error
-    session = FrozenSession(phase, owed, quickack, *ways, lost, said, seen, timer_at, give_up_at)
+    session = FrozenSession(phase, owed, quickack, *ways, lost, said, seen, timer_at, give_up_at, began_at)
     return FrozenConnection(role, session, quiet_since)
 
 

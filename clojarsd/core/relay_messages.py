@@ -11,6 +11,7 @@
     CapFrontend, CountFrom ────────────────────►
     BeginDrain ────────────────────────────────► Drained
     Ping ──────────────────────────────────────► Pong
+    ListConnections ───────────────────────────► Connections, in parts
                                       Snapshot, Happened, Doubt ◄── whenever there is news
     StopAccepting, Close ──────────────────────►
     HandOver (with one end of a pair) ─────────► HandedOver or Kept
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clojarsd.core.codec import CLASS, decode, encode
+from clojarsd.core.connections import ConnectionView
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
@@ -155,6 +157,14 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class ListConnections:
+    """Say which connections there are, with this number. `frontend`: only of this one."""
+
+    number: int
+    frontend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """Give everything to another relay process, at the other end of the descriptor that comes along."""
 
@@ -230,6 +240,21 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Connections:
+    """Some of the connections that were asked for by this number.
+
+    Attributes:
+        left_out: how many more there are than will be told.
+        is_last: whether these are the last ones.
+    """
+
+    number: int
+    connections: tuple[ConnectionView, ...]
+    left_out: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All frontends at one moment."""
 
@@ -284,6 +309,7 @@ ToRelay = (
     | CountFrom
     | StopAccepting
     | Ping
+    | ListConnections
     | HandOver
     | Close
 )  # fmt: skip
@@ -293,6 +319,7 @@ ToSupervisor = (
     | Configured
     | Drained
     | Pong
+    | Connections
     | Snapshot
     | Happened
     | Doubt

@@ -60,7 +60,8 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
     "frontends": dict.fromkeys(
         (
             *("listen", "port", "mode", "quickack", "connect_timeout", "hold", "hold_connections"),
-            *("drain", "drain_idle", "failback", "failback_max", "max_connections", "max_per_instance", "proxy_protocol"),
+            *("drain", "drain_idle", "failback", "failback_max", "max_connections", "max_per_instance"),
+            "proxy_protocol",
         ),
         NOW,
     ),

@@ -12,7 +12,7 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.routing import pick, room
-from clojarsd.core.view import FrontendView, Next
+from clojarsd.core.view import FrontendView
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.dial import Client, Dial
@@ -156,7 +156,7 @@ class Frontend:
             active=self._router.active,
             connections=_with_held(self._open_now(), len(self.waiting)),
             accepted_total=self.accepted_total(),
-            next=self._failback(),
+            next=self._router.next(),
             paused=self.gate.view(),
             caps=self.gate.caps,
             counted_from=self.gate.counted_from,
@@ -167,13 +167,6 @@ class Frontend:
     def accepted_total(self) -> dict[Role | None, int]:
         """How many each role has got so far, and under None how many had to wait."""
         return _with_held(self._accepted, self.waiting.accepted)
-
-    def _failback(self) -> Next | None:
-        """When new connections go home again, if they do by themselves."""
-        if self._router.changes_at is None:
-            return None
-        at = wall_clock(self._loop, self._router.changes_at)
-        return Next("primary gets its new connections", at, self._router.why_late)
 
     # Routing.
 
@@ -381,6 +374,13 @@ class Frontend:
     def open_sessions(self, role: Role) -> set[Session]:
         """The relayed connections of the role."""
         return self._sessions[role]
+
+    def without_instance(self) -> list[tuple[Client, Role | None]]:
+        """The clients that are being connected to a role, and those that are held, with None."""
+        return [
+            *((dial.client, dial.role) for dial in self._dials),
+            *((one, None) for one in self.waiting.hold.clients),
+        ]
 
     def is_empty(self, role: Role) -> bool:
         """Whether no connection of the role is open or being opened."""

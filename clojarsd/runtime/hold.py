@@ -41,6 +41,11 @@ class Hold:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def clients(self) -> list[Client]:
+        """Those who wait, in their order; they stay the hold's."""
+        return list(self._places)
+
     def keep(self, client: Client) -> None:
         """Let the client wait; its socket belongs to the hold until it is taken or given up."""
         if client.give_up_at is None:

@@ -123,9 +123,7 @@ class Orders:
                         f" --force {verb.value}s by the one in use"
                     ) from refused
                 log.warning("configuration_not_refreshed", verb=verb.value, reason=str(refused))
-        work = self.submit(
-            verb, roles, by, force=force, timeout=timeout, environment=environment, within=within
-        )
+        work = self.submit(verb, roles, by, force=force, timeout=timeout, environment=environment, within=within)
         try:
             async with asyncio.timeout(KEEP_TIMEOUT):
                 await self._kept()
@@ -185,9 +183,7 @@ class Orders:
             before = self._place(verb, roles[0], by, how)
             acting = self._restart_in_turn(work, roles, before, by, force, timeout, how)
         else:
-            acting = self._watch(
-                work, verb, [(role, self._place(verb, role, by, how)) for role in roles], timeout
-            )
+            acting = self._watch(work, verb, [(role, self._place(verb, role, by, how)) for role in roles], timeout)
         self._under_way[work] = f"{verb.value} {' and '.join(role.value for role in roles)} (by {by})"
         self._group.create_task(acting).add_done_callback(lambda _: self._under_way.pop(work))
         return work

@@ -29,6 +29,7 @@ from clojarsd.core.relay_messages import (
     Close,
     Configure,
     Configured,
+    Connections,
     CountFrom,
     Cut,
     Doubt,
@@ -39,6 +40,7 @@ from clojarsd.core.relay_messages import (
     Happened,
     Hello,
     Kept,
+    ListConnections,
     PauseFrontend,
     Ping,
     Pong,
@@ -56,6 +58,7 @@ from clojarsd.core.relay_messages import (
     to_supervisor,
 )
 from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.connection_list import Listing
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.handover import hand_over, take_over
 from clojarsd.runtime.relay_caller import Caller
@@ -213,6 +216,9 @@ class RelayServer:
                 self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))
+            case ListConnections(number, name):
+                wanted = [one for one in self.traffic.all_frontends if name in (None, one.plan.name)]
+                self._list(number, Listing(wanted))
             case HandOver():
                 self._deferred = []
                 self._start(self._hand_over(caller, *(socket.socket(fileno=number) for number in descriptors.take(1))))
@@ -356,6 +362,13 @@ class RelayServer:
         if now - self._doubted_at[role] >= DOUBT_PAUSE:
             self._doubted_at[role] = now
             self._tell(Doubt(role))
+
+    def _list(self, number: int, listing: Listing) -> None:
+        """Tell some of the connections, and in the loop's next turn more of them."""
+        seen = () if self._is_closed else listing.take(self._loop.time())
+        self._tell(Connections(number, seen, listing.left_out, is_last=not seen))
+        if seen:
+            self._loop.call_soon(self._list, number, listing)
 
     def _show(self) -> None:
         """Show all frontends to the supervisor at once; if it reads slowly, soon."""

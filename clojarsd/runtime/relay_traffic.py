@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from clojarsd.core.connections import ConnectionList, ConnectionView, joined
+from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     BeginDrain,
     CapFrontend,
+    Connections,
     CountFrom,
     Cut,
     Doubt,
     Drained,
     EndDrain,
     Happened,
+    ListConnections,
     PauseFrontend,
     ResumeFrontend,
     SetEligible,
@@ -29,6 +33,9 @@ from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.waiting import History
+
+LIST_TIMEOUT = 5.0
+"""Seconds for the relay process to say which connections it has."""
 
 
 class RelayTraffic(ABC):
@@ -57,6 +64,7 @@ class RelayTraffic(ABC):
         self._inherited: set[Role] = set()
         """Instances whose drain an earlier supervisor has begun and this one has not asked about."""
         self._number = 0
+        self._lists: dict[int, _List] = {}
         self._history: History | None = None
         self._early: list[Happened] = []
         self._is_mourning = False
@@ -186,6 +194,30 @@ class RelayTraffic(ABC):
         """Close the open connections with a reset."""
         self._tell(Cut(role))
 
+    async def connections(self, frontend: str | None = None) -> ConnectionList:
+        """The relayed connections one by one, of all frontends or of that one, those first that keep a drain.
+
+        Raises:
+            Failed: the relay process has not answered in time.
+        """
+        if self._is_mourning:
+            return ConnectionList(())
+        self._number += 1
+        number, waited_for = self._number, _List(self._loop.create_future())
+        self._lists[number] = waited_for
+        try:
+            self._tell(ListConnections(number, frontend))
+            async with asyncio.timeout(LIST_TIMEOUT):
+                await waited_for.told
+        except TimeoutError:
+            raise Failed(
+                f"cannot list the connections: the relay process has not answered within {LIST_TIMEOUT:g} s "
+                "(one of an earlier version never does)"
+            ) from None
+        finally:
+            del self._lists[number]
+        return joined([ConnectionList(tuple(waited_for.seen), waited_for.left_out)])
+
     def _tell_eligible(self) -> None:
         now = self._loop.time()
         for role, since in self._eligible_since.items():
@@ -205,6 +237,8 @@ class RelayTraffic(ABC):
         self.changed()
         for role, drain in list(self._drains.items()):
             self._drained(drain.number, role)
+        for number in list(self._lists):
+            self._listed(Connections(number, (), 0, is_last=True))
 
     # What the relay process says.
 
@@ -214,6 +248,8 @@ class RelayTraffic(ABC):
                 self._show(frontends)
             case Drained(number, role):
                 self._drained(number, role)
+            case Connections():
+                self._listed(message)
             case Doubt(role):
                 self.doubt(role)
             case Happened():
@@ -227,6 +263,15 @@ class RelayTraffic(ABC):
         if drain is not None and drain.number == number and not drain.is_over:
             drain.is_over = True
             drain.when_drained()
+
+    def _listed(self, told: Connections) -> None:
+        """Some of the connections that somebody waits for, or the end of them."""
+        waited_for = self._lists.get(told.number)
+        if waited_for is not None:
+            waited_for.seen.extend(told.connections)
+            waited_for.left_out = told.left_out
+            if told.is_last and not waited_for.told.done():
+                waited_for.told.set_result(None)
 
     def _record(self, happened: Happened) -> None:
         if self._history is None:
@@ -268,3 +313,12 @@ class _Drain:
     number: int
     when_drained: Callable[[], None]
     is_over: bool = False
+
+
+@dataclass(slots=True)
+class _List:
+    """Connections that somebody waits for; `told` is done when all have been told."""
+
+    told: asyncio.Future[None]
+    seen: list[ConnectionView] = field(default_factory=list)
+    left_out: int = 0

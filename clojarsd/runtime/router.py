@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.routing import Failback, Route, choose
+from clojarsd.core.view import Next
 
 
 class Router:
@@ -47,17 +50,6 @@ class Router:
         return self._route.primary_has_served
 
     @property
-    def why_late(self) -> str | None:
-        """Why the primary has to wait for longer than usual, in words; None when it has not."""
-        waits = self.failback.after(self.failures)
-        if self.changes_at is None or waits <= self.failback.delay:
-            return None
-        return (
-            f"it has to be eligible for {waits:g} s instead of {self.failback.delay:g} s without a break, because it"
-            f" has ceased to serve {self.failures} times shortly after it began"
-        )
-
-    @property
     def changes_at(self) -> float | None:
         """The loop time at which the primary gets new connections again if it stays eligible; None: no such time."""
         return self._route.recheck_at
@@ -66,6 +58,15 @@ class Router:
     def failures(self) -> int:
         """How often in a row the primary has ceased to serve before it had served for long."""
         return self._route.failures
+
+    def next(self) -> Next | None:
+        """When new connections go home again, if they do by themselves, and why that takes longer than usual."""
+        if self.changes_at is None:
+            return None
+        waits, usual = self.failback.after(self.failures), self.failback.delay
+        why = f"the primary has failed {self.failures} times in a row: it must be eligible for {waits:g} s, not {usual:g} s"
+        at = datetime.now(UTC) + timedelta(seconds=self.changes_at - self._loop.time())
+        return Next("primary gets its new connections", stamp(at), why if waits > usual else None)
 
     def resume(self, active: Role | None, *, primary_has_served: bool, failures: int = 0) -> None:
         """Begin where another process has ended, until it is said who is eligible."""

@@ -33,6 +33,11 @@ class Traffic:
         """Loop time since when each instance may get connections, or None."""
         return self._eligible_since
 
+    @property
+    def all_frontends(self) -> tuple[Frontend, ...]:
+        """Those that are wanted, and those that are not any more and still have connections."""
+        return (*self._frontends.values(), *self._retiring)
+
     def add(self, frontend: Frontend) -> None:
         """Take one in; it is closed here."""
         self._frontends[frontend.plan.name] = frontend
@@ -70,7 +75,7 @@ class Traffic:
 
     def close(self) -> None:
         """Close all at once."""
-        for frontend in (*self._frontends.values(), *self._retiring):
+        for frontend in self.all_frontends:
             frontend.close()
         self._frontends.clear()
         self._retiring.clear()
@@ -134,7 +139,7 @@ class Traffic:
 
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""
-        for frontend in (*self._frontends.values(), *self._retiring):
+        for frontend in self.all_frontends:
             frontend.cut(role)
 
     def _retired(self, frontend: Frontend, role: Role) -> None:

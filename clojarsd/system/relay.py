@@ -24,6 +24,7 @@ from clojarsd.core.frozen import FrozenSession
 from clojarsd.system.flow import Flow, Stage
 from clojarsd.system.pipes import Pipe
 from clojarsd.system.queues import has_news, request_waits, unacknowledged, unread
+from clojarsd.system.relay_phase import Phase as _Phase
 from clojarsd.system.relay_resources import RelayResources as RelayResources
 
 FIRST_DELAY = 0.001
@@ -42,14 +43,6 @@ class EndReason(enum.Enum):
     MOVED = "moved to the other instance"
 
 
-class _Phase(enum.Enum):
-    RELAYING = "bytes are carried"
-    LOOKING = "as before, and the client's next request begins a move"
-    MOVING = "the instance was told the end, and what it still says is passed on"
-    LOST = "one side was reset, and the other is being told"
-    ENDED = "both sockets are closed or given away"
-
-
 class Session:
     """One relayed connection. The frontend makes it, calls `start`, and hears of its end exactly once, by `on_end`.
 
@@ -59,6 +52,7 @@ class Session:
     Attributes:
         client, instance: the two sockets.
         owed: whether the last bytes came from the client.
+        began_at: loop time.
     """
 
     __slots__ = (
@@ -74,6 +68,7 @@ class Session:
         "_timer",
         "_timer_at",
         "_up",
+        "began_at",
         "client",
         "instance",
         "owed",
@@ -91,7 +86,7 @@ class Session:
     ) -> None:
         self.client = client
         self.instance = instance
-        self.owed = False
+        self.owed, self.began_at = False, loop.time()
         self._loop = loop
         self._resources = resources
         self._on_end = on_end
@@ -108,8 +103,7 @@ class Session:
         """When a frozen session's timer was due, or None."""
         self._up = Flow(self, client, instance, resources, from_client=True, quickack=quickack)
         self._down = Flow(self, instance, client, resources, from_client=False, quickack=quickack)
-        self._up.twin = self._down
-        self._down.twin = self._up
+        self._up.twin, self._down.twin = self._down, self._up
 
     def start(self) -> None:
         """Carry bytes from now on."""
@@ -117,6 +111,11 @@ class Session:
             with contextlib.suppress(OSError):  # it may have been reset already; reading says so
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.unfreeze()
+
+    @property
+    def phase(self) -> _Phase:
+        """Where it is in its life."""
+        return self._phase
 
     @property
     def bytes_up(self) -> int:
@@ -187,6 +186,7 @@ class Session:
             seen=self._seen,
             timer_at=self._timer_at,
             give_up_at=self._give_up_at,
+            began_at=self.began_at,
         )
         return frozen, (self._up.fd, self._down.fd, *self._up.full_pipe, *self._down.full_pipe)
 
@@ -205,7 +205,7 @@ class Session:
         client.setblocking(False)
         instance.setblocking(False)
         session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
-        session.owed = frozen.owed
+        session.owed, session.began_at = frozen.owed, frozen.began_at or session.began_at
         session._phase = _Phase[frozen.phase]
         pipes = iter(descriptors[2:])
         for flow, state in ((session._up, frozen.up), (session._down, frozen.down)):

@@ -118,6 +118,19 @@ def waited_in_backlog(client: socket.socket) -> float:
     return int(struct.unpack_from("I", information, 56)[0]) / 1000
 
 
+def since_data(end: socket.socket) -> float | None:
+    """Seconds since bytes came or went, or since the connection began if none ever did; None when it is no TCP.
+
+    Source: tcpi_last_data_sent and tcpi_last_data_recv of struct tcp_info in linux/tcp.h.
+    """
+    try:
+        information = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    except OSError:
+        return None
+    sent, received = struct.unpack_from("I4xI", information, 44)
+    return int(min(sent, received)) / 1000
+
+
 def is_same_socket(one: socket.socket, other: socket.socket) -> bool:
     """Whether two descriptors lead to one socket."""
     return os.fstat(one.fileno()).st_ino == os.fstat(other.fileno()).st_ino

@@ -9,6 +9,7 @@ import pytest
 
 from clojarsd.core import relay_messages as module
 from clojarsd.core.codec import Unfit
+from clojarsd.core.connections import ConnectionPhase, ConnectionView
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
@@ -19,6 +20,7 @@ from clojarsd.core.relay_messages import (
     Close,
     Configure,
     Configured,
+    Connections,
     Cut,
     Doubt,
     Drained,
@@ -28,6 +30,7 @@ from clojarsd.core.relay_messages import (
     Happened,
     Hello,
     Kept,
+    ListConnections,
     Ping,
     Pong,
     Refusal,
@@ -63,6 +66,10 @@ PLAN = FrontendPlan(
     failback=5.0,
 )
 VIEW = FrontendView(("127.0.0.1:80",), "relay", None, B, {P: 1, B: 2, None: 3}, {P: 10, B: 20, None: 30})
+CONNECTION = ConnectionView(
+    "http", "relay", P, Address("::1", 4242), ConnectionPhase.OPEN, 5.5, 0.25, 100, 2000, owed=True
+)
+HELD = ConnectionView("http", "relay", None, None, ConnectionPhase.HELD, None, None, 0, 0, owed=True)
 FROM_SUPERVISOR: list[ToRelay] = [
     Hello(PROTOCOL, "abc"),
     Configure(3, (Wanted(PLAN, 2, VIEW), Wanted(PLAN, None))),
@@ -73,6 +80,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     Cut(P),
     StopAccepting(),
     Ping(7),
+    ListConnections(8, "http"),
     HandOver(),
     Close(),
 ]
@@ -82,6 +90,7 @@ FROM_RELAY: list[ToSupervisor] = [
     Configured(3),
     Drained(4, B),
     Pong(7),
+    Connections(8, (CONNECTION, HELD), 3, is_last=True),
     Snapshot({"http": VIEW}),
     Happened(EventName.FAILOVER, "a sentence", B, {"frontend": "http"}, "2026-11-23T12:00:00.000Z"),
     Doubt(P),

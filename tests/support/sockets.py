@@ -58,6 +58,14 @@ def reset(end: socket.socket) -> None:
     end.close()
 
 
+def wait_for(fact: Callable[[], object]) -> None:
+    """Look again and again until it is so: the kernel sends no news."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not fact():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.002)
+
+
 def unacknowledged(end: socket.socket) -> int:
     """Bytes in the send queue that the other side's kernel has not acknowledged."""
     return int(struct.unpack("i", fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])

@@ -12,7 +12,7 @@ import pytest
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
-from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen, resolve
+from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen, resolve, since_data
 from tests.support.sockets import open_descriptors, receive_to_the_end, reset, tcp_pair
 
 LOOPBACK = "127.0.0.1"
@@ -133,3 +133,14 @@ def test_a_name_is_resolved_to_a_number_and_a_number_stays() -> None:
     assert resolve(Address("::1", 80)) == Address("::1", 80)
     with pytest.raises(Failed, match=r"^cannot find the host of no-such-host\.invalid:80: "):
         resolve(Address("no-such-host.invalid", 80))
+
+
+def test_silence_is_known_of_a_connection_and_not_of_other_sockets() -> None:
+    one, other = tcp_pair()
+    with one, other:
+        silent = since_data(one)
+        assert silent is not None
+        assert 0 <= silent < 5
+    unix, peer = socket.socketpair()
+    with unix, peer:
+        assert since_data(unix) is None
