@@ -6,7 +6,8 @@
     ├── Refused            asked at the wrong time or for a thing that is not there; nothing was done
     │   └── Denied         the caller may not ask for this
     ├── Failed             tried, and stopped; says what still holds
-    │   └── LaunchFailed   a process could not be made; says how far it came
+    │   ├── LaunchFailed   a process could not be made; says how far it came
+    │   └── CannotSteer    the kernel does not give connections to instances here; says why
     ├── BadSettings        the configuration cannot be used; carries every problem found
     └── IllegalTransition  a bug: an event that cannot happen in this state; never caught to carry on
 """
@@ -46,6 +47,10 @@ class LaunchFailed(Failed):
         super().__init__(f"{stage.value}: {reason}")
         self.stage = stage
         self.reason = reason
+
+
+class CannotSteer(Failed):
+    """The kernel cannot give connections to instances here; the text says why, and what it steered it steers on."""
 
 
 class BadSettings(ClojarsdError):

@@ -1,0 +1,211 @@
+"""bpf(2): maps, programs, links and their pins, each call once and without an opinion.
+
+Descriptors are plain numbers, closed on exec; who gets one closes it. Every function raises OSError as the kernel says.
+
+Source: bpf(2); include/uapi/linux/bpf.h of Linux (union bpf_attr, struct bpf_map_info, struct bpf_link_info).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import platform
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from clojarsd.core.bpf_assembly import ByteOrder
+
+BYTE_ORDER: Final[ByteOrder] = sys.byteorder
+_SYSCALLS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "ppc64": 361, "s390x": 351}
+"""The number of bpf(2), by machine."""
+
+_MAP_CREATE: Final = 0
+_MAP_LOOKUP: Final = 1
+_MAP_UPDATE: Final = 2
+_MAP_DELETE: Final = 3
+_PROGRAM_LOAD: Final = 5
+_PIN: Final = 6
+_GET_PINNED: Final = 7
+_GET_INFO: Final = 15
+_LINK_CREATE: Final = 28
+_LINK_UPDATE: Final = 29
+_LINK_DETACH: Final = 34
+"""Commands of bpf(2)."""
+
+SK_LOOKUP_PROGRAM: Final = 30
+SK_LOOKUP_ATTACH: Final = 36
+NETNS_LINK: Final = 5
+_LOG_SIZE: Final = 256 * 1024
+_LICENSE: Final = b"none\0"
+"""Nothing is called that only programs under the GPL may call."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MapKind(enum.IntEnum):
+    """enum bpf_map_type."""
+
+    HASH = 1
+    ARRAY = 2
+    SOCKETS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class MapShape:
+    """What a map is: sizes in bytes, and how many entries have room."""
+
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a link is. Attributes: kind: enum bpf_link_type; of NETNS_LINK alone: namespace (inode; 0: gone), attach."""
+
+    kind: int
+    program: int
+    namespace: int
+    attach: int
+
+
+def create_map(shape: MapShape, name: str) -> int:
+    """The descriptor of a new map. `name` shows in bpftool: at most 15 letters, digits and underscores."""
+    return _bpf(
+        _MAP_CREATE,
+        struct.pack("=7I16s", shape.kind, shape.key_size, shape.value_size, shape.entries, 0, 0, 0, name.encode()),
+    )
+
+
+def shape_of(descriptor: int) -> MapShape:
+    """What the map is. Of something else than a map the answer is another shape than that of any map."""
+    kind, _, key_size, value_size, entries = struct.unpack_from("=5I", _info(descriptor, 80))
+    return MapShape(kind, key_size, value_size, entries)
+
+
+def link_of(descriptor: int) -> Link:
+    """What the link is."""
+    kind, _, program, _, namespace, attach = struct.unpack_from("=6I", _info(descriptor, 32))
+    return Link(kind, program, namespace, attach) if kind == NETNS_LINK else Link(kind, program, 0, 0)
+
+
+def look_up(descriptor: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of the key, None if there is none. A map of sockets, with values of 8 bytes, gives SO_COOKIE."""
+    key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)
+    try:
+        _bpf(_MAP_LOOKUP, struct.pack("=IxxxxQQ", descriptor, _at(key_buffer), _at(value)))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return value.raw
+
+
+def update(descriptor: int, key: bytes, value: bytes) -> None:
+    """The key gets the value, whether it had one or not, at one instant. Of a map of sockets: a socket's descriptor."""
+    key_buffer, value_buffer = (ctypes.create_string_buffer(part, len(part)) for part in (key, value))
+    _bpf(_MAP_UPDATE, struct.pack("=IxxxxQQQ", descriptor, _at(key_buffer), _at(value_buffer), 0))
+
+
+def delete(descriptor: int, key: bytes) -> bool:
+    """The key has no value any more. False: it had none."""
+    buffer = ctypes.create_string_buffer(key, len(key))
+    try:
+        _bpf(_MAP_DELETE, struct.pack("=IxxxxQ", descriptor, _at(buffer)))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # maps of sockets say EINVAL
+            return False
+        raise
+    return True
+
+
+def load_lookup_program(program: bytes, name: str) -> int:
+    """The descriptor of an sk_lookup program. If the verifier refuses it, the error's text ends with what it says."""
+    try:
+        return _load(program, name, None)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.E2BIG):
+            raise
+        log = ctypes.create_string_buffer(_LOG_SIZE)
+        try:
+            return _load(program, name, log)
+        except OSError as again:
+            said = log.value.decode(errors="replace").strip()
+            if not said:
+                raise
+            raise OSError(again.errno, f"{again.strerror}; the verifier says:\n{said}") from None
+
+
+def attach_lookup(program: int, namespace: int) -> int:
+    """The descriptor of a new link: lookups in the network namespace of that descriptor run the program from now on."""
+    return _bpf(_LINK_CREATE, struct.pack("=4I", program, namespace, SK_LOOKUP_ATTACH, 0))
+
+
+def replace_program(link: int, program: int) -> None:
+    """Lookups that begin from now on run this program instead: there is none that runs neither, or both."""
+    _bpf(_LINK_UPDATE, struct.pack("=4I", link, program, 0, 0))
+
+
+def detach(link: int) -> None:
+    """No lookup runs the program any more, whoever has the link."""
+    _bpf(_LINK_DETACH, struct.pack("=I", link))
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """The path, in a BPF file system, keeps the object from now on."""
+    text = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_PIN, struct.pack("=QII", _at(text), descriptor, 0))
+
+
+def get_pinned(path: Path) -> int:
+    """A descriptor of what is pinned there."""
+    text = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_GET_PINNED, struct.pack("=QII", _at(text), 0, 0))
+
+
+def _load(program: bytes, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+    instructions = ctypes.create_string_buffer(program, len(program))
+    license_text = ctypes.create_string_buffer(_LICENSE)
+    attributes = struct.pack(
+        "=IIQQIIQII16sII",
+        SK_LOOKUP_PROGRAM,
+        len(program) // 8,
+        _at(instructions),
+        _at(license_text),
+        0 if log is None else 1,
+        0 if log is None else len(log),
+        0 if log is None else _at(log),
+        0,
+        0,
+        name.encode(),
+        0,
+        SK_LOOKUP_ATTACH,
+    )
+    return _bpf(_PROGRAM_LOAD, attributes)
+
+
+def _info(descriptor: int, size: int) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    _bpf(_GET_INFO, struct.pack("=IIQ", descriptor, size, _at(buffer)))
+    return buffer.raw
+
+
+def _at(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    number = _SYSCALLS.get(platform.machine())
+    if number is None or sys.maxsize < 2**32:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result: int = _libc.syscall(number, command, buffer, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

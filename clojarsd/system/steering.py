@@ -1,0 +1,321 @@
+"""The kernel gives connections of frontends to the instances' own listening sockets, also while no daemon runs.
+
+One program, attached to our network namespace by one link, and its maps are pinned in a directory that one daemon has
+at a time (docs/decisions/0009-steering.md). Nothing here decides who gets connections.
+
+Source: Documentation/bpf/prog_sk_lookup.rst and map_sockmap.rst of Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from clojarsd.core.errors import CannotSteer
+from clojarsd.core.names import Role
+from clojarsd.core.steering import ADDRESS_SIZE, IPV4, IPV6, MOST_FRONTENDS, Steered, address_keys, program
+from clojarsd.core.steering_reasons import UNLIMITED_KERNEL, Act, Powers, why_no_room, why_not_usable, why_refused
+from clojarsd.system import bpf
+from clojarsd.system.bpf import MapKind, MapShape
+from clojarsd.system.steering_directory import (
+    LINK,
+    ROOT,
+    SteeringDirectory,
+    left_behind,
+    reason_of,
+    refuse_if_impossible,
+    sweep,
+)
+from clojarsd.system.steering_maps import LONGEST_NAME, SteeringMaps
+
+_NAMESPACE: Final = Path("/proc/self/ns/net")
+_SO_NETNS_COOKIE: Final = 71
+_FAMILIES: Final = (IPV4, IPV6)
+
+
+class KernelSteering:
+    """Steering under one service name. Made by `open`; who made it ends it with `detach` or `remove`.
+
+    A frontend that was never configured is a KeyError.
+    """
+
+    def __init__(self, directory: SteeringDirectory, maps: SteeringMaps, powers: Powers) -> None:
+        self._directory = directory
+        self._maps = maps
+        self._powers = powers
+        self._indexes = maps.names()
+        self._link = -1
+
+    @classmethod
+    def open(cls, name: str, root: Path = ROOT) -> Self:
+        """Steering as the last daemon of that name has left it, or with no frontends.
+
+        What was left goes on as it is until `configure`, also where it is of another layout.
+
+        Args:
+            root: in a BPF file system; or, for root, where one can be mounted.
+
+        Raises:
+            CannotSteer: it cannot be here; the text is the reason. Nothing was changed.
+        """
+        powers = powers_of_this_process()
+        refuse_if_impossible(powers)
+        directory = SteeringDirectory.open(root, name, powers)
+        was_empty = directory.is_empty()
+        made: Self | None = None
+        try:
+            inherited = SteeringMaps.inherit(directory)
+            made = cls(directory, inherited or _make_maps(powers), powers)
+            made._have_link()
+            if inherited is None:
+                with _explained(Act.PIN, powers):
+                    made._maps.pin(directory)
+        except BaseException:
+            if made is not None:
+                made._close()
+            if was_empty:
+                with contextlib.suppress(OSError):
+                    directory.remove()
+            directory.close()
+            raise
+        return made
+
+    def configure(self, frontends: Sequence[Steered]) -> None:
+        """Steer these frontends and no others from now on, at one instant.
+
+        Those that keep their name keep sockets, order and counters; new ones have neither sockets nor an order, and
+        counters at 0.
+
+        Raises:
+            CannotSteer: it cannot be; what was steered is steered on.
+        """
+        wanted = {frontend.name: frontend for frontend in frontends}
+        known = {name: index for name, index in self._indexes.items() if name in wanted}
+        new = [name for name in wanted if name not in known]
+        for name in new:
+            if len(name.encode()) > LONGEST_NAME:
+                raise CannotSteer(f"the name of frontend {name} is longer than {LONGEST_NAME} bytes")
+        free = sorted(set(range(MOST_FRONTENDS)) - set(self._indexes.values()))
+        if len(free) < len(new):
+            raise CannotSteer(why_no_room([*self._indexes, *new], MOST_FRONTENDS))
+        indexes = known | dict(zip(new, free, strict=False))
+        keys = address_keys({index: wanted[name] for name, index in indexes.items()}, bpf.BYTE_ORDER)
+        with _explained(Act.CHANGE, self._powers):
+            for name in new:  # no program leads there yet
+                self._maps.begin(indexes[name], name)
+        self._run(keys)
+        left = [index for name, index in self._indexes.items() if name not in wanted]
+        self._indexes = indexes
+        with _explained(Act.CHANGE, self._powers):
+            for index in left:  # no program leads there any more; one that dies here leaves names that the next ends
+                self._maps.end(index)
+
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+        """Let the role's connections go to these listening sockets, and to no others; they may be closed afterwards.
+
+        An IPv6 socket that takes IPv4 too gets IPv4 clients unless there is an IPv4 socket as well.
+
+        Raises:
+            CannotSteer: one cannot be used; the text says why. The sockets before are still there.
+        """
+        index = self._indexes[frontend]
+        wanted: dict[int, socket.socket] = {}
+        for one in sorted(sockets, key=lambda one: one.family):  # IPv4 before IPv6
+            reason = _why_unusable(one)
+            if reason is not None:
+                raise CannotSteer(why_not_usable(frontend, role.value, reason))
+            for family in _families_of(one):
+                wanted.setdefault(family, one)
+        try:
+            for family, one in wanted.items():
+                if self._maps.cookie(index, role, family) != _cookie(one):
+                    self._maps.set_socket(index, role, family, one.fileno())
+            for family in _FAMILIES:
+                if family not in wanted:
+                    self._maps.drop_socket(index, role, family)
+        except OSError as error:
+            raise CannotSteer(why_not_usable(frontend, role.value, reason_of(error))) from error
+
+    def take_out(self, frontend: str, role: Role) -> None:
+        """Give the role no connections, whatever the order says."""
+        for family in _FAMILIES:
+            self._maps.drop_socket(self._indexes[frontend], role, family)
+
+    def has(self, frontend: str, role: Role) -> frozenset[int]:
+        """SO_COOKIE of each socket of the role that is there now; one that was closed has left by itself."""
+        cookies = (self._maps.cookie(self._indexes[frontend], role, family) for family in _FAMILIES)
+        return frozenset(cookie for cookie in cookies if cookie is not None)
+
+    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
+        """Let connections that come from now on try these roles, first to last; none: they fall through."""
+        self._maps.set_order(self._indexes[frontend], order)
+
+    def order(self, frontend: str) -> tuple[Role, ...]:
+        """The roles that connections try, first to last."""
+        return self._maps.order(self._indexes[frontend])
+
+    def counters(self, frontend: str) -> Mapping[Role | None, int]:
+        """How many lookups each role got since the frontend was configured first; None: how many fell through.
+
+        A connection is one lookup; one more for each time that a client repeats its SYN, as it does when a queue is
+        full, and for one that was established by a SYN cookie.
+        """
+        index = self._indexes[frontend]
+        return {counted: self._maps.counter(index, counted) for counted in (*Role, None)}
+
+    def detach(self) -> None:
+        """Let another daemon take it up; the kernel steers on."""
+        self._close()
+        self._directory.close()
+
+    def remove(self) -> None:
+        """Steer no more, and leave nothing in the kernel nor in the file system.
+
+        Raises:
+            CannotSteer: something is left, and the next daemon will find it; the text says what.
+        """
+        self._close()
+        try:
+            self._directory.remove()
+        except OSError as error:
+            self._directory.close()
+            raise CannotSteer(f"cannot remove {self._directory.path}: {reason_of(error)}") from error
+
+    def _close(self) -> None:
+        self._maps.close()
+        if self._link >= 0:
+            os.close(self._link)
+            self._link = -1
+
+    def _have_link(self) -> None:
+        """The link that is pinned, with the program that it has, if it is of this network namespace; else a new one."""
+        namespace = os.stat(_NAMESPACE).st_ino
+        pinned = self._directory.pinned(LINK)
+        if pinned is not None:
+            with contextlib.suppress(OSError):
+                link = bpf.link_of(pinned)
+                if (link.kind, link.namespace, link.attach) == (bpf.NETNS_LINK, namespace, bpf.SK_LOOKUP_ATTACH):
+                    self._link = pinned
+                    return
+            os.close(pinned)
+        self._run({})
+
+    def _run(self, keys: Mapping[bytes, int]) -> None:
+        """Let lookups run a program with these addresses, in place of the one before, at one instant."""
+        with _room_in_memory(self._powers), contextlib.ExitStack() as closing:
+            with _explained(Act.MAKE_MAPS, self._powers):
+                shape = MapShape(MapKind.HASH, ADDRESS_SIZE, 4, max(1, len(keys)))
+                addresses = bpf.create_map(shape, "clojarsd_addr")
+                closing.callback(os.close, addresses)
+                for key, index in keys.items():
+                    bpf.update(addresses, key, index.to_bytes(4, bpf.BYTE_ORDER))
+            with _explained(Act.LOAD, self._powers):
+                text = program(self._maps.for_program(addresses), bpf.BYTE_ORDER)
+                loaded = bpf.load_lookup_program(text, "clojarsd")
+                closing.callback(os.close, loaded)
+            with _explained(Act.ATTACH, self._powers):
+                if self._link >= 0:
+                    try:
+                        bpf.replace_program(self._link, loaded)
+                        return
+                    except OSError as error:
+                        if error.errno != errno.ENOLINK:
+                            raise
+                self._attach(loaded)
+
+    def _attach(self, loaded: int) -> None:
+        """Make a link with the program and pin it: there was none, or somebody has cut it."""
+        namespace = os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            link = bpf.attach_lookup(loaded, namespace)
+        finally:
+            os.close(namespace)
+        if self._link >= 0:
+            os.close(self._link)
+        self._link = link
+        with _explained(Act.PIN, self._powers):
+            self._directory.pin(link, LINK)
+
+
+def cleanup(root: Path = ROOT) -> list[str]:
+    """Take out of the kernel what dead daemons have left; their directories' names. What a living one holds stays.
+
+    Raises:
+        CannotSteer: it cannot be looked at, or something cannot be taken out.
+    """
+    removed: list[str] = []
+    try:
+        for directory in left_behind(root):
+            directory.remove()
+            removed.append(directory.path.name)
+        sweep(root)
+    except OSError as error:
+        raise CannotSteer(f"cannot clean up {error.filename or root}: {reason_of(error)}") from error
+    return removed
+
+
+def powers_of_this_process() -> Powers:
+    """What this process may do, and on which kernel."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memlock, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return Powers(os.uname().release, os.geteuid(), int(status["CapEff"], 16), memlock)
+
+
+def _make_maps(powers: Powers) -> SteeringMaps:
+    with _room_in_memory(powers), _explained(Act.MAKE_MAPS, powers):
+        return SteeringMaps.make()
+
+
+@contextlib.contextmanager
+def _explained(act: Act, powers: Powers) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        text = error.strerror or str(error)
+        raise CannotSteer(why_refused(act, error.errno or 0, text, powers)) from error
+
+
+@contextlib.contextmanager
+def _room_in_memory(powers: Powers) -> Iterator[None]:
+    """Where maps count against RLIMIT_MEMLOCK, as much of it as may be had, until the context is left."""
+    if powers.kernel >= UNLIMITED_KERNEL:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    most = resource.RLIM_INFINITY if powers.may_mount else before[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most if powers.may_mount else before[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+
+
+def _why_unusable(one: socket.socket) -> str | None:
+    if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+        return "it is no TCP socket"
+    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "it does not listen"
+    with contextlib.suppress(OSError):  # Linux 5.14
+        theirs = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        with socket.socket() as ours:
+            if ours.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) != theirs:
+                return "it is in another network namespace"
+    return None
+
+
+def _families_of(one: socket.socket) -> tuple[int, ...]:
+    if one.family == socket.AF_INET:
+        return (IPV4,)
+    return (IPV6,) if one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) else (IPV6, IPV4)
+
+
+def _cookie(one: socket.socket) -> int:
+    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 57, 8), bpf.BYTE_ORDER)
