@@ -222,6 +222,7 @@ class Parts:
             self.logs.logs,
             config=self.configuration,
             life=self.life,
+            frontends=self.relay,
         )
 
     def _surroundings(self) -> Surroundings:

@@ -86,7 +86,7 @@ class ConnectionList:
 
 
 def joined(lists: Iterable[ConnectionList]) -> ConnectionList:
-    """All of these in one, at most `MOST_LISTED`; those first that keep a drain: they owe an answer, are less silent."""
+    """All of these in one, at most `MOST_LISTED`; those first that keep a drain: they owe an answer, or speak."""
     parts = list(lists)
     ordered = sorted(
         (connection for part in parts for connection in part.connections),

@@ -176,7 +176,7 @@ def change_drain(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> St
     assert isinstance(event, Stop | Restart)
     deadline = now + _shorter(policy.drain_timeout, event.within)
     if unit.deadline is not None:
-        deadline = unit.deadline if event.within is None else min(unit.deadline, deadline)
+        deadline = min(unit.deadline, now + event.within) if event.within is not None else unit.deadline
     return replace(_wish(unit, event), deadline=deadline), (BeginDrain(unit.incarnation, event.within),)
 
 

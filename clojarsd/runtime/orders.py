@@ -291,7 +291,10 @@ class Orders:
             return
         if self._board.instance(role).unit.rotation is Rotation.OUT:
             return
-        work.note(role, f"{role.value} gets its traffic back after {self._failback():g} s without a break (failback)")
+        failures = max((one.failures for one in self._board.view().frontends.values()), default=0)
+        late = f"; longer, since it has left {failures} times lately" if failures > 1 else ""
+        seconds = f"{self._failback():g} s without a break (failback{late})"
+        work.note(role, f"{role.value} gets its traffic back after {seconds}")
         if deadline is not None and asyncio.get_running_loop().time() + self._failback() > deadline:
             return
         seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)

@@ -116,6 +116,11 @@ class RelayTraffic(ABC):
     # What operators order about one frontend.
 
     @property
+    def plans(self) -> Mapping[str, FrontendPlan]:
+        """What the frontends are made of."""
+        return self._plans
+
+    @property
     def paused(self) -> Mapping[str, Pause]:
         """The frontends whose new connections wait by order."""
         return {name: paused.pause for name, paused in self._pauses.items()}

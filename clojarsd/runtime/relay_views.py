@@ -38,7 +38,7 @@ class Shown:
         before, self._now, self.last = self._now, view, view
         return (
             before.active is not view.active
-            or before.paused != view.paused
+            or (before.paused, before.caps, before.counted_from) != (view.paused, view.caps, view.counted_from)
             or bool(before.connections[None]) != bool(view.connections[None])
         )
 

@@ -64,7 +64,7 @@ class Router:
         if self.changes_at is None:
             return None
         waits, usual = self.failback.after(self.failures), self.failback.delay
-        why = f"the primary has failed {self.failures} times in a row: it must be eligible for {waits:g} s, not {usual:g} s"
+        why = f"it has failed {self.failures} times in a row and must be eligible for {waits:g} s, not {usual:g} s"
         at = datetime.now(UTC) + timedelta(seconds=self.changes_at - self._loop.time())
         return Next("primary gets its new connections", stamp(at), why if waits > usual else None)
 

@@ -45,7 +45,7 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
         ({"warmup": {"requests": '["/"]'}}, ["warmup.requests"]),
         (
             {"frontends__http": {**HTTP, "max_connections": "1", "proxy_protocol": "true"}},
-            ["frontends.http.max_connections", "frontends.http.proxy_protocol"],
+            ["frontends.http.proxy_protocol"],
         ),
         ({"frontends__http": {**HTTP, "mode": '"steer"'}}, ['frontends.http.mode "steer"']),
         (
