@@ -1,8 +1,8 @@
 """How many clients that have waited are let go at once: an instance that has just come up is not overrun.
 
 Few at first; one more for each that the instance has answered, so that a fast one has them all after a few round
-trips, and no limit any more once it has answered many. One that does not answer within `PATIENCE` counts no longer as
-unanswered, so that a protocol in which the client speaks last, or an instance that is stuck, holds up nobody for long.
+trips, and no limit any more once it has answered many. One that has no answer within `PATIENCE` counts as answered:
+where the client speaks last, or an instance is stuck, the number doubles each time, and all go within some seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ FIRST = 8
 """How many may be unanswered at the beginning."""
 WARM = 128
 """The window from which on there is no limit."""
-PATIENCE = 0.25
-"""Seconds after which one that was let go is not waited for: at least FIRST clients go in each such time."""
+PATIENCE = 1.0
+"""Seconds after which an answer is not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +32,5 @@ class Pace:
         return None if self.window >= WARM else max(self.window - unanswered, 0)
 
     def answered(self, count: int) -> Pace:
-        """The pace after the instance has answered so many more of them."""
+        """The pace after so many more of them were answered, or not in time."""
         return replace(self, window=min(self.window + count, WARM))

@@ -28,11 +28,14 @@ class Pacer:
     def allowed(self) -> int | None:
         """How many more may be let go now; None: all."""
         now = self._loop.time()
-        answered = [one for one in self._unanswered if isinstance(one, Session) and one.bytes_down]
-        late = [one for one, until in self._unanswered.items() if until <= now]
-        for one in {*answered, *late}:
+        over = [
+            one
+            for one, until in self._unanswered.items()
+            if until <= now or (isinstance(one, Session) and one.bytes_down)
+        ]
+        for one in over:
             del self._unanswered[one]
-        self._pace = self._pace.answered(len(answered))
+        self._pace = self._pace.answered(len(over))
         return self._pace.allows(len(self._unanswered))
 
     def let_go(self, client: Client) -> None:
