@@ -195,8 +195,7 @@ def _find_frontend(asm: Assembler, maps: Maps) -> None:
     asm.store(FRAME, _ADDRESS, 0, Width.DOUBLE)  # then 16 bytes of address, of which IPv4 fills 4
     asm.store(FRAME, _ADDRESS + 8, 0, Width.DOUBLE)
     asm.jump_if_equal(R3, IPV6, "ipv6")
-    asm.jump_unless_equal(R3, IPV4, "leave")  # no other family is known today
-    asm.load(R1, R6, LOCAL_IPV4_AT)
+    asm.load(R1, R6, LOCAL_IPV4_AT)  # IPv4; a family that is neither has no key that begins with it
     asm.store(FRAME, _ADDRESS, R1)  # in the net's order, as in the key
     asm.jump("find")
     asm.label("ipv6")
@@ -250,5 +249,4 @@ def _try_role(asm: Assembler, maps: Maps, bits: int, otherwise: str) -> None:
     asm.move(R1, R7)
     asm.call(Helper.SOCKET_RELEASE)  # the lookup has its own
     asm.load(R1, FRAME, _REFUSAL, Width.DOUBLE)
-    asm.jump_if_equal(R1, 0, "count")
-    asm.jump(otherwise)
+    asm.jump_if_equal(R1, 0, "count")  # else on to what follows, which is `otherwise`

@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,8 +22,18 @@ from typing import Final
 from clojarsd.core.bpf_assembly import ByteOrder
 
 BYTE_ORDER: Final[ByteOrder] = sys.byteorder
-_SYSCALLS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "ppc64": 361, "s390x": 351}
-"""The number of bpf(2), by machine."""
+_SYSCALLS: Final[Mapping[str, int]] = {
+    "x86_64": 321,
+    "aarch64": 280,
+    "riscv64": 280,
+    "ppc64le": 361,
+    "ppc64": 361,
+    "s390x": 351,
+}
+"""The number of bpf(2), by machine, for programs of 64 bits."""
+_NUMBER: Final = _SYSCALLS.get(platform.machine()) if sys.maxsize > 2**32 else None
+_ON_MAP: Final = struct.Struct("=IxxxxQQQ")
+"""What is asked of a map: its descriptor, where the key and the value are, flags."""
 
 _MAP_CREATE: Final = 0
 _MAP_LOOKUP: Final = 1
@@ -97,27 +108,23 @@ def link_of(descriptor: int) -> Link:
 
 def look_up(descriptor: int, key: bytes, value_size: int) -> bytes | None:
     """The value of the key, None if there is none. A map of sockets, with values of 8 bytes, gives SO_COOKIE."""
-    key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)
     try:
-        _bpf(_MAP_LOOKUP, struct.pack("=IxxxxQQ", descriptor, _at(key_buffer), _at(value)))
+        return _on_map(_MAP_LOOKUP, descriptor, key, bytes(value_size))
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
         raise
-    return value.raw
 
 
 def update(descriptor: int, key: bytes, value: bytes) -> None:
     """The key gets the value, whether it had one or not, at one instant. Of a map of sockets: a socket's descriptor."""
-    key_buffer, value_buffer = (ctypes.create_string_buffer(part, len(part)) for part in (key, value))
-    _bpf(_MAP_UPDATE, struct.pack("=IxxxxQQQ", descriptor, _at(key_buffer), _at(value_buffer), 0))
+    _on_map(_MAP_UPDATE, descriptor, key, value)
 
 
 def delete(descriptor: int, key: bytes) -> bool:
     """The key has no value any more. False: it had none."""
-    buffer = ctypes.create_string_buffer(key, len(key))
     try:
-        _bpf(_MAP_DELETE, struct.pack("=IxxxxQ", descriptor, _at(buffer)))
+        _on_map(_MAP_DELETE, descriptor, key, b"")
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL):  # maps of sockets say EINVAL
             return False
@@ -196,16 +203,29 @@ def _info(descriptor: int, size: int) -> bytes:
     return buffer.raw
 
 
+def _on_map(command: int, descriptor: int, key: bytes, value: bytes) -> bytes:
+    """The value that the kernel leaves there. All in one buffer, because every planned move is one such call."""
+    buffer = ctypes.create_string_buffer(_ON_MAP.size + len(key) + len(value))
+    key_at = ctypes.addressof(buffer) + _ON_MAP.size
+    has_value = command != _MAP_DELETE
+    _ON_MAP.pack_into(buffer, 0, descriptor, key_at, key_at + len(key) if has_value else 0, 0)
+    ctypes.memmove(key_at, key + value, len(key) + len(value))
+    _call(command, buffer, _ON_MAP.size)
+    return buffer.raw[_ON_MAP.size + len(key) :]
+
+
 def _at(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
 def _bpf(command: int, attributes: bytes) -> int:
-    number = _SYSCALLS.get(platform.machine())
-    if number is None or sys.maxsize < 2**32:
+    return _call(command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))
+
+
+def _call(command: int, attributes: ctypes.Array[ctypes.c_char], size: int) -> int:
+    if _NUMBER is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result: int = _libc.syscall(number, command, buffer, len(attributes))
+    result: int = _libc.syscall(_NUMBER, command, attributes, size)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

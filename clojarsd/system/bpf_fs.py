@@ -9,6 +9,7 @@ Source: statfs(2), mount(2), umount(2), proc_pid_mountinfo(5).
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import struct
@@ -35,9 +36,19 @@ def is_bpf_fs(path: Path) -> bool:
 
 
 def mount_bpf_fs(path: Path) -> None:
-    """Mount one there, as a new one that only root may enter, and mark it as ours. Raises OSError."""
-    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _check(_libc.mount(OURS.encode(), os.fsencode(path), b"bpf", flags, b"mode=0700"))
+    """Mount one there, as a new one that only root may enter, and mark it as ours. Raises OSError.
+
+    Of two that want to, one does: a second one on top would hide what is pinned in the first. The lock is on the
+    directory below, and held for as long as this takes.
+    """
+    below = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(below, fcntl.LOCK_EX)
+        if not is_bpf_fs(path):
+            flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+            _check(_libc.mount(OURS.encode(), os.fsencode(path), b"bpf", flags, b"mode=0700"))
+    finally:
+        os.close(below)
 
 
 def unmount_ours(path: Path) -> bool:

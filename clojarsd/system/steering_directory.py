@@ -105,10 +105,11 @@ class SteeringDirectory:
                     (self.path / LINK).unlink()
             finally:
                 os.close(link)
-        for entry in self.path.iterdir():
-            entry.unlink()
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            self.path.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it under us
+            for entry in self.path.iterdir():
+                entry.unlink()
+            with contextlib.suppress(PermissionError):
+                self.path.rmdir()
         self.close()  # nobody can be in it now: who comes next makes another one
         _remove_parents(self._root)
 

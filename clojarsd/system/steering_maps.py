@@ -59,19 +59,18 @@ class SteeringMaps:
     @classmethod
     def inherit(cls, directory: SteeringDirectory) -> Self | None:
         """The maps that another daemon has left there; None where they are not all of this layout."""
-        found: dict[str, int] = {}
-        for name, shape in SHAPES.items():
-            descriptor = directory.pinned(name)
-            if descriptor is not None:
-                found[name] = descriptor
-                with contextlib.suppress(OSError):
-                    if bpf.shape_of(descriptor) == shape:
-                        continue
-            break
-        maps = cls(found)
+        maps = cls({})
         with contextlib.suppress(OSError):
-            if len(found) == len(SHAPES) and maps._name_at(_LAYOUT_AT) == LAYOUT:
-                return maps
+            for name, shape in SHAPES.items():
+                descriptor = directory.pinned(name)
+                if descriptor is None:
+                    break
+                maps._descriptors[name] = descriptor
+                if bpf.shape_of(descriptor) != shape:
+                    break
+            else:
+                if maps._name_at(_LAYOUT_AT) == LAYOUT:
+                    return maps
         maps.close()
         return None
 

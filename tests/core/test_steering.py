@@ -158,6 +158,14 @@ def test_a_connection_reaches_the_first_role_of_the_order_whose_socket_is_there_
             assert said == model(PAIR, packet, orders, fit | others), (packet, states)
 
 
+@pytest.mark.parametrize("byte_order", BYTE_ORDERS)
+def test_nobody_in_an_order_is_nobody_and_no_role_of_a_frontend_far_away(byte_order: ByteOrder) -> None:
+    frontends = [PAIR[0], *(Steered(f"f{index}", ()) for index in range(1, 256))]
+    sockets = {(index, role, family) for index in range(1, 256) for role in (P, B) for family in (IPV4, IPV6)}
+    for order in ORDERS:
+        assert run(frontends, Packet("127.0.0.1", 80), [order] * 256, sockets, set(), byte_order) == 0
+
+
 LISTENS: Mapping[str, tuple[tuple[Address, ...], ...]] = {
     "one address": ((Address("127.0.0.1", 80),),),
     "an address each": ((Address("127.0.0.1", 80),), (Address("127.0.0.2", 80), Address("127.0.0.1", 81))),

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import inspect
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +22,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from tests.support.real import unavailable
 
@@ -30,6 +31,7 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWNET: Final = 0x40000000
 _MS_PRIVATE_EVERYWHERE: Final = 1 << 18 | 0x4000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_MS_RDONLY: Final = 1
 _PR_SET_KEEPCAPS: Final = 8
 _CAPABILITIES_VERSION_3: Final = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,25 +58,39 @@ def run_apart(function: Callable[[], Any], *, bpf_fs: bool = True) -> None:
     """Run the function in a child with namespaces of its own; if it fails, AssertionError has its traceback."""
     if os.geteuid() != 0:
         unavailable("namespaces cannot be made: not root")
-    reading, writing = os.pipe()
+
+    def run() -> Any:
+        enter_new(bpf_fs=bpf_fs)
+        return function()
+
+    in_child(run)
+
+
+def in_child(*functions: Callable[[], Any]) -> None:
+    """Run the function in a child, in the same namespaces, or several at once; AssertionError has their tracebacks."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _be_child(function, writing, bpf_fs)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as said:
-        text = said.read().decode(errors="replace")
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"in its own namespaces, with status {os.waitstatus_to_exitcode(status)}:\n{text}"
+    started: list[tuple[int, int]] = []
+    for function in functions:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _be_child(function, writing)
+        os.close(writing)
+        started.append((pid, reading))
+    failed: list[str] = []
+    for pid, reading in started:
+        with os.fdopen(reading, "rb") as said:
+            text = said.read().decode(errors="replace")
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            failed.append(f"the child ended with {os.waitstatus_to_exitcode(status)}:\n{text}")
+    assert not failed, "\n".join(failed)
 
 
-def _be_child(function: Callable[[], Any], writing: int, bpf_fs: bool) -> None:
-    """Never returns."""
+def _be_child(function: Callable[[], Any], writing: int) -> NoReturn:
     status = 1
     try:
-        os.set_inheritable(writing, False)
-        enter_new(bpf_fs=bpf_fs)
         outcome = function()
         if inspect.isawaitable(outcome):
             with asyncio.Runner() as runner:
@@ -90,6 +106,29 @@ def _be_child(function: Callable[[], Any], writing: int, bpf_fs: bool) -> None:
 
 async def _awaited(outcome: Any) -> Any:
     return await outcome
+
+
+@contextlib.contextmanager
+def another_process(act: Callable[[], object]) -> Iterator[int]:
+    """A process that has done it, and lives on with what it got until it is killed with the block; its number."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kept = act()
+            os.write(writing, b"done")
+            signal.pause()
+            del kept
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as said:
+            assert said.read(4) == b"done"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def enter_new(*, bpf_fs: bool = True) -> None:
@@ -123,8 +162,9 @@ def become(user: int, *capabilities: int) -> None:
     _check(_libc.capset(header, struct.pack("=6I", low, low, low, high, high, high)))
 
 
-def mount(path: Path, kind: str, options: str = "") -> None:
-    _check(_libc.mount(kind.encode(), os.fsencode(path), kind.encode(), ctypes.c_ulong(0), options.encode()))
+def mount(path: Path, kind: str, *, read_only: bool = False) -> None:
+    flags = ctypes.c_ulong(_MS_RDONLY if read_only else 0)
+    _check(_libc.mount(kind.encode(), os.fsencode(path), kind.encode(), flags, None))
 
 
 def unmount(path: Path) -> None:

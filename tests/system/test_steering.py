@@ -1,0 +1,415 @@
+"""Steering by this machine's kernel, in namespaces of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from clojarsd.core.errors import CannotSteer
+from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import Steered
+from clojarsd.system import bpf
+from clojarsd.system.bpf import MapKind, MapShape
+from clojarsd.system.steering import KernelSteering
+from clojarsd.system.steering_maps import SHAPES
+from tests.support.namespaces import BPF_FS, another_process, apart, new_network
+from tests.support.steered import clients, listening, reached
+
+P, B = Role.PRIMARY, Role.BACKUP
+HTTP = Steered("http", (Address("127.0.0.1", 8080), Address("::1", 8080)))
+LINE = Steered("line", (Address("127.0.0.1", 8700),))
+PINS = BPF_FS / "clojarsd" / "test"
+
+
+class Rig:
+    """Steering of `http` with a primary, a backup and the daemon's own listener. Attributes: among: these, by name."""
+
+    def __init__(self, closing: ExitStack, host: str = "127.0.0.1") -> None:
+        self._closing = closing
+        own = {"own": listening(port=8080), "own6": listening("::1", 8080, v6_only=True)}
+        self.among = {"primary": listening(host), "backup": listening(host), **own}
+        for one in self.among.values():
+            closing.enter_context(one)
+        self.steering = self.opened()
+        self.steering.configure([HTTP])
+        self.put(P)
+        self.put(B)
+
+    def opened(self) -> KernelSteering:
+        steering = KernelSteering.open("test")
+        self._closing.callback(steering.detach)
+        return steering
+
+    def put(self, role: Role) -> None:
+        self.steering.put("http", role, [self.among[role.value]])
+
+    def reached(self, host: str = "127.0.0.1", port: int = 8080) -> str:
+        return reached(host, port, {name: one for name, one in self.among.items() if one.fileno() >= 0})
+
+
+@contextmanager
+def rig(host: str = "127.0.0.1") -> Iterator[Rig]:
+    with ExitStack() as closing:
+        yield Rig(closing, host)
+
+
+def cookie(one: socket.socket) -> int:
+    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 57, 8), bpf.BYTE_ORDER)
+
+
+@apart
+def test_the_order_decides_who_gets_a_connection_and_one_update_changes_it() -> None:
+    """Primary first; backup first; only one; nobody: then the listener that is bound to the address."""
+    with rig() as seen:
+        assert seen.reached() == "own"
+        for order, who in [((P, B), "primary"), ((B, P), "backup"), ((P,), "primary"), ((), "own"), ((B,), "backup")]:
+            seen.steering.set_order("http", order)
+            assert seen.steering.order("http") == order
+            assert seen.reached() == who
+
+
+@apart
+def test_another_address_of_the_same_port_and_another_port_are_left_alone() -> None:
+    with rig() as seen, listening("127.0.0.2", 8080) as other, listening(port=8081) as beside:
+        seen.steering.set_order("http", [P, B])
+        seen.among |= {"other": other, "beside": beside}
+        assert seen.reached("127.0.0.2") == "other"
+        assert seen.reached(port=8081) == "beside"
+        assert seen.reached("127.0.0.3") == "refused"
+        assert seen.steering.counters("http") == {P: 0, B: 0, None: 0}
+
+
+@apart
+def test_a_listener_that_takes_both_families_gets_both() -> None:
+    """As a JVM's does."""
+    with rig("::") as seen:
+        seen.steering.set_order("http", [P, B])
+        assert (seen.reached(), seen.reached("::1")) == ("primary", "primary")
+        seen.steering.set_order("http", [B, P])
+        assert (seen.reached(), seen.reached("::1")) == ("backup", "backup")
+
+
+@apart
+def test_an_ipv6_client_of_instances_with_ipv4_alone_reaches_our_own_listener() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P, B])
+        assert (seen.reached(), seen.reached("::1")) == ("primary", "own6")
+        assert seen.steering.counters("http") == {P: 1, B: 0, None: 1}
+
+
+@apart
+def test_an_ipv6_listener_that_takes_ipv6_alone_gets_no_ipv4() -> None:
+    with rig() as seen, listening("::1", v6_only=True) as narrow:
+        seen.among["narrow"] = narrow
+        seen.steering.put("http", P, [narrow])
+        seen.steering.set_order("http", [P])
+        assert (seen.reached(), seen.reached("::1")) == ("own", "narrow")
+
+
+@apart
+def test_of_two_listeners_of_an_instance_the_ipv4_one_gets_ipv4() -> None:
+    with rig() as seen, listening("::") as wide:
+        seen.among["wide"] = wide
+        seen.steering.put("http", P, [wide, seen.among["primary"]])
+        seen.steering.set_order("http", [P])
+        assert (seen.reached(), seen.reached("::1")) == ("primary", "wide")
+        assert seen.steering.has("http", P) == {cookie(wide), cookie(seen.among["primary"])}
+
+
+@apart
+def test_wildcards_are_steered_as_sockets_take_them() -> None:
+    """`::` takes IPv4 too, unless the frontend has an IPv4 address with the port."""
+    with rig("::") as seen:
+        wide = Steered("http", (Address("::", 9000), Address("::", 9001), Address("127.0.0.1", 9001)))
+        seen.steering.configure([wide])
+        seen.steering.set_order("http", [P])
+        assert [seen.reached(host, 9000) for host in ("127.0.0.1", "127.9.9.9", "::1")] == ["primary"] * 3
+        assert [seen.reached(host, 9001) for host in ("127.0.0.1", "127.9.9.9", "::1")] == [
+            "primary",
+            "refused",
+            "primary",
+        ]
+
+
+@apart
+def test_when_the_primarys_listener_closes_the_very_next_connection_reaches_the_backup() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P, B])
+        assert seen.reached() == "primary"
+        seen.among["primary"].close()
+        assert seen.reached() == "backup"
+        assert seen.steering.has("http", P) == frozenset()
+        seen.among["backup"].close()
+        assert seen.reached() == "own"
+        assert seen.steering.counters("http") == {P: 1, B: 1, None: 1}
+
+
+@apart
+def test_sockets_are_put_taken_out_and_replaced() -> None:
+    with rig() as seen, listening() as second:
+        seen.steering.set_order("http", [P])
+        seen.put(P)
+        assert seen.steering.has("http", P) == {cookie(seen.among["primary"])}
+        seen.among["second"] = second
+        seen.steering.put("http", P, [second])
+        assert seen.reached() == "second"
+        assert seen.steering.has("http", P) == {cookie(second)}
+        seen.steering.take_out("http", P)
+        assert seen.steering.has("http", P) == frozenset()
+        assert seen.reached() == "own"
+        seen.steering.put("http", P, [])
+
+
+@apart
+def test_a_socket_is_put_again_and_replaced_without_a_connection_that_misses_it() -> None:
+    with rig() as seen, listening() as second:
+        seen.steering.set_order("http", [P])
+        among = {**seen.among, "second": second}
+        with clients("127.0.0.1", 8080, among) as asked:
+            for _ in range(20):
+                for one in (second, seen.among["primary"], seen.among["primary"]):
+                    seen.steering.put("http", P, [one])
+                    asked.more(2)
+        assert asked.answers.keys() == {"primary", "second"}
+
+
+@apart
+def test_the_kernel_steers_on_when_the_daemon_is_killed_and_the_next_one_takes_it_up() -> None:
+    """Also the failover is the kernel's alone. The sockets need not be had again."""
+    with ExitStack() as closing:
+        among = {name: closing.enter_context(listening()) for name in ("primary", "backup")}
+
+        def steer() -> KernelSteering:
+            steering = KernelSteering.open("test")
+            steering.configure([LINE, HTTP])
+            steering.put("http", P, [among["primary"]])
+            steering.put("http", B, [among["backup"]])
+            steering.set_order("http", [P, B])
+            return steering
+
+        with another_process(steer):
+            pass
+        assert reached("127.0.0.1", 8080, among) == "primary"
+        among["primary"].close()
+        del among["primary"]
+        assert reached("127.0.0.1", 8080, among) == "backup"
+        steering = KernelSteering.open("test")
+        assert steering.order("http") == (P, B)
+        assert steering.counters("http") == {P: 1, B: 1, None: 0}
+        assert steering.has("http", B) == {cookie(among["backup"])}
+        steering.configure([HTTP])
+        assert reached("127.0.0.1", 8080, among) == "backup"
+        with pytest.raises(KeyError):
+            steering.order("line")
+        steering.remove()
+
+
+@apart
+def test_a_daemon_is_followed_by_another_without_a_connection_that_goes_astray() -> None:
+    """The clients see neither a failure nor our own listener."""
+    with rig() as seen:
+        seen.steering.set_order("http", [P, B])
+        with clients("127.0.0.1", 8080, seen.among) as asked:
+            for _ in range(20):
+                seen.steering.detach()
+                asked.more(4)
+                seen.steering = seen.opened()
+                asked.more(4)
+                seen.steering.configure([HTTP])
+                seen.put(P)
+                asked.more(4)
+        assert asked.answers.keys() == {"primary"}
+
+
+@apart
+def test_frontends_change_at_one_instant() -> None:
+    """Others come, go and change places; a client of one that stays sees nothing of it."""
+    with rig() as seen:
+        seen.steering.set_order("http", [P, B])
+        with clients("127.0.0.1", 8080, seen.among) as asked:
+            for number in range(30):
+                others = [Steered(f"other {n}", (Address("127.0.0.1", 9000 + n),)) for n in range(number % 4)]
+                seen.steering.configure([*others, HTTP] if number % 2 else [HTTP, *others])
+                asked.more(4)
+        assert asked.answers.keys() == {"primary"}
+        assert seen.steering.order("http") == (P, B)
+
+
+@apart
+def test_an_address_moves_from_one_frontend_to_another_at_one_instant() -> None:
+    with rig() as seen:
+        moving = HTTP.listen
+        there = [Steered("http", moving), Steered("line", LINE.listen)]
+        gone = [Steered("http", LINE.listen), Steered("line", moving)]
+        seen.steering.configure(there)
+        seen.steering.put("line", B, [seen.among["backup"]])
+        seen.steering.set_order("line", [B])
+        seen.steering.set_order("http", [P])
+        with clients("127.0.0.1", 8080, seen.among) as asked:
+            for number in range(30):
+                seen.steering.configure(there if number % 2 else gone)
+                asked.more(4)
+        assert asked.answers.keys() == {"primary", "backup"}
+
+
+@apart
+def test_a_frontend_that_comes_back_has_neither_sockets_nor_an_order() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        assert seen.reached() == "primary"
+        seen.steering.configure([LINE])
+        assert seen.reached() == "own"
+        with pytest.raises(KeyError):
+            seen.steering.counters("http")
+        seen.steering.configure([HTTP])
+        assert seen.steering.has("http", P) == frozenset()
+        assert seen.steering.order("http") == ()
+        assert seen.steering.counters("http") == {P: 0, B: 0, None: 0}
+
+
+@apart
+def test_frontends_that_cannot_be_leave_those_before() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        with pytest.raises(CannotSteer) as refused:
+            seen.steering.configure([HTTP, Steered("line", HTTP.listen)])
+        assert str(refused.value) == "cannot steer 127.0.0.1:8080 of frontend line: frontend http has it too"
+        with pytest.raises(CannotSteer) as refused:
+            seen.steering.configure([Steered("x" * 256, LINE.listen)])
+        assert str(refused.value) == f"the name of frontend {'x' * 256} is longer than 255 bytes"
+        many = [Steered(str(number), ()) for number in range(256)]
+        with pytest.raises(CannotSteer) as refused:
+            seen.steering.configure(many)
+        assert str(refused.value) == "257 frontends, those that they replace included, are more than 256"
+        assert seen.reached() == "primary"
+        seen.steering.configure([HTTP, *many[1:]])
+
+
+@apart
+def test_many_frontends_with_many_addresses_are_steered() -> None:
+    frontends = [
+        Steered(f"f{number}", tuple(Address(f"127.{number}.1.{last}", 7000 + number) for last in range(256)))
+        for number in range(32)
+    ]
+    with rig() as seen:
+        seen.steering.configure(frontends)
+        for frontend in frontends:
+            seen.steering.put(frontend.name, P, [seen.among["primary"]])
+            seen.steering.set_order(frontend.name, [P])
+        for number in (0, 17, 31):
+            for last in (1, 128, 254):
+                assert seen.reached(f"127.{number}.1.{last}", 7000 + number) == "primary"
+                assert seen.reached(f"127.{number}.2.{last}", 7000 + number) == "refused"
+
+
+@apart
+def test_what_cannot_be_given_connections_is_not_put() -> None:
+    """The sockets before stay."""
+    with rig() as seen, socket.socket() as silent, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        seen.steering.set_order("http", [P])
+        for one, reason in [(silent, "it does not listen"), (datagrams, "it is no TCP socket")]:
+            with pytest.raises(CannotSteer) as refused:
+                seen.steering.put("http", P, [one])
+            assert str(refused.value) == (f"the listening socket of primary cannot be used for frontend http: {reason}")
+        assert seen.reached() == "primary"
+
+
+@apart
+def test_a_socket_of_another_network_namespace_is_not_put() -> None:
+    with listening() as elsewhere:
+        new_network()
+        with rig() as seen:
+            with pytest.raises(CannotSteer) as refused:
+                seen.steering.put("http", P, [elsewhere])
+            assert str(refused.value).endswith("http: it is in another network namespace")
+
+
+@apart
+def test_a_link_of_another_network_namespace_is_replaced() -> None:
+    """Pins outlive a container's network: the next daemon steers where it is itself."""
+    with ExitStack() as closing:
+        steering = KernelSteering.open("test")
+        steering.configure([HTTP])
+        steering.set_order("http", [P])
+        steering.detach()
+        new_network()
+        seen = Rig(closing)
+        assert seen.steering.order("http") == (P,)
+        assert seen.reached() == "primary"
+
+
+@apart
+def test_a_link_that_somebody_has_cut_is_made_anew() -> None:
+    """By the next configuration, or the next daemon."""
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        for is_another in (False, True):
+            link = bpf.get_pinned(PINS / "link")
+            bpf.detach(link)
+            os.close(link)
+            assert seen.reached() == "own"
+            if is_another:
+                seen.steering.detach()
+                seen.steering = seen.opened()
+            seen.steering.configure([HTTP])
+            assert seen.reached() == "primary"
+
+
+@pytest.mark.parametrize("odd", SHAPES)
+def test_an_unknown_layout_steers_on_until_new_maps_take_its_place(odd: str) -> None:
+    """Whichever map is another one, or missing: no client fails, and our own listener takes what comes in between."""
+
+    @apart
+    def change() -> None:
+        with rig() as seen:
+            seen.steering.set_order("http", [P])
+            with clients("127.0.0.1", 8080, seen.among) as asked:
+                seen.steering.detach()
+                (PINS / odd).unlink()
+                other = bpf.create_map(MapShape(MapKind.ARRAY, 4, 8, 2), "other")
+                bpf.pin(other, PINS / odd)
+                os.close(other)
+                seen.steering = seen.opened()
+                asked.more()
+                assert asked.answers.keys() == {"primary"}
+                seen.steering.configure([HTTP])
+                asked.more()
+                seen.put(B)
+                seen.steering.set_order("http", [B])
+                asked.more()
+            assert asked.answers.keys() == {"primary", "own", "backup"}
+            assert seen.steering.has("http", P) == frozenset()
+
+    change()
+
+
+@apart
+def test_a_layout_of_another_version_is_not_taken_for_ours() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        names = bpf.get_pinned(PINS / "names")
+        bpf.update(names, (256).to_bytes(4, bpf.BYTE_ORDER), b"clojarsd steering, layout 9".ljust(256, b"\0"))
+        os.close(names)
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        with pytest.raises(KeyError):
+            seen.steering.order("http")
+        assert seen.reached() == "primary"
+
+
+@apart
+def test_a_daemon_that_was_killed_while_it_pinned_leaves_nothing_in_the_way() -> None:
+    with rig() as seen:
+        (PINS / "order").rename(PINS / "order-new")
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        seen.steering.configure([HTTP])
+        seen.put(P)
+        seen.steering.set_order("http", [P])
+        assert seen.reached() == "primary"
+        seen.steering.remove()
+        assert not PINS.exists()
