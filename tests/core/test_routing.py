@@ -84,7 +84,6 @@ def fail_and_return(route: Route, now: float, serves: float) -> tuple[Route, flo
     since = {P: now + 1.0, B: 0.0}
     route = choose(route, since, FAILBACK, now + 1.0)
     assert route.recheck_at is not None
-    waited = route.recheck_at - now - 1.0
     assert choose(route, since, FAILBACK, route.recheck_at - 0.001).active is B
     home = choose(route, since, FAILBACK, route.recheck_at)
     assert home.active is P
