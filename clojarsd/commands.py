@@ -97,9 +97,8 @@ def cleanup(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"result": "done", "removed": removed}))
         else:
-            click.echo(
-                f"removed: {', '.join(removed)}" if removed else "no dead clojarsd has left anything in the kernel"
-            )
+            nothing = "no dead clojarsd has left anything in the kernel"
+            click.echo(f"removed what was left of {', '.join(removed)}" if removed else nothing)
 
     _exit_on_error(act)
 
