@@ -132,6 +132,7 @@ class Daemon:
             self.parts.life.run(),
             self.parts.configuration.run(),
             self.parts.relay.run(),
+            self.parts.steering.run(),
             self.parts.memory.run(),
             self.parts.logs.run(),
             self.parts.control.serve(),

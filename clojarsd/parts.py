@@ -35,8 +35,6 @@ from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
 from clojarsd.runtime.memory_watch import MemoryWatch
 from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.plans import Plans
-from clojarsd.runtime.relay_launch import Owner
-from clojarsd.runtime.relay_link import RelayLink
 from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
@@ -56,6 +54,7 @@ from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile, alone_in
 from clojarsd.system.succession import Inherited, rehearse
 from clojarsd.system.world import look_at_world
+from clojarsd.traffic_parts import TrafficParts
 
 log = structlog.get_logger()
 
@@ -73,7 +72,6 @@ class Parts:
         self.runners: dict[Role, UnitRunner] = {}
         self.watches: dict[Role, HealthWatch] = {}
         self.listeners: dict[Role, NotifySocket] = {}
-        self._grouped: int | None = None
         self.bug: asyncio.Future[None] = self.loop.create_future()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -101,7 +99,7 @@ class Parts:
         )
         stack.callback(self.configuration.close)
         self._open_processes(stack, saved)
-        await self._open_relay(stack, saved)
+        await self._open_traffic(stack, saved)
         self._make_parts(stack)
         users = () if self.world.uid is None else (self.world.uid,)
         running = await asyncio.to_thread(find_marked, service.state_dir, users)
@@ -136,33 +134,18 @@ class Parts:
             self.processes.claim(pid)  # before anything is reaped
         stack.enter_context(self.processes.adopting_orphans())
 
-    async def _open_relay(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
+    async def _open_traffic(self, stack: AsyncExitStack, saved: SavedPair | None) -> None:
         plans = self.configuration.plans
         in_force = {role: plans.unit(role).in_force for role in Role}
         if saved is not None:
             in_force |= {role: kept for role in Role if (kept := saved.instances[role].in_force) is not None}
-        owner = Owner(self.processes.claim, self.processes.release)
         frontends = (await asyncio.to_thread(plans.frontends, in_force)).values()
-        self.relay = await stack.enter_async_context(
-            RelayLink.open(frontends, self.settings.service.runtime_dir, owner)
-        )
-        self.relay.attach(self.history)
-        self._group_relay()
+        self.traffic = TrafficParts(self.settings.service, self.processes, self.groups, self._pid_of)
+        await self.traffic.open(stack, frontends, self.history)
+        self.relay, self.steering = self.traffic.relay, self.traffic.steering
 
-    def _group_relay(self) -> None:
-        """See to it that the relay process, also one that took another's place, is in the group that is its own."""
-        pid = self.relay.pid
-        if self.groups is None or pid is None or pid == self._grouped:
-            return
-        self._grouped = pid
-        try:
-            self.groups.join(self.groups.leaf("relay"), pid)
-        except OSError as error:
-            log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
-
-    def _relay_changed(self) -> None:
-        self._group_relay()
-        self.board.wake()
+    def _pid_of(self, role: Role) -> int | None:
+        return self.runners[role].pid if role in self.runners else None
 
     def _make_parts(self, stack: AsyncExitStack) -> None:
         plans, service = self.configuration.plans, self.settings.service
@@ -196,7 +179,7 @@ class Parts:
             self.watches[role] = HealthWatch(role, (), self.runners[role])
             stack.callback(self.runners[role].abandon)
         self.relay.doubt = lambda role: self.watches[role].hurry()
-        self.relay.changed = self._relay_changed
+        self.traffic.changed = self.board.wake
         self.orders = Orders(
             self.runners,
             self.board,

@@ -2,6 +2,7 @@
 
 Run as `python -m clojarsd.relay_process SOCKET CODE`, with one end of a pair to its supervisor as descriptor 3; with
 `--take-over 4` also with one to the relay process that it replaces. Made by runtime/relay_launch.py and by nobody else.
+With `--account UID:GID`, started by root, it is that user before anybody is served; it has no capability in any case.
 
 Each megabyte here is one more for the whole service, so it does without ssl, which asyncio would import (7.5 MB), and
 without uvloop, which needs ssl: the relay's own poller does the work, and both loops carry as much.
@@ -22,6 +23,8 @@ import os  # noqa: E402
 import resource  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import structlog  # noqa: E402
@@ -29,9 +32,13 @@ import structlog  # noqa: E402
 from clojarsd.core.errors import Failed  # noqa: E402
 from clojarsd.runtime.budget import Budget  # noqa: E402
 from clojarsd.runtime.relay_server import RelayServer  # noqa: E402
+from clojarsd.system.confinement import Account, confine  # noqa: E402
 from clojarsd.system.logs import flush_logs, set_up_logs  # noqa: E402
+from clojarsd.system.memory_trouble import LoudEnd, be_spared  # noqa: E402
 from clojarsd.system.relay import RelayResources  # noqa: E402
-from clojarsd.system.relay_socket import RelaySocket  # noqa: E402
+from clojarsd.system.relay_loop import RelayLoop  # noqa: E402
+from clojarsd.system.relay_socket import RelaySocket, open_directory  # noqa: E402
+from clojarsd.system.seccomp import filter_calls  # noqa: E402
 
 log = structlog.get_logger()
 
@@ -41,6 +48,9 @@ RESET_FLUSH = 5.0
 """Seconds without progress after which bytes for one side of a reset connection are given up."""
 MOST_PIPES = 64
 """How many directions of connections may be spliced at the same time; the others are copied."""
+MOST_PIPES_OF_A_USER = 32
+"""The same if it is not root: half of what the kernel lets a user have (pipe-user-pages-soft). The rest is for others
+of that user, as instances are, which would get pipes of 8 KiB without it."""
 KEPT_DESCRIPTORS = 64
 """For listening sockets, supervisors and logs: what clients never get."""
 LOOK_EVERY = 1.0
@@ -53,12 +63,21 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("code")
     parser.add_argument("--take-over", type=int, default=None, metavar="DESCRIPTOR")
+    parser.add_argument("--account", type=Account.read, default=None, metavar="UID:GID")
     arguments = parser.parse_args()
-    set_up_logs()
     faulthandler.enable()  # a supervisor that gets no answer sends SIGABRT: then this says where it stood
+    end = LoudEnd()
+    end.watch_threads()
     os.chdir("/")  # hold no directory that may be unmounted
+    be_spared()
+    supervisor, directory = os.geteuid(), open_directory(arguments.socket)
+    confine(arguments.account)
+    filter_calls()
+    set_up_logs()
     try:
-        asyncio.run(_serve(arguments.socket, arguments.code, arguments.take_over))
+        door = partial(RelaySocket, arguments.socket, directory, {supervisor})
+        with asyncio.Runner(loop_factory=RelayLoop) as runner:
+            runner.run(_serve(door, end, arguments.code, arguments.take_over))
     except Failed as failed:
         log.error("relay_not_started", reason=str(failed))
         sys.exit(1)
@@ -66,10 +85,13 @@ def main() -> None:
         flush_logs(1.0)
 
 
-async def _serve(path: Path, code: str, predecessor: int | None) -> None:
+async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, predecessor: int | None) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, RelayLoop)
+    end.watch_loop(loop)
     descriptors = _raise_descriptor_limit()
-    pipes = min(MOST_PIPES, descriptors // 32)
-    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes)
+    pipes = min(MOST_PIPES if os.geteuid() == 0 else MOST_PIPES_OF_A_USER, descriptors // 32)
+    resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=loop.poller)
     ended = asyncio.Event()
     budget = Budget(descriptors - KEPT_DESCRIPTORS - 2 * pipes)
     try:
@@ -77,7 +99,7 @@ async def _serve(path: Path, code: str, predecessor: int | None) -> None:
             server = RelayServer(resources, budget, code, ended.set, group.create_task)
             if predecessor is not None:
                 await server.take_over(socket.socket(fileno=predecessor))
-            door = _Door(RelaySocket(path), server)
+            door = _Door(listen(), server)
             _set_signals(server, ended)
             server.connect(socket.socket(fileno=SUPERVISOR), os.getppid())
             gc.collect()

@@ -14,6 +14,7 @@ LAYERS = ("core", "system", "runtime", "daemon", "__main__")
 IMPURE = {"asyncio", "os", "socket", "time", "random", "structlog", "subprocess", "threading", "select"}
 TOP = {
     "parts": "daemon",
+    "traffic_parts": "daemon",
     "commands": "__main__",
     "demo": "__main__",
     "relay_process": "__main__",

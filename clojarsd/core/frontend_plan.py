@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clojarsd.core.names import Address, Role
 from clojarsd.core.routing import Caps, Failback
@@ -33,7 +33,10 @@ class FrontendPlan:
     Attributes:
         backends: where each instance answers.
         movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
-        mode_reason: why it relays, or None when the settings ask for it.
+        mode: what the settings ask for: `auto`, `steer` or `relay`.
+        mode_reason: why it relays though the settings ask for more, or None.
+        needs_relay: the keys of the settings that only the relay can carry out.
+        is_steered: whether the kernel gives new connections to the instances, and only others come to the relay.
         connect_timeout, hold, drain, drain_idle, failback, failback_max: seconds, as the settings say.
         max_connections, max_per_instance: as the settings say; 0: no limit.
     """
@@ -50,6 +53,9 @@ class FrontendPlan:
     drain: float
     drain_idle: float
     failback: float
+    mode: str = "relay"
+    needs_relay: tuple[str, ...] = ()
+    is_steered: bool = False
     failback_max: float = 0.0
     max_connections: int = 0
     max_per_instance: int = 0
@@ -63,6 +69,10 @@ class FrontendPlan:
     def caps(self) -> Caps:
         """How many connections there may be."""
         return Caps(self.max_connections, self.max_per_instance, self.max_per_instance)
+
+    def relayed(self, reason: str) -> FrontendPlan:
+        """The plan with the relay instead of the kernel, if the kernel was to steer; and why."""
+        return replace(self, is_steered=False, mode_reason=reason) if self.is_steered else self
 
     def is_beside_ipv4(self, address: Address) -> bool:
         """Whether an IPv4 address of this frontend has the same port, which an IPv6 socket must then leave alone."""

@@ -19,6 +19,8 @@ class Role(enum.Enum):
     PRIMARY = "primary"
     BACKUP = "backup"
 
+    __hash__ = object.__hash__  # that of Enum is written in Python, and each connection looks roles up many times
+
     @property
     def other(self) -> Role:
         """The other place of the pair."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from clojarsd.core.settings_types import CheckKind, Mode
+from clojarsd.core.settings_types import CheckKind
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,6 +41,4 @@ def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str
 
 
 def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:
-    if frontend.mode is Mode.STEER:
-        yield f'{where}.mode "steer"'
     yield from _given(where, frontend, {"proxy_protocol": False})

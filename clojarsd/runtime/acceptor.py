@@ -18,6 +18,7 @@ ACCEPT_PAUSE = 0.1
 EPISODE_GAP = 10.0
 """Seconds after which running out again is news."""
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_STREAM = int(socket.SOCK_STREAM)
 _OF_ONE_CLIENT = frozenset(
     {
         errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENOPROTOOPT,
@@ -45,7 +46,7 @@ class Acceptor:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        take: Callable[[socket.socket], None],
+        take: Callable[[socket.SocketType], None],
         has_room: Callable[[], bool],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
@@ -110,6 +111,7 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> int:
         """Accept what one turn allows. How many there were, lost ones included."""
+        family = int(listener.family)
         for count in range(ACCEPTS_A_TURN):
             if self._state is not _State.OPEN:  # a client that was taken has used up the last descriptor
                 return count
@@ -117,7 +119,9 @@ class Acceptor:
                 self._become(_State.FULL)
                 return count
             try:
-                client, _ = listener.accept()
+                # what `accept` does, without turning numbers into enums and back
+                number, _ = listener._accept()  # type: ignore[attr-defined]
+                client = socket.SocketType(family, _STREAM, 0, number)
             except BlockingIOError:
                 return count
             except OSError as error:

@@ -10,7 +10,7 @@ from clojarsd.core.names import Address, Role
 from clojarsd.runtime.dial import Client
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.system.relay import Session
-from clojarsd.system.relay_phase import Phase
+from clojarsd.system.relay_phases import Phase
 from clojarsd.system.sockets import since_data
 
 AT_A_TIME = 20
@@ -95,7 +95,7 @@ def _view(frontend: Frontend, role: Role | None, one: Session | Client, now: flo
     )
 
 
-def _peer(client: socket.socket) -> Address | None:
+def _peer(client: socket.SocketType) -> Address | None:
     """The client's address; None when it has gone, or is of this machine and has none."""
     try:
         peer = client.getpeername()

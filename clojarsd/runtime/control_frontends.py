@@ -20,7 +20,7 @@ from clojarsd.core.api_frontends import (
     parse_pause,
 )
 from clojarsd.core.connections import ConnectionList
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.routing import Caps
@@ -32,6 +32,7 @@ from clojarsd.runtime.status import Board
 
 PATIENCE = 5.0
 """Seconds for the relay process to show that it has done what was ordered."""
+HOW_TO_CAP = "`max_connections` or `max_per_instance` in the configuration makes it relay"
 LEAST_PAUSE = 30.0
 """Seconds of a pause for which neither the order nor the settings say how long."""
 
@@ -129,7 +130,10 @@ class FrontendDesk:
 
     async def _cap(self, request: web.Request) -> web.Response:
         name, order = await self._asked(request, parse_cap)
-        before = self._frontends.views[name].view().caps
+        view = self._frontends.views[name].view()
+        if view.mode == "steer":
+            raise Refused(f"cannot cap {name}: the kernel steers it, and only the relay can count; {HOW_TO_CAP}")
+        before = view.caps
         caps = order.applied_to(before)
         text = describe_cap(name, order)
         if caps == before:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from clojarsd.core.frozen import FrozenClient
 from clojarsd.core.names import Address, Role
 
+_IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
+_STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
 
 @dataclass(slots=True, eq=False)
 class Client:
@@ -22,15 +25,18 @@ class Client:
         is_new: whether it never had an instance.
         tried: the roles that could not be connected to since it was accepted, handed back or last held.
         give_up_at: loop time until when it may wait, set when it first has to.
+        is_duplicated: whether another process has, or may have had, a descriptor of the same socket.
     """
 
-    socket: socket.socket
+    socket: socket.SocketType
     is_new: bool = True
     tried: tuple[Role, ...] = ()
     give_up_at: float | None = None
+    is_duplicated: bool = False
 
     def freeze(self) -> FrozenClient:
-        """All of it but the socket."""
+        """All of it but the socket, which goes along."""
+        self.is_duplicated = True
         return FrozenClient(self.is_new, self.tried, self.give_up_at)
 
     @classmethod
@@ -38,7 +44,7 @@ class Client:
         """The same client in this process."""
         end = socket.socket(fileno=descriptor)
         end.setblocking(False)
-        return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at)
+        return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at, is_duplicated=True)
 
 
 class Dial:
@@ -58,7 +64,7 @@ class Dial:
         role: Role,
         address: Address,
         timeout: float,
-        on_end: Callable[[Dial, socket.socket | OSError], None],
+        on_end: Callable[[Dial, socket.SocketType | OSError], None],
     ) -> None:
         self.client = client
         self.role = role
@@ -66,86 +72,86 @@ class Dial:
         self._address = address
         self._timeout = timeout
         self._on_end = on_end
-        self._instance: socket.socket | None = None
+        self._instance: socket.SocketType | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Connect; `on_end` is called once, with the connected socket or the error, perhaps before this returns."""
         host, port = self._address.host, self._address.port
         try:
-            instance = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            instance = socket.SocketType(_IPV6 if ":" in host else _IPV4, _STREAM)
         except OSError as error:
             self._on_end(self, error)
             return
-        self._instance = instance
-        instance.setblocking(False)
+        # What ends the handshake goes with the first bytes, a packet less; the session sees to it when there are none.
+        instance.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         try:
             number = instance.connect_ex((host, port))
         except (OSError, UnicodeError) as error:  # a host name that names nothing; errno is not the system's then
-            self._finish(OSError(errno.EHOSTUNREACH, str(error)))
+            self._finish(instance, OSError(errno.EHOSTUNREACH, str(error)))
             return
-        if number == 0 or (number == errno.EINPROGRESS and self._is_connected()):
+        if number == 0 or (number == errno.EINPROGRESS and _is_connected(instance)):
             # on loopback the handshake is over before connect returns: no turn of the loop is spent on it
-            self._finish(None)
+            self._finish(instance, None)
         elif number == errno.EINPROGRESS:
-            self._loop.add_writer(instance.fileno(), self._writable)
-            self._timer = self._loop.call_later(self._timeout, self._expire)
+            self._instance = instance
+            self._loop.add_writer(instance.fileno(), self._writable, instance)
+            self._timer = self._loop.call_later(self._timeout, self._expire, instance)
         else:
-            self._finish(OSError(number, os.strerror(number)))
+            self._finish(instance, OSError(number, os.strerror(number)))
 
     def abandon(self) -> Client:
         """Stop connecting; the client, whose socket the caller owns from here on. `on_end` is not called."""
-        self._unwatch()
         if self._instance is not None:
+            self._unwatch(self._instance)
             self._instance.close()
             self._instance = None
         return self.client
 
-    def _is_connected(self) -> bool:
-        assert self._instance is not None
-        try:
-            self._instance.getpeername()
-        except OSError:
-            return False
-        return True
-
-    def _writable(self) -> None:
-        assert self._instance is not None
-        number = self._instance.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not number and not self._is_connected():
+    def _writable(self, instance: socket.SocketType) -> None:
+        number = instance.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and not _is_connected(instance):
             number = errno.ENOTCONN  # it has failed, and somebody else was told why
-        self._finish(OSError(number, os.strerror(number)) if number else None)
+        self._unwatch(instance)
+        self._finish(instance, OSError(number, os.strerror(number)) if number else None)
 
-    def _expire(self) -> None:
-        self._finish(OSError(errno.ETIMEDOUT, f"no connection within {self._timeout:g} s"))
+    def _expire(self, instance: socket.SocketType) -> None:
+        self._unwatch(instance)
+        self._finish(instance, OSError(errno.ETIMEDOUT, f"no connection within {self._timeout:g} s"))
 
-    def _finish(self, error: OSError | None) -> None:
-        self._unwatch()
-        instance, self._instance = self._instance, None
-        assert instance is not None
-        if error is None and _is_connected_to_itself(instance):
+    def _finish(self, instance: socket.SocketType, error: OSError | None) -> None:
+        self._instance = None
+        if error is None:
+            if not _is_connected_to_itself(instance, self._address.port):
+                self._on_end(self, instance)
+                return
             error = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        if error is not None:
-            instance.close()
-            self._on_end(self, error)
-        else:
-            self._on_end(self, instance)
+        instance.close()
+        self._on_end(self, error)
 
-    def _unwatch(self) -> None:
+    def _unwatch(self, instance: socket.SocketType) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            assert self._instance is not None
-            self._loop.remove_writer(self._instance.fileno())
+            self._loop.remove_writer(instance.fileno())
 
 
-def _is_connected_to_itself(instance: socket.socket) -> bool:
+def _is_connected(instance: socket.SocketType) -> bool:
+    try:
+        instance.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _is_connected_to_itself(instance: socket.SocketType, port: int) -> bool:
     """Whether the kernel chose the port that is dialled as the local one, too, and nobody listens there.
 
     TCP allows it (RFC 9293, simultaneous open). It happens once in some thousand connects to a port of the ephemeral
     range on this host, answers every client with its own words, and keeps the instance from its port.
     """
     try:
-        return bool(instance.getsockname() == instance.getpeername())
+        local = instance.getsockname()
+        return local[1] == port and bool(local == instance.getpeername())
     except OSError:
         return False  # it is reset already; reading says so

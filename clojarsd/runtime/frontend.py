@@ -183,7 +183,7 @@ class Frontend:
     def _route_changed(self, moved_from: Role | None) -> None:
         active = self._router.active
         if active is not None:
-            if moved_from is not None:
+            if moved_from is not None and not self.plan.is_steered:
                 event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
                 text = f"new connections of frontend {self.plan.name} go to {active.value}"
                 self.waiting.history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
@@ -209,7 +209,7 @@ class Frontend:
             return self.plan.hold > 0 or self._router.active is None or not caps.are_set or self.room() != 0
         return not held and dialled < ACCEPTS_A_TURN and self.room() != 0
 
-    def _take_in(self, accepted: socket.socket) -> None:
+    def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()
         if len(self.waiting):  # nobody overtakes those who wait
             self.waiting.keep(Client(accepted))
@@ -250,7 +250,7 @@ class Frontend:
         able = [role for role in self._able() if role not in client.tried]
         return pick(active, able, self._open_now() if caps.are_set else _NOT_COUNTED, caps)
 
-    def _dialled(self, dial: Dial, instance: socket.socket | OSError) -> None:
+    def _dialled(self, dial: Dial, instance: socket.SocketType | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
         self._dials.discard(dial)
         if not isinstance(instance, OSError):
@@ -271,7 +271,7 @@ class Frontend:
             self._dials.discard(dial)
             self.admit(dial.abandon())
 
-    def _relay(self, client: Client, role: Role, instance: socket.socket) -> None:
+    def _relay(self, client: Client, role: Role, instance: socket.SocketType) -> None:
         if client.is_new:
             self._accepted[role] += 1
         session = Session(
@@ -280,6 +280,7 @@ class Frontend:
             instance,
             self._resources,
             quickack=self.plan.quickack,
+            is_duplicated=client.is_duplicated,
             on_end=self._ended,
         )
         self._sessions[role].add(session)
@@ -299,7 +300,7 @@ class Frontend:
             down_bytes=session.bytes_down,
         )
         if reason is EndReason.MOVED:
-            self.admit(Client(session.client, is_new=False))
+            self.admit(Client(session.client, is_new=False, is_duplicated=session.is_duplicated))
         else:
             self._budget.give_back()
         self.counted()

@@ -38,6 +38,7 @@ class Gate:
         self._log = log
         self._changed = changed
         self._pause: Pause | None = None
+        self._shown: PausedView | None = None
         self._end: asyncio.TimerHandle | None = None
 
     @property
@@ -47,14 +48,12 @@ class Gate:
 
     def view(self) -> PausedView | None:
         """The pause as it is shown."""
-        if self._pause is None:
-            return None
-        return PausedView(wall_clock(self._loop, self._pause.until), self._pause.by)
+        return self._shown if self._pause is not None else None
 
     def pause(self, pause: Pause) -> None:
         """Have new connections wait until then, whatever was wished before."""
         self.close()
-        self._pause = pause
+        self._take(pause)
         self._log.info("pause_begun", by=pause.by, seconds=round(pause.until - self._loop.time(), 3))
         self.watch()
         self._changed()
@@ -84,9 +83,13 @@ class Gate:
 
     def thaw(self, pause: Pause | None, caps: Caps | None, counted_from: CountedFrom | None) -> None:
         """Become what another process's was, without ending the pause until `watch`."""
-        self._pause = pause
+        self._take(pause)
         self.caps = caps or self.caps
         self.counted_from = counted_from
+
+    def _take(self, pause: Pause | None) -> None:
+        self._pause = pause
+        self._shown = None if pause is None else PausedView(wall_clock(self._loop, pause.until), pause.by)
 
     def close(self) -> None:
         """End no pause any more."""

@@ -139,6 +139,10 @@ class _Place:
         """Bytes have come, or the end of them, or a reset."""
         self._hold.look(self)
 
+    def ending(self) -> None:
+        """Bytes may have come, and the end or a reset behind them."""
+        self._hold.look(self)
+
     def writable(self) -> None:
         """Never asked for."""
 

@@ -24,6 +24,10 @@ class Listeners:
         """Those of a frontend, in the order of its addresses."""
         return [listener for _, listener in self._open.get(name, [])]
 
+    def addresses(self, name: str) -> list[Address]:
+        """Where a frontend listens, with the ports that the kernel has chosen for port 0."""
+        return [Address(*listener.getsockname()[:2]) for listener in self.of(name)]
+
     def take_over(self, plan: FrontendPlan, listeners: Sequence[socket.socket]) -> None:
         """Own what another process has opened for the plan. When that is less than the plan says, it is none."""
         if len(listeners) == len(plan.listen):

@@ -17,7 +17,7 @@ from clojarsd.core.reload import checks_in_force, settings_in_force
 from clojarsd.core.restart import RestartPolicy
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
-from clojarsd.core.settings_types import CheckKind, Mode
+from clojarsd.core.settings_types import CheckKind
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.health_watch import PlannedCheck
 from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch
@@ -25,6 +25,8 @@ from clojarsd.system.probe import Prober
 from clojarsd.system.sockets import resolve
 from clojarsd.system.world import resolve_release
 
+RELAY_ONLY = ("quickack", "proxy_protocol", "max_connections", "max_per_instance")
+"""Keys of a frontend that ask for something which only the relay can do."""
 HOOK_SLACK = 5.0
 """Seconds that a hook's commands have beyond their own times before the unit goes on without them."""
 
@@ -200,14 +202,13 @@ class Plans:
         return releases
 
     def _frontend(self, name: str, frontend: FrontendSettings, in_force: Mapping[Role, InForce]) -> FrontendPlan:
-        reason = None if frontend.mode is Mode.RELAY else "steering in the kernel is not in this version"
         checks = self.settings.checks
         return FrontendPlan(
             name=name,
             listen=frontend.listen,
             backends={role: resolve(self._backend(frontend.port, role, in_force[role])) for role in Role},
             movable=any(check.kind is CheckKind.HTTP and check.port == frontend.port for check in checks),
-            mode_reason=reason,
+            mode_reason=None,
             quickack=frontend.quickack,
             connect_timeout=frontend.connect_timeout,
             hold=frontend.hold,
@@ -218,6 +219,8 @@ class Plans:
             failback_max=frontend.failback_max,
             max_connections=frontend.max_connections,
             max_per_instance=frontend.max_per_instance,
+            mode=frontend.mode.value,
+            needs_relay=tuple(key for key in RELAY_ONLY if getattr(frontend, key)),
         )
 
     def _backend(self, port: str, role: Role, in_force: InForce) -> Address:

@@ -29,12 +29,17 @@ from clojarsd.core.relay_messages import (
     to_relay,
 )
 from clojarsd.system.channel import Channel, Descriptors, pair
-from clojarsd.system.relay_socket import connect, credentials_of
+from clojarsd.system.confinement import Account
+from clojarsd.system.identity import user_of
+from clojarsd.system.relay_socket import clear_room, connect, credentials_of, make_room
 
 log = structlog.get_logger()
 
 MODULE = "clojarsd.relay_process"
-SOCKET = "relay.sock"
+SOCKET = "relay/relay.sock"
+"""Below the runtime directory, in a directory that is the relay process's own, so that it need not be root there."""
+FORMER_SOCKET = "relay.sock"
+"""Where a relay process of earlier versions is found."""
 HELLO_TIMEOUT = 5.0
 """Seconds until a relay process must have answered a `Hello`, one that has just been launched included."""
 END_TIMEOUT = 5.0
@@ -52,13 +57,33 @@ _CATCHABLE = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP
 
 
 class Owner:
-    """Told which processes are ours to reap, so that nobody else does; see `system.process.Processes`."""
+    """Told which processes are ours to reap, so that nobody else does; see `system.process.Processes`.
+
+    Attributes:
+        account: whom relay processes become; None: they stay who we are.
+    """
 
     def __init__(
-        self, own: Callable[[int], None] = lambda pid: None, disown: Callable[[int], None] = lambda pid: None
+        self,
+        own: Callable[[int], None] = lambda pid: None,
+        disown: Callable[[int], None] = lambda pid: None,
+        account: Account | None = None,
     ) -> None:
         self.own = own
         self.disown = disown
+        self.account = account
+
+    def code(self, digest: str) -> str:
+        """What tells a relay process that is as a new one would be from others."""
+        return digest if self.account is None else f"{digest}-{self.account}"
+
+    def keep_room(self, runtime_dir: Path) -> None:
+        """See to it that the relay process has a directory for its socket.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        make_room((runtime_dir / SOCKET).parent, self.account)
 
 
 class RelayPeer:
@@ -212,15 +237,20 @@ class Found:
 
 
 async def find(runtime_dir: Path, code: str, owner: Owner) -> Found | None:
-    """The relay process that listens in the directory; None when there is none.
+    """The relay process that listens in the directory, also one of an earlier version; None when there is none.
 
     Raises:
         Failed: there is one that cannot be reached.
     """
-    end = connect(runtime_dir / SOCKET)
+    found = await _find(runtime_dir / SOCKET, code, owner)
+    return found if found is not None else await _find(runtime_dir / FORMER_SOCKET, code, owner)
+
+
+async def _find(path: Path, code: str, owner: Owner) -> Found | None:
+    end = connect(path)
     if end is None:
         return None
-    pid, _ = credentials_of(end)
+    pid, uid = credentials_of(end)
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -232,7 +262,7 @@ async def find(runtime_dir: Path, code: str, owner: Owner) -> Found | None:
     # The number was its own when it began to listen. Its end of the connection is open still, so it was also when the
     # descriptor was made: that is closed with the process, and nobody inherits it.
     peer = RelayPeer(pid, pidfd, end, owner)
-    if peer.channel.is_left():
+    if peer.channel.is_left() or user_of(pid) != uid:  # or somebody has made us one whose number is another's by now
         peer.close()
         return None
     return Found(peer, await peer.greet(code))
@@ -288,7 +318,8 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
     """
     ours, theirs = pair()
     try:
-        pid, pidfd = _spawn(runtime_dir / SOCKET, code, theirs, take_over)
+        owner.keep_room(runtime_dir)
+        pid, pidfd = _spawn(runtime_dir / SOCKET, code, theirs, take_over, owner.account)
     except OSError as error:
         ours.close()
         raise Failed(f"cannot start the relay process: {_reason(error)}") from error
@@ -297,13 +328,22 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
     return RelayPeer(pid, pidfd, ours, owner)
 
 
-def _spawn(path: Path, code: str, supervisor: socket.socket, take_over: socket.socket | None) -> tuple[int, int]:
+def leave(runtime_dir: Path) -> None:
+    """Take away what a relay process that has ended needed in the directory."""
+    clear_room(runtime_dir / SOCKET)
+
+
+def _spawn(
+    path: Path, code: str, supervisor: socket.socket, take_over: socket.socket | None, account: Account | None
+) -> tuple[int, int]:
     """A relay process in a session of its own, with default signals: its number, and a descriptor of it."""
     arguments = [sys.executable, "-P", "-m", MODULE, str(path), code]
     given = [supervisor]
     if take_over is not None:
         arguments += ["--take-over", "4"]
         given.append(take_over)
+    if account is not None:
+        arguments += ["--account", str(account)]
     with ExitStack() as undo:
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         for number, end in enumerate(given, start=3):

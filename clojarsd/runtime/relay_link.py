@@ -23,7 +23,6 @@ from clojarsd.core.relay_messages import (
     Close,
     Configure,
     Configured,
-    EndDrain,
     HandOver,
     Kept,
     Ping,
@@ -36,9 +35,10 @@ from clojarsd.core.relay_messages import (
     to_relay,
 )
 from clojarsd.runtime.listeners import Listeners
-from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, spawn
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, leave, spawn
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.runtime.steering import Steering
 from clojarsd.system.channel import pair
 from clojarsd.system.source_digest import digest_of
 
@@ -60,11 +60,11 @@ HANDOVER_TIMEOUT = 20.0
 class RelayLink(RelayTraffic):
     """The frontends, as the supervisor has them. Made by `open`; `run` belongs to the daemon's task group."""
 
-    def __init__(self, runtime_dir: Path, owner: Owner) -> None:
-        super().__init__()
+    def __init__(self, runtime_dir: Path, owner: Owner, steering: Steering) -> None:
+        super().__init__(steering)
         self._runtime_dir = runtime_dir
         self._owner = owner
-        self._code = digest_of(MODULE)
+        self._code = owner.code(digest_of(MODULE))
         self._listeners = Listeners()
         self._awaited: dict[int, asyncio.Future[None]] = {}
         """The `Configure` messages that were not answered yet, by number."""
@@ -83,7 +83,11 @@ class RelayLink(RelayTraffic):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, plans: Iterable[FrontendPlan], runtime_dir: Path, owner: Owner | None = None
+        cls,
+        plans: Iterable[FrontendPlan],
+        runtime_dir: Path,
+        owner: Owner | None = None,
+        steering: Steering | None = None,
     ) -> AsyncIterator[Self]:
         """The link to the relay process that runs, or to a new one, with these frontends; clients come from `begin` on.
 
@@ -93,9 +97,9 @@ class RelayLink(RelayTraffic):
         Raises:
             Failed: an address cannot be listened on, or there is no relay process to be had; nothing was changed.
         """
-        link = cls(runtime_dir, owner if owner is not None else Owner())
+        link = cls(runtime_dir, owner or Owner(), steering or Steering.absent())
         try:
-            await link._open({plan.name: plan for plan in plans})
+            await link._open(link.steering.plan(plans))
             yield link
         finally:
             if link._is_adopted or link._has_begun:
@@ -121,10 +125,12 @@ class RelayLink(RelayTraffic):
     def begin(self) -> None:
         """Accept clients from now on."""
         self._has_begun = True
+        self.steering.begin()
         self._tell(Begin())
 
     def stop_accepting(self) -> None:
         """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
+        self.steering.remove()
         self._tell(StopAccepting())
         self._listeners.close()
 
@@ -134,8 +140,9 @@ class RelayLink(RelayTraffic):
         Raises:
             Failed: an address cannot be listened on; nothing was changed.
         """
-        wanted = {plan.name: plan for plan in plans}
+        wanted = self.steering.plan(plans)
         moved = self._listeners.change(wanted)
+        wanted = self.steering.configure(wanted, self._listeners.addresses)
         before, self._plans = self._plans, wanted
         if moved or before != wanted:
             await self._configure(moved)
@@ -148,13 +155,14 @@ class RelayLink(RelayTraffic):
             self._tell(Close())
             await self._peer.wait(END_TIMEOUT)
             await self._peer.end()
+            leave(self._runtime_dir)
         self.detach()
 
     def detach(self) -> None:
         """Let go of the relay process, which goes on with what it was told last."""
         self._is_over = True
-        for name in list(self._pauses):
-            self._forget_pause(name)
+        self._forget_pauses()
+        self.steering.detach()
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -175,6 +183,8 @@ class RelayLink(RelayTraffic):
             peer = self._peer
             if peer is None or self._is_over or self._held_back is not None:
                 continue
+            with contextlib.suppress(OSError):  # the relay process says what it lacks
+                self._owner.keep_room(self._runtime_dir)
             if self._unanswered == MOST_UNANSWERED:
                 log.error("relay_aborted", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
                 peer.abort()
@@ -282,12 +292,9 @@ class RelayLink(RelayTraffic):
             except BaseException:
                 peer.close()
                 raise
-            self._plans = plans
+            self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
-            self._inherited = set(peer.welcome.draining)
-            self._inherit_pauses(peer.welcome.paused)
-            for role, eligible in peer.welcome.eligible.items():
-                self._eligible_since[role] = self._loop.time() if eligible else None
+            self._inherit(peer.welcome)
             log.info("relay_adopted", pid=peer.pid)
             await self._adopt(peer)
             return
@@ -296,7 +303,7 @@ class RelayLink(RelayTraffic):
             log.error("relay_ended", pid=found.peer.pid, reason=f"{reason}; its connections are cut")
             await found.peer.end()
         self._listeners.change(plans)
-        self._plans = plans
+        self._plans = self.steering.configure(plans, self._listeners.addresses)
         await self._take(await launch(self._runtime_dir, self._code, self._owner))
 
     async def _take(self, peer: RelayPeer) -> None:
@@ -323,11 +330,7 @@ class RelayLink(RelayTraffic):
         }  # fmt: skip
         if moved or {name: one.plan for name, one in standing.items()} != self._plans:
             await self._configure(moved)
-        for role in set(welcome.draining) - set(self._drains) - self._inherited:
-            self._tell(EndDrain(role))
-        self._tell_drains()
-        self._tell_pauses(welcome.paused)
-        self._tell_eligible()
+        self._tell_differences(welcome)
         if self._has_begun:
             self._tell(Begin())
 

@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from clojarsd.core.connections import ConnectionList, ConnectionView, joined
 from clojarsd.core.errors import Failed
@@ -28,10 +29,12 @@ from clojarsd.core.relay_messages import (
     Snapshot,
     ToRelay,
     ToSupervisor,
+    Welcome,
 )
 from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.relay_views import Shown
+from clojarsd.runtime.steering import Steering
 from clojarsd.runtime.waiting import History
 
 LIST_TIMEOUT = 5.0
@@ -45,16 +48,16 @@ class RelayTraffic(ABC):
 
     Attributes:
         views: what each frontend shows, by name; filled and emptied in place.
+        steering: what the kernel does; it hears of everything before the relay process does.
         doubt: called with a role that could not be connected to; set by the owner.
         changed: called when what somebody may wait for has changed in a view; set by the owner.
-        pause_ended: called with the name of a frontend whose pause has ended, by itself or by order; set by the owner.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steering: Steering) -> None:
         self.views: dict[str, Shown] = {}
+        self.steering = steering
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
-        self.pause_ended: Callable[[str], None] = lambda name: None
         self._loop = asyncio.get_running_loop()
         self._pauses: dict[str, _Paused] = {}
         self._plans: dict[str, FrontendPlan] = {}
@@ -82,6 +85,7 @@ class RelayTraffic(ABC):
     def attach(self, history: History) -> None:
         """Take the history in which the frontends' events are recorded."""
         self._history = history
+        self.steering.attach(history)
         early, self._early = self._early, []
         for happened in early:
             self._record(happened)
@@ -111,6 +115,7 @@ class RelayTraffic(ABC):
         self._trusted.discard(role)
         if eligible != (self._eligible_since[role] is not None):
             self._eligible_since[role] = self._loop.time() if eligible else None
+            self.steering.set_eligible(self._eligible_since)
             self._tell(SetEligible(role, eligible))
 
     # What operators order about one frontend.
@@ -150,6 +155,7 @@ class RelayTraffic(ABC):
 
     def _keep_pause(self, name: str, pause: Pause) -> None:
         self._pauses[name] = _Paused(pause, self._loop.call_at(pause.until, self._end_pause, name))
+        self.steering.set_paused(self._pauses)
 
     def _forget_pause(self, name: str) -> None:
         if (paused := self._pauses.pop(name, None)) is not None:
@@ -157,12 +163,28 @@ class RelayTraffic(ABC):
 
     def _end_pause(self, name: str) -> None:
         self._forget_pause(name)
-        self.pause_ended(name)
+        self.steering.set_paused(self._pauses)
 
-    def _inherit_pauses(self, paused: Mapping[str, tuple[float, str]]) -> None:
+    def _forget_pauses(self) -> None:
+        for name in list(self._pauses):
+            self._forget_pause(name)
+
+    def _inherit(self, welcome: Welcome) -> None:
         """Know what an earlier supervisor has told the relay process."""
-        for name, (seconds, by) in paused.items():
-            self._keep_pause(name, Pause(self._loop.time() + seconds, by))
+        now = self._loop.time()
+        self._inherited = set(welcome.draining)
+        for role, eligible in welcome.eligible.items():
+            self._eligible_since[role] = now if eligible else None
+        for name, (seconds, by) in welcome.paused.items():
+            self._keep_pause(name, Pause(now + seconds, by))
+
+    def _tell_differences(self, welcome: Welcome) -> None:
+        """Tell a relay process that goes on what is to be otherwise."""
+        for role in set(welcome.draining) - set(self._drains) - self._inherited:
+            self._tell(EndDrain(role))
+        self._tell_drains()
+        self._tell_pauses(welcome.paused)
+        self._tell_eligible()
 
     def _tell_pauses(self, known: Collection[str]) -> None:
         """Tell a relay process that knows of those."""
@@ -300,7 +322,7 @@ class RelayTraffic(ABC):
             self._forget_pause(name)
         for name, plan in self._plans.items():
             if name not in self.views:
-                self.views[name] = Shown(plan)
+                self.views[name] = Shown(plan, partial(self.steering.show, name))
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from clojarsd.core.frontend_plan import FrontendPlan
@@ -14,11 +15,15 @@ _NONE_OPEN: dict[Role | None, int] = {Role.PRIMARY: 0, Role.BACKUP: 0, None: 0}
 class Shown:
     """One frontend.
 
+    Args:
+        steer: adds what the kernel does to what the relay process shows.
+
     Attributes:
         last: what a relay process has shown last, also when that has gone; None before the first time.
     """
 
-    def __init__(self, plan: FrontendPlan) -> None:
+    def __init__(self, plan: FrontendPlan, steer: Callable[[FrontendView], FrontendView]) -> None:
+        self._steer = steer
         self.last: FrontendView | None = None
         self._now = FrontendView(
             listen=tuple(map(str, plan.listen)),
@@ -31,7 +36,7 @@ class Shown:
 
     def view(self) -> FrontendView:
         """The frontend as it is, as far as is known."""
-        return self._now
+        return self._steer(self._now)
 
     def show(self, view: FrontendView) -> bool:
         """Take another one. Whether what somebody may wait for is different: who is active, or whether clients wait."""

@@ -18,10 +18,13 @@ from typing import Protocol
 from clojarsd.core.frozen import FrozenFlow
 from clojarsd.system.pipes import Pipe, PipePool
 from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
+from clojarsd.system.sockets import send_at_once
 
 BUFFER_SIZE = 1 << 16
 TURN_SIZE = 1 << 20
-"""Bytes that one flow may splice before the others have their turn."""
+"""Bytes that are spliced before the others have their turn, by one flow, or together by those that have a pipe."""
+SMALLEST_TURN = 1 << 17
+"""Bytes of one flow in any case."""
 _SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os names from Python 3.14 on
 
 
@@ -32,9 +35,6 @@ class Stage(enum.Enum):
     HELD = "the source is not read: the connection is being moved"
     DROPPING = "the sink is lost: what the source sends is read and dropped"
     DONE = "the source has ended and all it sent is delivered"
-
-
-_READING = frozenset({Stage.OPEN, Stage.DROPPING})
 
 
 class Shared(Protocol):
@@ -84,8 +84,6 @@ class Flow:
         "_pending",
         "_pipe",
         "_piped",
-        "_recv_into",
-        "_send",
         "_session",
         "_shared",
         "delivered",
@@ -103,8 +101,8 @@ class Flow:
     def __init__(
         self,
         session: Owner,
-        source: socket.socket,
-        sink: socket.socket,
+        source: socket.SocketType,
+        sink: socket.SocketType,
         shared: Shared,
         *,
         from_client: bool,
@@ -121,8 +119,6 @@ class Flow:
         self._from_client = from_client
         self.quickack = quickack
         self._buffer = shared.buffer
-        self._recv_into = source.recv_into
-        self._send = sink.send
         self._pending = b""
         self._pipe: Pipe | None = None
         self._piped = 0
@@ -138,10 +134,13 @@ class Flow:
 
     def watch(self) -> None:
         """Watch the source's descriptor for what it is needed for now, in either direction."""
-        wanted = READ if self.stage in _READING and self.is_flushed else FORGET
-        if not self.twin.is_flushed:
+        twin, stage = self.twin, self.stage
+        wanted = FORGET
+        if (stage is Stage.OPEN or stage is Stage.DROPPING) and not (self._pending or self._piped):
+            wanted = READ
+        if twin._pending or twin._piped:
             wanted |= WRITE
-        elif self.stage is Stage.DONE:
+        elif stage is Stage.DONE:
             wanted = ERRORS
         self._shared.poller.watch(self, wanted)
 
@@ -166,15 +165,21 @@ class Flow:
         self.watch()
         self.twin.watch()
 
-    def release(self) -> None:
+    def release(self, *, closes: bool) -> None:
         """End it: nothing is watched or held any more, and the descriptors may be closed. Only counting is left of it.
 
         Lets go of twin and session, so that no collector is needed to free them.
+
+        Args:
+            closes: whether the source is closed next, and no other process has a duplicate of it.
         """
-        self._looks = False
-        self._give_pipe_back()
+        if self._pipe is not None:
+            self._give_pipe_back()
         self._detour = None
-        self._shared.poller.watch(self, FORGET)
+        if closes:
+            self._shared.poller.closes(self)
+        else:
+            self._shared.poller.watch(self, FORGET)
         del self.twin, self._session
 
     def freeze(self) -> FrozenFlow:
@@ -202,14 +207,18 @@ class Flow:
         elif self._looks:
             self._detour = self._read_looking
 
-    def readable(self) -> None:
-        """Carry what the source has, at most a buffer or a turn's worth of it."""
+    def readable(self, flags: int = 0) -> None:
+        """Carry what the source has, at most a buffer or a turn's worth of it.
+
+        Args:
+            flags: for the send.
+        """
         if self._detour is not None:
             self._detour()
             return
         buffer = self._buffer
         try:
-            count = self._recv_into(buffer)
+            count = self.source.recv_into(buffer)
         except BlockingIOError:
             return
         except OSError:
@@ -222,7 +231,7 @@ class Flow:
             self._acknowledge()
         self._session.owed = self._from_client
         try:
-            sent = self._send(buffer[:count])
+            sent = self.sink.send(buffer[:count], flags)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -237,6 +246,26 @@ class Flow:
             if self._pipe is not None:
                 self._detour = self._read_splicing
                 self._read_splicing()
+
+    def ending(self) -> None:
+        """Carry what the source has, and its end in the same packet: mostly both are there by now."""
+        if self._detour is not None:
+            self._detour()
+            return
+        self.readable(socket.MSG_MORE)
+        if self.watched & READ and self._detour is None:
+            self.readable()
+            if self.watched & READ and self._detour is None:  # not the end yet
+                self.push()
+
+    def acknowledge_handshake(self) -> None:
+        """Have the sink's kernel end the handshake now, if it waits for first bytes to do it with."""
+        with contextlib.suppress(OSError):  # it has been reset meanwhile; the next read says so
+            self.sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def push(self) -> None:
+        """Have the sink's kernel send what it keeps back for more to come."""
+        send_at_once(self.sink)  # if it is lost, whoever uses it next is told
 
     def writable(self) -> None:
         """The source's descriptor, which is the twin's sink, has room again."""
@@ -255,7 +284,7 @@ class Flow:
                 self._give_pipe_back()  # what comes next may be a request that begins a move
         else:
             try:
-                sent = self._send(self._pending)
+                sent = self.sink.send(self._pending)
             except BlockingIOError:
                 return
             except OSError:
@@ -280,7 +309,7 @@ class Flow:
     def _read_dropping(self) -> None:
         """Read for nobody."""
         try:
-            count = self._recv_into(self._buffer)
+            count = self.source.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
@@ -292,7 +321,7 @@ class Flow:
     def _read_splicing(self) -> None:
         """Move bytes through the pipe until the source runs dry, the sink is full or the turn is over."""
         assert self._pipe is not None
-        left = TURN_SIZE
+        left = max(TURN_SIZE // self._shared.pipes.lent, SMALLEST_TURN)
         while left > 0:
             try:
                 count = os.splice(self.fd, self._pipe.write_fd, left, flags=_SPLICE_FLAGS)

@@ -14,17 +14,17 @@ LOOK_SIZE = 1 << 14
 REQUEST_LINE = re.compile(rb"[A-Z]{3,20} [^ \r\n]+ HTTP/1\.[01]\r\n")
 
 
-def unread(end: socket.socket) -> int:
+def unread(end: socket.SocketType) -> int:
     """Bytes that were received and not yet read, 0 when the socket is gone."""
     return _queued(end, termios.FIONREAD)
 
 
-def unacknowledged(end: socket.socket) -> int:
+def unacknowledged(end: socket.SocketType) -> int:
     """Bytes that were sent and not yet acknowledged by the other side's kernel, 0 when the socket is gone."""
     return _queued(end, termios.TIOCOUTQ)
 
 
-def request_waits(end: socket.socket, buffer: memoryview) -> bool:
+def request_waits(end: socket.SocketType, buffer: memoryview) -> bool:
     """Whether what waits to be read begins with a complete HTTP/1.x request line.
 
     Args:
@@ -36,14 +36,14 @@ def request_waits(end: socket.socket, buffer: memoryview) -> bool:
     return REQUEST_LINE.match(buffer[:count]) is not None
 
 
-def has_news(end: socket.socket) -> bool:
+def has_news(end: socket.SocketType) -> bool:
     """Whether bytes, an end or a reset wait to be read."""
     poll = select.poll()
     poll.register(end.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _queued(end: socket.socket, which: int) -> int:
+def _queued(end: socket.SocketType, which: int) -> int:
     try:
         answer = fcntl.ioctl(end.fileno(), which, b"\0\0\0\0")
     except OSError:

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -24,23 +22,14 @@ from clojarsd.core.frozen import FrozenSession
 from clojarsd.system.flow import Flow, Stage
 from clojarsd.system.pipes import Pipe
 from clojarsd.system.queues import has_news, request_waits, unacknowledged, unread
-from clojarsd.system.relay_phase import Phase as _Phase
+from clojarsd.system.relay_phases import EndReason as EndReason
+from clojarsd.system.relay_phases import Phase
 from clojarsd.system.relay_resources import RelayResources as RelayResources
+from clojarsd.system.sockets import close, reset_when_closed, send_at_once
 
 FIRST_DELAY = 0.001
 LONGEST_DELAY = 0.05
 """Seconds between two looks at a send queue: the first, and what the doubling ends at."""
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class EndReason(enum.Enum):
-    """Why a session ended. Its value is the phrase for the connection's log line."""
-
-    FINISHED = "finished"
-    CLIENT_RESET = "reset by the client"
-    INSTANCE_RESET = "reset by the instance"
-    CUT = "cut by clojarsd"
-    MOVED = "moved to the other instance"
 
 
 class Session:
@@ -51,6 +40,7 @@ class Session:
 
     Attributes:
         client, instance: the two sockets.
+        is_duplicated: whether another process has, or may have had, descriptors of the same sockets.
         owed: whether the last bytes came from the client.
         began_at: loop time.
     """
@@ -71,26 +61,27 @@ class Session:
         "began_at",
         "client",
         "instance",
+        "is_duplicated",
         "owed",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        client: socket.socket,
-        instance: socket.socket,
+        client: socket.SocketType,
+        instance: socket.SocketType,
         resources: RelayResources,
         *,
         quickack: bool,
+        is_duplicated: bool = False,
         on_end: Callable[[Session, EndReason], None],
     ) -> None:
         self.client = client
         self.instance = instance
+        self.is_duplicated = is_duplicated
         self.owed, self.began_at = False, loop.time()
-        self._loop = loop
-        self._resources = resources
-        self._on_end = on_end
-        self._phase = _Phase.RELAYING
+        self._loop, self._resources, self._on_end = loop, resources, on_end
+        self._phase = Phase.RELAYING
         self._lost: Flow | None = None
         """The flow whose source was reset or takes no more."""
         self._said = 0
@@ -106,14 +97,19 @@ class Session:
         self._up.twin, self._down.twin = self._down, self._up
 
     def start(self) -> None:
-        """Carry bytes from now on."""
-        for end in (self.client, self.instance):
-            with contextlib.suppress(OSError):  # it may have been reset already; reading says so
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.unfreeze()
+        """Carry bytes from now on; what the client has sent by now is carried when this returns, and it may be over."""
+        send_at_once(self.client)  # if it was reset already, reading says so
+        send_at_once(self.instance)
+        self._resources.poller.attach(self._loop)
+        self._up.readable()
+        if self._phase is not Phase.ENDED:
+            if not self.owed:
+                self._up.acknowledge_handshake()
+            self._up.watch()
+            self._down.watch()
 
     @property
-    def phase(self) -> _Phase:
+    def phase(self) -> Phase:
         """Where it is in its life."""
         return self._phase
 
@@ -133,12 +129,12 @@ class Session:
 
     def cut(self) -> None:
         """Close both at once with a reset."""
-        if self._phase is not _Phase.ENDED:
+        if self._phase is not Phase.ENDED:
             self._end(EndReason.CUT, reset=(self.client, self.instance))
 
     def finish(self) -> None:
         """Close both with an ordinary end, unless something that the client has sent waits to be read."""
-        if self._phase is not _Phase.ENDED and not unread(self.client):
+        if self._phase is not Phase.ENDED and not unread(self.client):
             self._end(EndReason.CUT)
 
     def move_at_next_request(self) -> None:
@@ -147,8 +143,8 @@ class Session:
         That request is not read. The instance sees the end of the client's bytes, and what it still says is passed on
         until its end; then `on_end(MOVED)` hands the client back. Without such a request nothing changes.
         """
-        if self._phase is _Phase.RELAYING:
-            self._phase = _Phase.LOOKING
+        if self._phase is Phase.RELAYING:
+            self._phase = Phase.LOOKING
             self._up.look()
 
     def move_now(self) -> None:
@@ -160,7 +156,7 @@ class Session:
         if self.is_quiet() and self._down.stage is Stage.DONE:
             self.finish()
         elif (
-            self._phase is _Phase.LOOKING
+            self._phase is Phase.LOOKING
             and self._can_move()
             and (request_waits(self.client, self._resources.buffer) or not has_news(self.client))
         ):
@@ -175,6 +171,7 @@ class Session:
         """
         self._timer_at = self._timer.when() if self._timer is not None else None
         self._cancel_timer()
+        self.is_duplicated = True
         frozen = FrozenSession(
             phase=self._phase.name,
             owed=self.owed,
@@ -206,7 +203,8 @@ class Session:
         instance.setblocking(False)
         session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
         session.owed, session.began_at = frozen.owed, frozen.began_at or session.began_at
-        session._phase = _Phase[frozen.phase]
+        session.is_duplicated = True
+        session._phase = Phase[frozen.phase]
         pipes = iter(descriptors[2:])
         for flow, state in ((session._up, frozen.up), (session._down, frozen.down)):
             flow.thaw(state, Pipe(next(pipes), next(pipes)) if state.piped else None)
@@ -222,7 +220,7 @@ class Session:
         self._up.watch()
         self._down.watch()
         if self._timer_at is not None:
-            moves = self._phase is _Phase.MOVING
+            moves = self._phase is Phase.MOVING
             act = self._instance_lingers if moves else partial(self._look_at_delivery, FIRST_DELAY)
             self._timer = self._loop.call_at(self._timer_at, act)
 
@@ -232,9 +230,9 @@ class Session:
         `on_end` is not called. That `freeze` has ended all watching matters: an epoll set goes by open files, and would
         go on telling of one that lives elsewhere.
         """
-        self._phase = _Phase.ENDED
+        self._phase = Phase.ENDED
         for flow in (self._up, self._down):
-            flow.release()
+            flow.release(closes=False)
         self._lost = None
         self.client.close()
         self.instance.close()
@@ -252,7 +250,7 @@ class Session:
                 self._end_lost()
             else:
                 flow.watch()
-        elif self._phase is _Phase.MOVING and not (reset and self._down.delivered != self._said):
+        elif self._phase is Phase.MOVING and not (reset and self._down.delivered != self._said):
             self._finish_move()  # a reset of an instance that had no more to say cuts nothing short
         elif reset or self._lost is flow:  # after a failed send the kernel may show a reset as an end
             self._lose(flow)
@@ -270,7 +268,7 @@ class Session:
         """Drop what is on its way there. What that side had sent before is still delivered to the other."""
         if self._lost is not None:
             self._end_lost()  # nobody is left
-        elif self._phase is _Phase.MOVING:
+        elif self._phase is Phase.MOVING:
             self._end(EndReason.CLIENT_RESET, reset=(self.instance,))
         else:
             with contextlib.suppress(OSError):
@@ -301,9 +299,10 @@ class Session:
     def _lose(self, flow: Flow) -> None:
         """The side that is the source of this flow is lost: deliver what it had sent, then reset the other side."""
         self._cancel_timer()
-        self._phase = _Phase.LOST
+        self._phase = Phase.LOST
         if self._lost is None:
             self._lost = flow
+            flow.push()
             flow.twin.drop()
         if flow.stage is Stage.DONE:
             flow.watch()
@@ -334,18 +333,19 @@ class Session:
         reason = EndReason.CLIENT_RESET if self._lost is self._up else EndReason.INSTANCE_RESET
         self._end(reason, reset=(self._lost.sink,))
 
-    def _end(self, reason: EndReason, *, reset: tuple[socket.socket, ...] = ()) -> None:
+    def _end(self, reason: EndReason, *, reset: tuple[socket.SocketType, ...] = ()) -> None:
         """Let go of everything, then say so."""
-        self._cancel_timer()
-        self._phase = _Phase.ENDED
-        for flow in (self._up, self._down):
-            flow.release()
+        if self._timer is not None:
+            self._cancel_timer()
+        self._phase = Phase.ENDED
+        moved = reason is EndReason.MOVED
+        self._up.release(closes=not (moved or self.is_duplicated))
+        self._down.release(closes=not self.is_duplicated)
         for end in reset:
-            with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        for end in (self.instance,) if reason is EndReason.MOVED else (self.instance, self.client):
-            with contextlib.suppress(OSError):
-                end.close()
+            reset_when_closed(end)
+        close(self.instance)
+        if not moved:
+            close(self.client)
         self._lost = None
         self._on_end(self, reason)
 
@@ -362,7 +362,7 @@ class Session:
 
     def _begin_move(self) -> None:
         """Stop reading the client, tell the instance that no more will come, and pass on what it still says."""
-        self._phase = _Phase.MOVING
+        self._phase = Phase.MOVING
         self._said = self._down.delivered
         self._up.hold()
         with contextlib.suppress(OSError):  # it has gone by itself; reading says so

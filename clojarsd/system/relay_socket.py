@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
+from clojarsd.system.confinement import Account
 
 LONGEST_PATH = 107
 """Bytes of a path that fit into an address, see unix(7)."""
@@ -17,27 +20,40 @@ _CREDENTIALS = struct.Struct("iII")
 
 
 class RelaySocket:
-    """Listens at the path, for processes of the same user and of root. Whoever makes it closes it.
+    """Listens at the path, for processes of root and of these users. Whoever makes it closes it.
 
-    What was there before is replaced in one step: whoever ends another relay process does so before.
+    What was there before is replaced in one step: whoever ends another relay process does so before. The directory is
+    held open, so that a process that has given up being root listens there again also where it may not pass by.
+
+    Args:
+        callers: numbers of users; None: our own.
 
     Attributes:
         socket: the listening socket, non-blocking; another one after `restore`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, directory: int | None = None, callers: Collection[int] | None = None) -> None:
         """Listen.
+
+        Args:
+            directory: a descriptor of where the path is, which is ours from here on; None: it is opened.
 
         Raises:
             OSError: it cannot be made there.
         """
         self.path = path
-        self.socket = _listen(path)
-        self._inode = _inode(path)
+        self._callers = {0, *(callers if callers is not None else (os.geteuid(),))}
+        self._directory = open_directory(path) if directory is None else directory
+        try:
+            self.socket = self._listen()
+        except BaseException:
+            os.close(self._directory)
+            raise
+        self._inode = _inode(path.name, self._directory)
 
     def is_gone(self) -> bool:
         """Whether nothing is at the path any more."""
-        return _inode(self.path) is None
+        return os.fstat(self._directory).st_nlink == 0 or _inode(self.path.name, self._directory) is None
 
     def restore(self) -> None:
         """Listen at the path again, with a new socket.
@@ -45,10 +61,14 @@ class RelaySocket:
         Raises:
             OSError: it cannot be made there; the old socket stays.
         """
-        listening = _listen(self.path)
+        if os.fstat(self._directory).st_nlink == 0:  # removed; another one may be there
+            directory = open_directory(self.path)
+            os.close(self._directory)
+            self._directory = directory
+        listening = self._listen()
         self.socket.close()
         self.socket = listening
-        self._inode = _inode(self.path)
+        self._inode = _inode(self.path.name, self._directory)
 
     def accept(self) -> tuple[socket.socket, int] | None:
         """The next connection that may be served, with the number of its process; None when none waits.
@@ -62,35 +82,102 @@ class RelaySocket:
             except BlockingIOError:
                 return None
             pid, uid = credentials_of(end)
-            if uid in (0, os.geteuid()):
+            if uid in self._callers:
                 return end, pid
             end.close()
 
     def close(self) -> None:
         """Listen no more, and take the path away unless something else is there by now."""
-        if self._inode is not None and _inode(self.path) == self._inode:
+        if self._inode is not None and _inode(self.path.name, self._directory) == self._inode:
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                os.unlink(self.path.name, dir_fd=self._directory)
         self.socket.close()
+        os.close(self._directory)
+
+    def _listen(self) -> socket.socket:
+        beside = f"{self.path.name}.new"
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listening.setblocking(False)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside, dir_fd=self._directory)
+            listening.bind(f"/proc/self/fd/{self._directory}/{beside}")
+            os.chmod(beside, 0o600, dir_fd=self._directory)
+            listening.listen(BACKLOG)
+            os.rename(beside, self.path.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+
+def open_directory(path: Path) -> int:
+    """A descriptor of the directory of the path, which is good for nothing else. Raises OSError."""
+    return os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def make_room(directory: Path, account: Account | None) -> None:
+    """Make a directory for a socket that the account, or else who we are, may enter alone; or make one be so.
+
+    Raises:
+        OSError: it cannot be made, or there is something else.
+    """
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        seen = os.fstat(opened)
+        if account is not None and (seen.st_uid, seen.st_gid) != (account.uid, account.gid):
+            os.fchown(opened, account.uid, account.gid)
+        if stat.S_IMODE(seen.st_mode) != 0o700:
+            os.fchmod(opened, 0o700)
+    finally:
+        os.close(opened)
+
+
+def clear_room(path: Path) -> None:
+    """Take the directory of a socket away on which nobody listens any more, if it can be."""
+    with contextlib.suppress(OSError):
+        for name in (f"{path.name}.new", path.name):
+            path.with_name(name).unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def connect(path: Path) -> socket.socket | None:
-    """A connection to who listens at the path; None when nobody does.
+    """A connection to who listens at the path; None when nobody does whom we trust.
+
+    That is the owner of its directory, or somebody who runs as we do. Of the owner's is also that the path is no
+    link: else whoever may write there could have us take any other process for the relay.
 
     Raises:
         Failed: the path cannot be used, or nothing more can be queued there; says which.
     """
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    end.setblocking(False)
+    address_of(path)
     try:
-        end.connect(address_of(path))
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise _unreachable(path, error) from error
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        end.setblocking(False)
+        end.connect(f"/proc/self/fd/{place}")
+        if os.fstat(place).st_nlink <= 1 and credentials_of(end)[1] in (path.parent.stat().st_uid, os.geteuid()):
+            return end
     except (FileNotFoundError, ConnectionRefusedError):
-        end.close()
-        return None
+        pass
     except OSError as error:
         end.close()
-        raise Failed(f"cannot reach the relay process at {path}: {(error.strerror or str(error)).lower()}") from error
-    return end
+        raise _unreachable(path, error) from error
+    finally:
+        os.close(place)
+    end.close()
+    return None
+
+
+def _unreachable(path: Path, error: OSError) -> Failed:
+    return Failed(f"cannot reach the relay process at {path}: {(error.strerror or str(error)).lower()}")
 
 
 def address_of(path: Path) -> bytes:
@@ -111,26 +198,9 @@ def credentials_of(end: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _listen(path: Path) -> socket.socket:
-    beside = path.with_name(f"{path.name}.new")
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _inode(name: str, directory: int) -> tuple[int, int] | None:
     try:
-        listening.setblocking(False)
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        listening.bind(os.fsencode(beside))
-        beside.chmod(0o600)
-        listening.listen(BACKLOG)
-        beside.rename(path)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.lstat()
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return None
     return found.st_dev, found.st_ino

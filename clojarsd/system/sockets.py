@@ -109,7 +109,7 @@ def free_ports(count: int) -> list[int]:
     raise Failed(f"cannot find {count} free ports on 127.0.0.1")
 
 
-def waited_in_backlog(client: socket.socket) -> float:
+def waited_in_backlog(client: socket.SocketType) -> float:
     """Seconds since the last news from a client that was just accepted; at least as long it has waited for that.
 
     Source: tcpi_last_ack_recv of struct tcp_info in linux/tcp.h, which is set by the end of the handshake.
@@ -118,7 +118,7 @@ def waited_in_backlog(client: socket.socket) -> float:
     return int(struct.unpack_from("I", information, 56)[0]) / 1000
 
 
-def since_data(end: socket.socket) -> float | None:
+def since_data(end: socket.SocketType) -> float | None:
     """Seconds since bytes came or went, or since the connection began if none ever did; None when it is no TCP.
 
     Source: tcpi_last_data_sent and tcpi_last_data_recv of struct tcp_info in linux/tcp.h.
@@ -145,14 +145,34 @@ def refuse_from_now_on(listener: socket.socket) -> None:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def close_with_reset(client: socket.socket) -> None:
+def close_with_reset(client: socket.SocketType) -> None:
     """Close a connection so that the other side sees a reset: it was not served, and must not look finished."""
+    reset_when_closed(client)
+    close(client)
+
+
+def reset_when_closed(end: socket.SocketType) -> None:
+    """Have the other side see a reset when the socket is closed."""
+    with suppress(OSError):  # it is reset already
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def send_at_once(end: socket.SocketType) -> bool:
+    """Send what is there, and what is written from now on, without waiting for more. False: it was reset."""
     try:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
-        pass  # it is reset already
-    finally:
-        client.close()
+        return False
+    return True
+
+
+def close(end: socket.SocketType) -> bool:
+    """Close it. Whether the kernel did so without complaint, as of a connection that was reset; it is closed anyway."""
+    try:
+        end.close()
+    except OSError:
+        return False
+    return True
 
 
 def _reason(error: OSError | UnicodeError) -> str:

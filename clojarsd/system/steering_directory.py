@@ -114,6 +114,14 @@ class SteeringDirectory:
         _remove_parents(self._root)
 
 
+def is_left(name: str, root: Path) -> bool:
+    """Whether a directory of that service name is there; not if it may not be looked for."""
+    try:
+        return (root / FAMILY / _file_name(name)).exists()
+    except OSError:
+        return False
+
+
 def left_behind(root: Path) -> Iterator[SteeringDirectory]:
     """Each directory that no daemon holds, locked; it is closed when the next one is asked for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -15,6 +16,7 @@ from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.launch import World
 from clojarsd.core.names import LaunchStage
 from clojarsd.core.settings import Settings
+from clojarsd.system.confinement import Account
 
 log = structlog.get_logger()
 
@@ -57,6 +59,24 @@ def _account(user: str, me: int) -> pwd.struct_passwd:
                 f"cannot run instances as {user}: no such user on this machine; nothing was started; set service.user"
             ) from None
     return pwd.struct_passwd((user, "x", me, os.getegid(), "", os.environ.get("HOME", "/"), "/bin/sh"))
+
+
+def account_of(user: str, group: str | None) -> Account | None:
+    """Whom processes of ours become that need not be root; None: they stay who we are.
+
+    A group that is not there is the user's own instead: no instance starts then, but clients can be told so.
+
+    Raises:
+        Failed: there is no such user.
+    """
+    me = os.geteuid()
+    if me != 0:
+        return None
+    account, gid = _account(user, me), None
+    if group is not None:
+        with contextlib.suppress(KeyError):
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    return Account(account.pw_uid, account.pw_gid if gid is None else gid) if account.pw_uid != 0 else None
 
 
 def missing_accounts(settings: Settings) -> list[str]:

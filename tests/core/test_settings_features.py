@@ -27,6 +27,7 @@ def keys(**tables: dict[str, str]) -> list[str]:
         *({"app": {"log": log, "log_max_size": '"1MiB"', "log_keep": "5"}} for log in ('"journal"', '"inherit"')),
         {"stall": {"enabled": "false"}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
         {"warmup": {"requests": "[]", "rounds": "3"}},
+        *({"frontends__http": {**HTTP, "mode": mode}} for mode in ('"steer"', '"relay"')),
         {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "0", "proxy_protocol": "false"}},
         {"checks": {"kind": '"http"', "port": '"http"'}},
     ],
@@ -47,7 +48,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
             {"frontends__http": {**HTTP, "max_connections": "1", "proxy_protocol": "true"}},
             ["frontends.http.proxy_protocol"],
         ),
-        ({"frontends__http": {**HTTP, "mode": '"steer"'}}, ['frontends.http.mode "steer"']),
         (
             {"deploy": DEPLOY, "admin": {}, "hooks": {"on": '["oom"]', "exec": '["x"]'}},
             ["deploy", "admin", "hooks"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 
@@ -67,10 +68,10 @@ def test_a_client_that_resets_while_it_is_dialled_for_leaves_nothing(rig: Rig) -
         front.until()
 
 
-def attempt(rig: Rig, address: Address, *, timeout: float = NEVER) -> socket.socket | OSError:
+def attempt(rig: Rig, address: Address, *, timeout: float = NEVER) -> socket.SocketType | OSError:
     """What a dial to the address comes to; its client is closed."""
     near, far = socket.socketpair()
-    outcomes: list[tuple[Dial, socket.socket | OSError]] = []
+    outcomes: list[tuple[Dial, socket.SocketType | OSError]] = []
     dial = Dial(rig.loop, Client(near), P, address, timeout, lambda dial, outcome: outcomes.append((dial, outcome)))
     rig.call(dial.start)
     rig.until(lambda: bool(outcomes), lambda: outcomes)
@@ -84,8 +85,8 @@ def attempt(rig: Rig, address: Address, *, timeout: float = NEVER) -> socket.soc
 def test_a_dial_gives_the_connected_socket(rig: Rig) -> None:
     instance = Instance()
     outcome = attempt(rig, instance.address)
-    assert isinstance(outcome, socket.socket)
-    with outcome, instance.accept() as end:
+    assert isinstance(outcome, socket.SocketType)
+    with contextlib.closing(outcome), instance.accept() as end:
         assert outcome.getsockname() == end.getpeername()
         assert not outcome.getblocking()
     instance.close()
@@ -147,9 +148,9 @@ def test_a_connection_to_itself_counts_as_refused(rig: Rig) -> None:
     def dial() -> None:
         Dial(rig.loop, Client(near), B, Address(LOOPBACK, port), NEVER, note).start()
 
-    def note(_: Dial, outcome: socket.socket | OSError) -> None:
+    def note(_: Dial, outcome: socket.SocketType | OSError) -> None:
         outcomes.append(outcome.errno if isinstance(outcome, OSError) else None)
-        if isinstance(outcome, socket.socket):
+        if isinstance(outcome, socket.SocketType):
             outcome.close()
         if len(outcomes) < 15_000:
             rig.loop.call_soon(dial)

@@ -407,7 +407,8 @@ def test_every_key_of_a_frontend_is_in_its_plan(plans: Plans) -> None:
     assert (http.connect_timeout, http.hold, http.hold_connections) == (4.0, 11.0, 12)
     assert (http.drain, http.drain_idle, http.failback) == (13.0, 1.0, 14.0)
     assert (http.movable, http.quickack) == (True, False)
-    assert http.mode_reason == "steering in the kernel is not in this version"
+    assert (http.mode, http.needs_relay, nailgun.mode, nailgun.needs_relay) == ("auto", (), "relay", ("quickack",))
+    assert http.mode_reason is None
     assert nailgun.backends == {P: Address("127.0.0.1", 8101), B: Address("::1", 8102)}
     assert (nailgun.movable, nailgun.quickack, nailgun.mode_reason) == (False, True, None)
 

@@ -216,7 +216,7 @@ def removed_logs(scene: Scene) -> None:
 @fault("control, relay and notify sockets removed")
 def removed_sockets(scene: Scene) -> None:
     run = scene.home / "run"
-    names = ("control.sock", "relay.sock", "notify-primary.sock", "notify-backup.sock")
+    names = ("control.sock", "relay/relay.sock", "notify-primary.sock", "notify-backup.sock")
     with Pair(scene.home) as pair:
         with Load(pair) as load:
             before = pids(pair)
@@ -245,7 +245,9 @@ def removed_runtime_directory(scene: Scene) -> None:
             before = pids(pair)
             began = time.monotonic()
             shutil.rmtree(run)
-            pair.until_true(lambda: (run / "control.sock").exists() and (run / "relay.sock").exists(), "the sockets")
+            pair.until_true(
+                lambda: (run / "control.sock").exists() and (run / "relay/relay.sock").exists(), "the sockets"
+            )
             seconds = until_normal(pair, began)
             pair.done("restart", "backup")
             pair.kill()

@@ -6,13 +6,16 @@ import os
 import resource
 import secrets
 import shutil
+import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import psutil
 
 from tests.support.faults import (
     CannotInject,
@@ -33,6 +36,7 @@ from tests.support.waiting import PATIENCE
 fault = Faults()
 
 DAY = timedelta(days=1)
+MOST_CLIENTS = 4000
 PIDS_CGROUP = Path("/sys/fs/cgroup/pids")
 """Where cgroup v1 has its controller of process numbers."""
 
@@ -107,6 +111,33 @@ def _no_descriptors_left(pid: int, step_by_step: Callable[[], None] = lambda: No
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@fault("no memory for the relay process")
+def relay_without_memory(scene: Scene) -> None:
+    with Pair(scene.home) as pair:
+        with Load(pair, inside=5) as load, ExitStack() as crowd:
+            before = pids(pair)
+            began = time.monotonic()
+            used = int(Path(f"/proc/{before['relay']}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            hard = resource.prlimit(before["relay"], resource.RLIMIT_AS)[1]
+            resource.prlimit(before["relay"], resource.RLIMIT_AS, (used, hard))
+            for _ in range(MOST_CLIENTS):
+                if not psutil.pid_exists(before["relay"]):
+                    break
+                client = crowd.enter_context(socket.create_connection(("127.0.0.1", pair.line), PATIENCE))
+                with suppress(ConnectionError):
+                    client.sendall(b"x")
+            gone_at = time.monotonic()
+            seconds = until_normal(pair, began, lambda seen: seen["daemon"]["relay_pid"] not in (None, before["relay"]))
+            load.prove()
+            assert {**pids(pair), "relay": before["relay"]} == before
+        load.assert_only_inside(gone_at)
+        (lost,) = said(pair, "event=relay_lost")
+        assert f"pid={before['relay']}" in lost
+        assert "signal 6" in lost
+        assert said(pair, "this process ends with all that it has: MemoryError()")
+    scene.tell(load, "it ended as a whole and said why; new ones waited in the backlog and were served", seconds)
 
 
 @fault("no free process numbers for the daemon")

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import psutil
 
+from clojarsd.runtime.relay_launch import SOCKET
 from clojarsd.system.sockets import free_ports
 from tests.support.app import command as app_command
 from tests.support.waiting import PATIENCE
@@ -58,6 +59,7 @@ interval = "250ms"
 [frontends.http]
 listen = "127.0.0.1:{http}"
 port = "http"
+mode = "{mode}"
 failback = "{failback}"
 drain = "10s"
 drain_idle = "500ms"
@@ -83,10 +85,12 @@ class Pair:
     primary_extra: str = ""
     backup_extra: str = ""
     failback: str = "1s"
+    mode: str = "relay"
     ports: list[int] = field(default_factory=lambda: free_ports(6))
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
     daemon: subprocess.Popen[bytes] | None = None
+    user: int = field(default_factory=os.geteuid)
 
     def __post_init__(self) -> None:
         self.primary, self.backup = self.ports[0:2], self.ports[2:4]
@@ -98,8 +102,8 @@ class Pair:
         """The configuration file, written."""
         self.config.write_text(
             CONFIG.format(
-                user=os.geteuid(),
-                group=os.getegid(),
+                user=self.user,
+                group=os.getegid() if self.user == os.geteuid() else self.user,
                 home=self.home,
                 command=json.dumps(list(self.command)),
                 app=self.app,
@@ -110,6 +114,7 @@ class Pair:
                 http=self.http,
                 line=self.line,
                 failback=self.failback,
+                mode=self.mode,
             )
         )
         return self.config
@@ -171,7 +176,7 @@ class Pair:
                 if self.daemon is not None and process.pid == self.daemon.pid:
                     continue
                 mark = process.environ().get("CLOJARSD_INSTANCE", "")
-                ours = mark.startswith(f"{self.home}/") or str(self.home / "run" / "relay.sock") in process.cmdline()
+                ours = mark.startswith(f"{self.home}/") or str(self.home / "run" / SOCKET) in process.cmdline()
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from clojarsd.core.names import Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.system.confinement import Account
 from tests.support.fronts import LOOPBACK, B, Instance, P, make_plan
 from tests.support.waiting import PATIENCE, until
+
+NOBODY = Account(65534, 65534)
+"""Whom relay processes of root become in tests; numbers need no account."""
 
 
 class Client:
@@ -59,11 +64,13 @@ class Pair:
 
     Attributes:
         dir: the runtime directory.
+        account: whom relay processes become.
         owned: processes that the links in use have called their own.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, account: Account | None = None) -> None:
         self.dir = directory
+        self.account = account
         self.owned: set[int] = set()
         self.instances = {role: Instance() for role in Role}
         self._clients: list[Client] = []
@@ -98,7 +105,7 @@ class Pair:
     @contextlib.asynccontextmanager
     async def link(self, *plans: FrontendPlan, run: bool = True, begin: bool = True) -> AsyncIterator[RelayLink]:
         """A link with these frontends, with the primary and the backup eligible, that is looked after."""
-        owner = Owner(self.owned.add, self.owned.discard)
+        owner = Owner(self.owned.add, self.owned.discard, self.account)
         async with asyncio.TaskGroup() as group, RelayLink.open(plans or (self.plan(),), self.dir, owner) as link:
             if link.pid is not None:
                 self._pids.append(link.pid)
@@ -143,6 +150,12 @@ class Pair:
             await end_relay(pid)
 
 
+def limit(pid: int, which: str, soft: int | str, hard: int | str, account: Account | None = None) -> None:
+    """Set a limit of a process, by its name in prlimit(1); its own user may, or root with CAP_SYS_RESOURCE."""
+    who = {"user": account.uid, "group": account.gid, "extra_groups": []} if account is not None else {}
+    subprocess.run(["prlimit", "--pid", str(pid), f"--{which}={soft}:{hard}"], check=True, **who)  # type: ignore[call-overload]
+
+
 async def end_relay(pid: int) -> None:
     """Kill a relay process of ours that may have ended, and wait for its end."""
     if not is_relay(pid):
@@ -163,9 +176,9 @@ def is_relay(pid: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def a_pair(directory: Path) -> AsyncIterator[Pair]:
+async def a_pair(directory: Path, account: Account | None = None) -> AsyncIterator[Pair]:
     """Two instances that answer."""
-    pair = Pair(directory)
+    pair = Pair(directory, account)
     try:
         await pair.serve()
         yield pair

@@ -26,6 +26,7 @@ from typing import TypeVar
 import pytest
 
 from clojarsd.system.relay import EndReason, RelayResources, Session
+from clojarsd.system.relay_loop import RelayLoop
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def unacknowledged(end: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
-def receive_exactly(end: socket.socket, count: int) -> bytes:
+def receive_exactly(end: socket.SocketType, count: int) -> bytes:
     """The next `count` bytes."""
     parts = bytearray()
     while len(parts) < count:
@@ -231,7 +232,12 @@ class Rig:
         max_pipes: int = 4,
     ) -> None:
         self.loop = new_loop()
-        self.resources = RelayResources(reset_flush=reset_flush, move_flush=move_flush, max_pipes=max_pipes)
+        self.resources = RelayResources(
+            reset_flush=reset_flush,
+            move_flush=move_flush,
+            max_pipes=max_pipes,
+            poller=self.loop.poller if isinstance(self.loop, RelayLoop) else None,
+        )
         self._complaints: list[dict[str, object]] = []
         self.loop.set_exception_handler(lambda _, context: self._complaints.append(context))
         self._relayed: list[Relayed] = []

@@ -1,4 +1,4 @@
-"""Listening sockets whose connections tell where they arrived, and clients that never stop."""
+"""Listening sockets whose connections tell where they arrived, clients that never stop, and a steered pair."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 
+from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import Steered
+from clojarsd.system import bpf
+from clojarsd.system.steering import KernelSteering
+from tests.support.namespaces import BPF_FS
 from tests.support.waiting import PATIENCE
 
 BACKLOG = 1024
+P, B = Role.PRIMARY, Role.BACKUP
+HTTP = Steered("http", (Address("127.0.0.1", 8080), Address("::1", 8080)))
+LINE = Steered("line", (Address("127.0.0.1", 8700),))
+PINS = BPF_FS / "clojarsd" / "test"
 
 
 def listening(host: str = "127.0.0.1", port: int = 0, *, v6_only: bool = False) -> socket.socket:
@@ -94,3 +104,39 @@ def _serve(name: str, one: socket.socket) -> None:
         while True:
             with one.accept()[0] as line:
                 line.sendall(name.encode())
+
+
+class Rig:
+    """Steering of `http` with a primary, a backup and the daemon's own listener. Attributes: among: these, by name."""
+
+    def __init__(self, closing: ExitStack, host: str = "127.0.0.1") -> None:
+        self._closing = closing
+        own = {"own": listening(port=8080), "own6": listening("::1", 8080, v6_only=True)}
+        self.among = {"primary": listening(host), "backup": listening(host), **own}
+        for one in self.among.values():
+            closing.enter_context(one)
+        self.steering = self.opened()
+        self.steering.configure([HTTP])
+        self.put(P)
+        self.put(B)
+
+    def opened(self) -> KernelSteering:
+        steering = KernelSteering.open("test")
+        self._closing.callback(steering.detach)
+        return steering
+
+    def put(self, role: Role) -> None:
+        self.steering.put("http", role, [self.among[role.value]])
+
+    def reached(self, host: str = "127.0.0.1", port: int = 8080) -> str:
+        return reached(host, port, {name: one for name, one in self.among.items() if one.fileno() >= 0})
+
+
+@contextlib.contextmanager
+def rig(host: str = "127.0.0.1") -> Iterator[Rig]:
+    with ExitStack() as closing:
+        yield Rig(closing, host)
+
+
+def cookie(one: socket.socket) -> int:
+    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 57, 8), bpf.BYTE_ORDER)

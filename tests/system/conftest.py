@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 import uvloop
 
+from clojarsd.system.relay_loop import RelayLoop
 from tests.support.sockets import NewLoop, Rig
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop, RelayLoop], ids=["asyncio", "uvloop", "relay"])
 def new_loop(request: pytest.FixtureRequest) -> NewLoop:
     chosen: NewLoop = request.param
     return chosen

@@ -13,7 +13,7 @@ import psutil
 
 from clojarsd.core.identity import MARK, InstanceMark
 from clojarsd.core.names import Incarnation, Role
-from clojarsd.system.kinship import belongs
+from clojarsd.system.kinship import belongs, members
 
 OURS = InstanceMark("/var/lib/x", Role.BACKUP, Incarnation(3))
 
@@ -79,3 +79,10 @@ def test_who_belongs_is_known_by_session_or_by_the_marker() -> None:
         assert not any(belongs(pid, running.pid, other) for pid in others - member)
         assert not belongs(os.getpid(), running.pid, OURS)
         assert not belongs(0, running.pid, OURS)
+
+
+def test_all_of_an_instance_is_found_with_those_that_left() -> None:
+    with leader() as (running, others):
+        assert members(running.pid, OURS)[0] == running.pid
+        assert set(members(running.pid, OURS)) == {running.pid, *others}
+        assert set(members(running.pid)) < {running.pid, *others}

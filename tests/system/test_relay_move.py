@@ -41,6 +41,7 @@ def take_over(relayed: Relayed) -> socket.socket:
     assert relayed.reason() is EndReason.MOVED
     assert relayed.session.instance.fileno() == -1
     near = relayed.session.client
+    assert isinstance(near, socket.socket)
     near.settimeout(relayed.client.gettimeout())
     return near
 

@@ -15,6 +15,7 @@ import uvloop
 
 from clojarsd.system.pipes import SIZES, PipePool
 from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
+from clojarsd.system.relay_loop import RelayLoop
 from tests.support.sockets import open_descriptors, reset, tcp_pair
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
@@ -120,6 +121,9 @@ class Subject:
         except OSError as error:
             self._finish(type(error))
 
+    def ending(self) -> None:
+        self.readable()
+
     def writable(self) -> None:
         self._finish("writable")
 
@@ -132,13 +136,13 @@ class Subject:
         self.loop.stop()
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop, RelayLoop], ids=["asyncio", "uvloop", "relay"])
 def subject(request: pytest.FixtureRequest) -> Iterator[tuple[Subject, socket.socket, Poller]]:
     """A subject on a loop of its own that is not running, the far end of its socket, and its poller."""
     loop = request.param()
     far, near = tcp_pair()
     near.setblocking(False)
-    poller = Poller()
+    poller = loop.poller if isinstance(loop, RelayLoop) else Poller()
     poller.attach(loop)
     subject = Subject(near, loop, poller)
     yield subject, far, poller
@@ -209,6 +213,9 @@ class Noted:
     def readable(self) -> None:
         self.calls.append("readable")
         self._on_readable()
+
+    def ending(self) -> None:
+        self.readable()
 
     def writable(self) -> None:
         self.calls.append("writable")

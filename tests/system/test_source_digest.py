@@ -62,5 +62,5 @@ def test_the_relay_process_does_without_what_takes_much_memory() -> None:
     imported = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
-    too_much = {"ssl", "rich", "uvloop", "psutil", "pydantic", "aiohttp", "click", "sqlite3", "ctypes"}
+    too_much = {"ssl", "rich", "uvloop", "psutil", "pydantic", "aiohttp", "click", "sqlite3"}
     assert not too_much & set(imported)

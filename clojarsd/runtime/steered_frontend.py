@@ -1,0 +1,204 @@
+"""One frontend that the kernel steers: where its new connections go, and whose sockets the kernel has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import Steered
+from clojarsd.core.steering_choice import order_of
+from clojarsd.core.view import FrontendView
+from clojarsd.runtime.router import Router
+
+log = structlog.get_logger()
+
+
+class Kernel(Protocol):
+    """What steers; see `system.steering.KernelSteering`."""
+
+    def configure(self, frontends: Sequence[Steered]) -> None:
+        """Steer these frontends and no others."""
+
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+        """Have these listening sockets serve the role."""
+
+    def has(self, frontend: str, role: Role) -> Collection[int]:
+        """Which sockets serve the role now."""
+
+    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
+        """Try the roles in this order."""
+
+    def order(self, frontend: str) -> tuple[Role, ...]:
+        """The order in which they are tried."""
+
+    def counters(self, frontend: str) -> Mapping[Role | None, int]:
+        """How many connections each role has got."""
+
+    def detach(self) -> None:
+        """Let go of it; the kernel goes on."""
+
+    def remove(self) -> None:
+        """Take all of it out of the kernel."""
+
+
+class Reach(Protocol):
+    """How instances' sockets are come by; see `system.instance_sockets`."""
+
+    def why_elsewhere(self, address: Address) -> str | None:
+        """Why the kernel of this host cannot give connections to that address, or None."""
+
+    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+        """Duplicates of the sockets that listen at the address in the role's processes; the caller closes them.
+
+        Raises:
+            Failed: there are none to be had; says why.
+        """
+
+
+class _Nowhere:
+    """The reach of whoever has no kernel."""
+
+    def why_elsewhere(self, address: Address) -> str | None:
+        return None
+
+    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+        return ()
+
+
+NOWHERE: Reach = _Nowhere()
+
+
+class SteeredFrontend:
+    """One of the frontends that are steered; `Steering` makes and closes it.
+
+    Args:
+        route_changed: called with the name, who is active now, and who was before if it was another one.
+
+    Attributes:
+        is_paused: whether all new connections are to come to the relay process.
+        has_begun: whether it is known who may serve, so that what an earlier daemon has told the kernel can be changed.
+    """
+
+    def __init__(
+        self,
+        plan: FrontendPlan,
+        kernel: Kernel,
+        reach: Reach,
+        route_changed: Callable[[str, Role | None, Role | None], None],
+    ) -> None:
+        self.plan = plan
+        self.is_paused = False
+        self.has_begun = False
+        self._kernel = kernel
+        self._reach = reach
+        self._route_changed = route_changed
+        self._log = log.bind(frontend=plan.name)
+        self._loop = asyncio.get_running_loop()
+        self.router = Router(self._loop, self._log, plan.when_home, self._changed)
+        self._trouble: dict[Role, str] = {}
+        """Why the kernel cannot serve a role that may get connections."""
+        self._order = kernel.order(plan.name)
+        if self._order:  # an earlier daemon has left it so
+            first = self._order[0]
+            has_served = first is Role.PRIMARY or kernel.counters(plan.name)[Role.PRIMARY] > 0
+            self.router.resume(first, primary_has_served=has_served)
+
+    @property
+    def order(self) -> tuple[Role, ...]:
+        """The roles that the kernel tries now, the first first."""
+        return self._order
+
+    def close(self) -> None:
+        """Decide no more; the kernel is left as it is."""
+        self.router.close()
+
+    def replan(self, plan: FrontendPlan) -> None:
+        """Go by another plan of the same name."""
+        before, self.plan = self.plan, plan
+        self.router.failback = plan.when_home
+        if before.backends != plan.backends:
+            for role in Role:
+                if before.backends[role] != plan.backends[role] and self._may_serve(role):
+                    self._fetch(role)
+        self.router.look()
+        self.apply()
+
+    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
+        """Act at once on who may get connections."""
+        before = self.router.eligible_since
+        for role in Role:
+            if eligible_since[role] is None:
+                self._trouble.pop(role, None)
+            elif before[role] != eligible_since[role]:
+                self._fetch(role)
+        self.router.set_eligible(eligible_since)
+        self.apply()
+
+    def look_for_sockets(self) -> None:
+        """Get the sockets of those who may serve and whose are not there, or not any more."""
+        for role in Role:
+            if self._may_serve(role) and (role in self._trouble or not self._kernel.has(self.plan.name, role)):
+                self._fetch(role)
+        self.apply()
+
+    def _may_serve(self, role: Role) -> bool:
+        return self.router.eligible_since[role] is not None
+
+    def _fetch(self, role: Role) -> None:
+        """Give the kernel the listening sockets of the role's instance, and keep nothing of them."""
+        try:
+            with contextlib.ExitStack() as taken:
+                found = self._reach.listening(role, self.plan.backends[role])
+                sockets = [taken.enter_context(one) for one in found]
+                self._kernel.put(self.plan.name, role, sockets)
+        except (Failed, OSError) as error:
+            if self._kernel.has(self.plan.name, role):
+                return  # they are there since an earlier daemon, and may not be had again
+            if role not in self._trouble:
+                self._log.warning("not_steered", role=role.value, reason=str(error))
+            self._trouble[role] = f"{role.value} is relayed: {error}"
+        else:
+            self._trouble.pop(role, None)
+
+    def apply(self) -> None:
+        """Tell the kernel the order, if it is another one."""
+        if not self.has_begun:
+            return
+        eligible = [role for role in Role if self._may_serve(role)]
+        order = order_of(self.router.active, eligible, [role for role in eligible if role not in self._trouble])
+        if self.is_paused:
+            order = ()
+        if order != self._order:
+            self._kernel.set_order(self.plan.name, order)
+            self._order = order
+
+    def _changed(self, moved_from: Role | None) -> None:
+        self.apply()
+        self._route_changed(self.plan.name, self.router.active, moved_from)
+
+    def show(self, seen: FrontendView) -> FrontendView:
+        """The view of the relay process with what the kernel does."""
+        active = self.router.active
+        trouble = self._trouble.get(active) if active is not None else None
+        accepted = dict(seen.accepted_total)
+        for role, count in self._kernel.counters(self.plan.name).items():
+            if role is not None:
+                accepted[role] = accepted.get(role, 0) + count
+        return replace(
+            seen,
+            mode="steer" if trouble is None else "relay",
+            mode_reason=trouble,
+            active=active,
+            accepted_total=accepted,
+            next=self.router.next(),
+            failures=self.router.failures,
+        )

@@ -1,0 +1,199 @@
+"""The frontends that the kernel steers: decides where to, tells the kernel, and shows what it does.
+
+The relay process has the same frontends and gets what falls through: clients while nobody can serve, and those of an
+address family or an instance that the kernel cannot serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NoReturn, Self
+
+import structlog
+
+from clojarsd.core.errors import CannotSteer
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.history import EventName
+from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import Steered
+from clojarsd.core.steering_choice import wants_steering, why_relayed
+from clojarsd.core.view import FrontendView
+from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
+from clojarsd.runtime.waiting import History
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether the kernel still has the listening sockets of those who may serve."""
+
+
+class Steering:
+    """Made by the daemon's parts; the relay link uses it, and `run` belongs to the daemon's task group.
+
+    Args:
+        open_kernel: gives what steers; raises CannotSteer. Called when a frontend is to be steered.
+        is_left: whether an earlier daemon has left something in the kernel.
+
+    Attributes:
+        changed: called when a route has changed; set by the owner.
+    """
+
+    def __init__(self, open_kernel: Callable[[], Kernel], is_left: Callable[[], bool], reach: Reach) -> None:
+        self._open_kernel = open_kernel
+        self._is_left = is_left
+        self._reach = reach
+        self._kernel: Kernel | None = None
+        self._history: History | None = None
+        self._frontends: dict[str, SteeredFrontend] = {}
+        self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
+        self._has_begun = False
+        self._paused: frozenset[str] = frozenset()
+        self.changed: Callable[[], None] = lambda: None
+
+    @classmethod
+    def absent(cls) -> Self:
+        """One that steers nothing, for whoever has no kernel to ask."""
+
+        def refuse() -> Kernel:
+            raise CannotSteer("nothing here steers")
+
+        return cls(refuse, lambda: False, NOWHERE)
+
+    def attach(self, history: History) -> None:
+        """Take the history in which failovers are recorded."""
+        self._history = history
+
+    # Frontends.
+
+    def plan(self, plans: Iterable[FrontendPlan]) -> dict[str, FrontendPlan]:
+        """The plans, each with whether it is steered, and why not; the kernel is asked for it if any is to be."""
+        plans = list(plans)
+        no_kernel = None
+        if self._kernel is None and (self._is_left() or any(wants_steering(plan) for plan in plans)):
+            try:
+                self._kernel = self._open_kernel()
+            except CannotSteer as refusal:
+                no_kernel = str(refusal)
+        decided = {}
+        for plan in plans:
+            elsewhere = {role: why for role in Role if (why := self._why_elsewhere(plan, role)) is not None}
+            reason = why_relayed(plan, no_kernel, elsewhere)
+            is_steered = wants_steering(plan) and reason is None
+            decided[plan.name] = replace(plan, mode_reason=reason, is_steered=is_steered)
+        return decided
+
+    def _why_elsewhere(self, plan: FrontendPlan, role: Role) -> str | None:
+        why = self._reach.why_elsewhere(plan.backends[role])
+        return None if why is None else f"{role.value} {why}"
+
+    def configure(
+        self, plans: Mapping[str, FrontendPlan], listen: Callable[[str], Sequence[Address]]
+    ) -> dict[str, FrontendPlan]:
+        """Steer those of the plans that are to be, and no others, all at one moment; the plans as they are then.
+
+        Args:
+            plans: as `plan` gives them.
+            listen: where the frontend of that name listens, with the ports that the kernel has chosen.
+        """
+        wanted = {name: plan for name, plan in plans.items() if plan.is_steered}
+        if self._kernel is None or not wanted:
+            self.remove()
+            return dict(plans)
+        try:
+            self._kernel.configure([Steered(name, tuple(listen(name))) for name in wanted])
+        except CannotSteer as reason:
+            log.error("not_steered", reason=str(reason))
+            self.remove()
+            return {name: plan.relayed(str(reason)) for name, plan in plans.items()}
+        for name in self._frontends.keys() - wanted.keys():
+            self._frontends.pop(name).close()
+        for name, plan in wanted.items():
+            if name not in self._frontends:
+                self._frontends[name] = self._make(plan)
+            else:
+                self._frontends[name].replan(plan)
+        if self._has_begun:
+            self._look()
+        return dict(plans)
+
+    def _make(self, plan: FrontendPlan) -> SteeredFrontend:
+        assert self._kernel is not None
+        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed)
+        made.has_begun = self._has_begun
+        made.is_paused = plan.name in self._paused
+        return made
+
+    def begin(self) -> None:
+        """Who may serve is known from here on: what an earlier daemon had told the kernel holds no longer."""
+        self._has_begun = True
+        for frontend in self._frontends.values():
+            frontend.has_begun = True
+        self._look()
+
+    def is_steered(self, name: str) -> bool:
+        """Whether the kernel steers the frontend of that name."""
+        return name in self._frontends
+
+    def detach(self) -> None:
+        """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
+        if not self._has_begun and not any(frontend.order for frontend in self._frontends.values()):
+            self.remove()  # nothing was steered yet, and we do not begin
+            return
+        self._forget()
+        if self._kernel is not None:
+            self._kernel.detach()
+            self._kernel = None
+
+    def remove(self) -> None:
+        """Steer no more: every new connection comes to the relay process."""
+        self._forget()
+        if self._kernel is not None:
+            self._kernel.remove()
+            self._kernel = None
+
+    def _forget(self) -> None:
+        for frontend in self._frontends.values():
+            frontend.close()
+        self._frontends.clear()
+
+    # Routing.
+
+    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
+        """Take who may get connections, and since when; the kernel knows when this returns."""
+        self._eligible_since = dict(eligible_since)
+        if self._has_begun:
+            self._look()
+
+    def set_paused(self, names: Collection[str]) -> None:
+        """Have new connections of these frontends come to the relay process, which holds them, and of no others."""
+        self._paused = frozenset(names)
+        for name, frontend in self._frontends.items():
+            frontend.is_paused = name in names
+            frontend.apply()
+
+    def _look(self) -> None:
+        for frontend in self._frontends.values():
+            frontend.set_eligible(self._eligible_since)
+
+    def _route_changed(self, name: str, active: Role | None, moved_from: Role | None) -> None:
+        if active is not None and moved_from is not None and self._history is not None:
+            event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
+            text = f"new connections of frontend {name} go to {active.value}"
+            self._history.record(event, text, active, frontend=name, before=moved_from.value)
+        self.changed()
+
+    async def run(self) -> NoReturn:
+        """See to it that the kernel has the sockets of those who may serve, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for frontend in self._frontends.values():
+                frontend.look_for_sockets()
+
+    # What others see.
+
+    def show(self, name: str, seen: FrontendView) -> FrontendView:
+        """The frontend, with what the kernel does for it besides what the relay process shows."""
+        frontend = self._frontends.get(name)
+        return seen if frontend is None else frontend.show(seen)

@@ -1,0 +1,25 @@
+"""How far a relayed connection has come, and why it ended."""
+
+from __future__ import annotations
+
+import enum
+
+
+class EndReason(enum.Enum):
+    """Why a session ended. Its value is the phrase for the connection's log line."""
+
+    FINISHED = "finished"
+    CLIENT_RESET = "reset by the client"
+    INSTANCE_RESET = "reset by the instance"
+    CUT = "cut by clojarsd"
+    MOVED = "moved to the other instance"
+
+
+class Phase(enum.Enum):
+    """What a session does now."""
+
+    RELAYING = "bytes are carried"
+    LOOKING = "as before, and the client's next request begins a move"
+    MOVING = "the instance was told the end, and what it still says is passed on"
+    LOST = "one side was reset, and the other is being told"
+    ENDED = "both sockets are closed or given away"

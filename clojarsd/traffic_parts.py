@@ -1,0 +1,91 @@
+"""Makes what brings clients to instances: the kernel's steering, and the link to the relay process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+
+import structlog
+
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.names import Role
+from clojarsd.core.settings import ServiceSettings
+from clojarsd.runtime.history import History
+from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.steering import Steering
+from clojarsd.system.cgroup import Groups
+from clojarsd.system.family import descendants_of
+from clojarsd.system.instance_reach import InstanceReach
+from clojarsd.system.process import Processes
+from clojarsd.system.steering import KernelSteering
+from clojarsd.system.steering_directory import ROOT, is_left
+from clojarsd.system.world import account_of
+
+log = structlog.get_logger()
+
+
+class TrafficParts:
+    """Made and opened by `Parts`, whose stack closes what is in it.
+
+    Args:
+        pid_of: the number of a role's main process, or None.
+
+    Attributes:
+        changed: called when what somebody may wait for has changed; set by the owner.
+    """
+
+    relay: RelayLink
+
+    def __init__(
+        self,
+        service: ServiceSettings,
+        processes: Processes,
+        groups: Groups | None,
+        pid_of: Callable[[Role], int | None],
+    ) -> None:
+        self._service = service
+        self._processes = processes
+        self._groups = groups
+        self._pid_of = pid_of
+        self._grouped: int | None = None
+        self.changed: Callable[[], None] = lambda: None
+        reach = InstanceReach(self.processes_of)
+        is_there = partial(is_left, service.name, ROOT)
+        self.steering = Steering(partial(KernelSteering.open, service.name), is_there, reach)
+
+    async def open(self, stack: AsyncExitStack, frontends: Iterable[FrontendPlan], history: History) -> None:
+        """Take up, or begin, everything; nobody is accepted yet.
+
+        Raises:
+            Failed: an address cannot be listened on, or there is no relay process to be had.
+        """
+        service = self._service
+        owner = Owner(self._processes.claim, self._processes.release, account_of(service.user, service.group))
+        self.relay = await stack.enter_async_context(
+            RelayLink.open(frontends, service.runtime_dir, owner, self.steering)
+        )
+        self.relay.attach(history)
+        self._group_relay()
+        self.relay.changed = self.steering.changed = self._relay_changed
+
+    def processes_of(self, role: Role) -> list[int]:
+        """The numbers of the role's processes, the main one first."""
+        pid = self._pid_of(role)
+        return [] if pid is None else [pid, *(number for number, _ in descendants_of(pid))]
+
+    def _relay_changed(self) -> None:
+        self._group_relay()
+        self.changed()
+
+    def _group_relay(self) -> None:
+        """See to it that the relay process, also one that took another's place, is in the group that is its own."""
+        pid = self.relay.pid
+        if self._groups is None or pid is None or pid == self._grouped:
+            return
+        self._grouped = pid
+        try:
+            self._groups.join(self._groups.leaf("relay"), pid)
+        except OSError as error:
+            log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())

@@ -1,0 +1,266 @@
+"""What the supervisor tells the kernel: nothing late, nothing twice, nothing of what it does not know yet."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from clojarsd.core.errors import CannotSteer, Failed
+from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.history import EventName
+from clojarsd.core.names import Address, Role
+from clojarsd.core.view import FrontendView
+from clojarsd.runtime import steering as module
+from clojarsd.runtime.steering import Steering
+from tests.support.fronts import B, P, Past, make_plan
+from tests.support.kernel import OwnReach, RememberingKernel
+from tests.support.waiting import until
+
+HTTP = (Address("127.0.0.1", 8080),)
+
+
+class World:
+    """A kernel, instances that listen, and the supervisor that comes and goes."""
+
+    def __init__(self) -> None:
+        self.kernel = RememberingKernel()
+        self.listeners = {role: socket.create_server(("127.0.0.1", 0)) for role in Role}
+        self.backends = {role: Address(*one.getsockname()) for role, one in self.listeners.items()}
+        self.reach = OwnReach(self.listeners)
+        self.past = Past()
+        self.since: dict[Role, float | None] = {P: None, B: None}
+
+    def plan(self, name: str = "http", **changes: Any) -> FrontendPlan:
+        return make_plan(self.backends, **{"name": name, "mode": "auto", **changes})
+
+    def steering(self, *plans: FrontendPlan, begin: bool = True) -> Steering:
+        steering = Steering(self.kernel.open, lambda: bool(self.kernel.frontends), self.reach)
+        steering.attach(self.past)
+        self.configure(steering, *(plans or (self.plan(),)))
+        if begin:
+            steering.begin()
+        return steering
+
+    def configure(self, steering: Steering, *plans: FrontendPlan) -> dict[str, FrontendPlan]:
+        return steering.configure(steering.plan(plans), lambda name: HTTP)
+
+    def eligible(self, steering: Steering, *roles: Role) -> None:
+        now = asyncio.get_running_loop().time()
+        for role in Role:
+            before = self.since[role]
+            self.since[role] = (now if before is None else before) if role in roles else None
+        steering.set_eligible(self.since)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    for listener in world.listeners.values():
+        listener.close()
+
+
+SEEN = FrontendView(("127.0.0.1:8080",), "relay", None, None, {P: 1, B: 2, None: 3}, {P: 10, B: 20, None: 30})
+
+
+async def test_the_kernel_knows_before_the_call_returns(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    assert world.kernel.log == [("http", (P,))]
+    world.eligible(steering, P, B)
+    assert world.kernel.log[1:] == [("http", (P, B))]
+    world.eligible(steering, B)
+    assert world.kernel.log[2:] == [("http", (B,))]
+    world.eligible(steering)
+    assert world.kernel.log[3:] == [("http", ())]
+
+
+async def test_nothing_is_told_twice(world: World) -> None:
+    steering = world.steering(world.plan("one"), world.plan("two"))
+    world.eligible(steering, P, B)
+    world.eligible(steering, P, B)
+    assert sorted(name for name, _ in world.kernel.log) == ["one", "two"]
+
+
+async def test_an_instance_that_returns_is_second_until_its_failback(world: World) -> None:
+    steering = world.steering(world.plan(failback=0.05))
+    world.eligible(steering, P, B)
+    world.eligible(steering, B)
+    world.eligible(steering, P, B)
+    assert world.kernel.orders["http"] == (B, P)
+    next_step = steering.show("http", SEEN).next
+    assert next_step is not None
+    await until(lambda: world.kernel.orders["http"] == (P, B), "the failback")
+    assert world.past.events == [EventName.FAILOVER, EventName.FAILBACK]
+
+
+async def test_a_new_incarnation_brings_its_own_socket(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    first = world.kernel.has("http", P)
+    world.eligible(steering)
+    world.listeners[P].close()
+    world.listeners[P] = world.reach.listeners[P] = socket.create_server(("127.0.0.1", 0))
+    world.eligible(steering, P)
+    assert world.kernel.has("http", P) not in (first, frozenset())
+
+
+async def test_an_instance_whose_socket_cannot_be_had_is_relayed_and_not_passed_over(world: World) -> None:
+    world.reach.refuses[P] = Failed("cannot take its listening socket: operation not permitted")
+    steering = world.steering()
+    world.eligible(steering, P, B)
+    assert world.kernel.orders == {"http": ()}
+    shown = steering.show("http", SEEN)
+    reason = "primary is relayed: cannot take its listening socket: operation not permitted"
+    assert (shown.mode, shown.mode_reason, shown.active) == ("relay", reason, P)
+    world.eligible(steering, B)
+    assert world.kernel.orders == {"http": (B,)}
+    assert steering.show("http", SEEN).mode == "steer"
+
+
+async def test_a_socket_is_asked_for_again_until_it_is_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    world.reach.refuses[P] = Failed("none of its processes listens")
+    steering = world.steering()
+    world.eligible(steering, P)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(steering.run())
+        await until(lambda: world.reach.asked.count(P) > 2, "another try")
+        del world.reach.refuses[P]
+        await until(lambda: world.kernel.orders["http"] == (P,), "the order")
+        world.kernel.sockets.clear()  # as when an instance closes its listener
+        await until(lambda: world.kernel.has("http", P), "the socket")
+        running.cancel()
+
+
+async def test_what_an_earlier_daemon_has_left_holds_until_it_is_known_who_may_serve(world: World) -> None:
+    world.eligible(world.steering(), P, B)
+    world.kernel.counts["http"][P] = 5
+    world.reach.refuses = dict.fromkeys(Role, PermissionError("ptrace_scope"))
+    del world.kernel.log[:]
+    steering = world.steering(begin=False)
+    assert world.kernel.orders["http"] == (P, B)
+    world.eligible(steering, P, B)
+    steering.begin()
+    assert world.kernel.log == []
+    world.eligible(steering, B)
+    assert world.kernel.log == [("http", (B,))]
+    assert world.past.events == [EventName.FAILOVER]
+
+
+async def test_an_earlier_daemon_that_knew_of_the_backup_alone_is_failed_back_from(world: World) -> None:
+    before = world.steering()
+    world.eligible(before, P, B)
+    world.kernel.counts["http"][P] = 5
+    world.eligible(before, B)
+    before.detach()
+    steering = world.steering(begin=False)
+    world.since[P] = None
+    world.eligible(steering, P, B)
+    steering.begin()
+    assert world.kernel.orders["http"][0] is P
+    assert world.past.events[-1] is EventName.FAILBACK
+
+
+async def test_a_paused_frontend_comes_to_the_relay_and_others_do_not(world: World) -> None:
+    steering = world.steering(world.plan("one"), world.plan("two"))
+    world.eligible(steering, P, B)
+    steering.set_paused({"one"})
+    assert world.kernel.orders == {"one": (), "two": (P, B)}
+    world.eligible(steering, B)
+    assert world.kernel.orders == {"one": (), "two": (B,)}
+    steering.set_paused(())
+    assert world.kernel.orders == {"one": (B,), "two": (B,)}
+
+
+async def test_the_view_adds_up_what_kernel_and_relay_have_carried(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    world.kernel.counts["http"].update({P: 100, B: 200, None: 50})
+    shown = steering.show("http", SEEN)
+    assert (shown.mode, shown.mode_reason, shown.active) == ("steer", None, P)
+    assert dict(shown.accepted_total) == {P: 110, B: 220, None: 30}
+    assert steering.show("other", SEEN) is SEEN
+
+
+# Frontends that come and go.
+
+
+async def test_a_frontend_that_wants_the_relay_is_left_to_it(world: World) -> None:
+    steering = world.steering(world.plan(mode="relay"))
+    assert not world.kernel.is_open
+    assert not steering.is_steered("http")
+    assert steering.show("http", SEEN) is SEEN
+
+
+async def test_what_was_left_is_taken_away_when_nothing_is_to_be_steered(world: World) -> None:
+    world.eligible(world.steering(), P)
+    world.steering(world.plan(mode="relay"))
+    assert world.kernel.frontends == {}
+    assert not world.kernel.is_open
+
+
+async def test_a_change_is_made_in_place_and_the_last_steered_frontend_takes_all_along(world: World) -> None:
+    steering = world.steering(world.plan("one"))
+    world.eligible(steering, P)
+    plans = world.configure(steering, world.plan("one"), world.plan("two"), world.plan("three", mode="relay"))
+    assert world.kernel.orders == {"one": (P,), "two": (P,)}
+    assert [plan.is_steered for plan in plans.values()] == [True, True, False]
+    world.configure(steering, world.plan("two", mode="relay"))
+    assert world.kernel.frontends == {}
+    world.configure(steering, world.plan("two"))
+    assert world.kernel.orders == {"two": (P,)}
+
+
+async def test_an_instance_that_moves_to_another_port_is_found_there(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        world.reach.listeners[P] = other
+        moved = {**world.backends, P: Address(*other.getsockname())}
+        world.configure(steering, replace(world.plan(), backends=moved))
+        assert world.kernel.has("http", P) == {other.getsockname()[1]}
+
+
+async def test_a_kernel_that_cannot_is_named_and_all_is_relayed(world: World) -> None:
+    def refuse() -> RememberingKernel:
+        raise CannotSteer("no CAP_BPF")
+
+    steering = Steering(refuse, lambda: False, world.reach)
+    (plan,) = world.configure(steering, world.plan()).values()
+    assert (plan.is_steered, plan.mode_reason) == (False, "no CAP_BPF")
+
+
+async def test_a_kernel_that_does_not_take_them_leaves_nothing_behind(world: World) -> None:
+    world.kernel.refuses = "the kernel has no memory left for it"
+    steering = Steering(world.kernel.open, lambda: False, world.reach)
+    world.kernel.refuses = None
+    world.configure(steering, world.plan())
+    world.kernel.refuses = "the kernel has no memory left for it"
+    with pytest.raises(CannotSteer):
+        world.kernel.configure(())
+    plans = {"http": world.plan(is_steered=True)}
+    world.kernel.remove = lambda: setattr(world.kernel, "is_open", False)  # type: ignore[method-assign]
+    (plan,) = steering.configure(plans, lambda name: HTTP).values()
+    assert (plan.is_steered, plan.mode_reason) == (False, "the kernel has no memory left for it")
+    assert not world.kernel.is_open
+
+
+async def test_an_instance_out_of_reach_is_named(world: World) -> None:
+    world.reach.away[world.backends[B]] = "is on another host (10.0.0.2)"
+    steering = world.steering()
+    (plan,) = world.configure(steering, world.plan()).values()
+    assert (plan.is_steered, plan.mode_reason) == (False, "backup is on another host (10.0.0.2)")
+
+
+async def test_who_never_began_leaves_nothing_behind_and_what_he_found(world: World) -> None:
+    world.steering(begin=False).detach()
+    assert world.kernel.frontends == {}
+    world.eligible(world.steering(), P)
+    world.steering(begin=False).detach()
+    assert world.kernel.orders == {"http": (P,)}

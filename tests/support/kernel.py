@@ -1,0 +1,95 @@
+"""A stand-in for the kernel's side of steering. The real one is in tests/system/test_steering.py."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+
+from clojarsd.core.errors import CannotSteer
+from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import Steered
+
+
+class RememberingKernel:
+    """Remembers what it is told. It outlives those who use it, as the kernel does.
+
+    Attributes:
+        log: every order it was given, as `(frontend, roles)`.
+        sockets: whose inodes serve which role of which frontend; a test may take some away.
+        refuses: why frontends are not taken, or None.
+    """
+
+    def __init__(self) -> None:
+        self.frontends: dict[str, Steered] = {}
+        self.orders: dict[str, tuple[Role, ...]] = {}
+        self.sockets: dict[tuple[str, Role], set[int]] = {}
+        self.counts: dict[str, dict[Role | None, int]] = {}
+        self.log: list[tuple[str, tuple[Role, ...]]] = []
+        self.refuses: str | None = None
+        self.is_open = False
+
+    def open(self) -> RememberingKernel:
+        self.is_open = True
+        return self
+
+    def configure(self, frontends: Sequence[Steered]) -> None:
+        if self.refuses is not None:
+            raise CannotSteer(self.refuses)
+        self.frontends = {one.name: one for one in frontends}
+        for known in (self.orders, self.counts):
+            for name in set(known) - set(self.frontends):
+                del known[name]
+        for name in self.frontends:
+            self.orders.setdefault(name, ())
+            self.counts.setdefault(name, {Role.PRIMARY: 0, Role.BACKUP: 0, None: 0})
+        self.sockets = {key: some for key, some in self.sockets.items() if key[0] in self.frontends}
+
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+        assert all(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for one in sockets)
+        self.sockets[frontend, role] = {one.getsockname()[1] for one in sockets}
+
+    def has(self, frontend: str, role: Role) -> frozenset[int]:
+        return frozenset(self.sockets.get((frontend, role), ()))
+
+    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
+        self.orders[frontend] = tuple(order)
+        self.log.append((frontend, tuple(order)))
+
+    def order(self, frontend: str) -> tuple[Role, ...]:
+        return self.orders[frontend]
+
+    def counters(self, frontend: str) -> Mapping[Role | None, int]:
+        return self.counts[frontend]
+
+    def detach(self) -> None:
+        self.is_open = False
+
+    def remove(self) -> None:
+        self.configure(())
+        self.is_open = False
+
+
+class OwnReach:
+    """Instances that the test itself plays: their ports by role.
+
+    Attributes:
+        listeners: the listening sockets of each role.
+        away: why an address is out of reach, by address.
+        refuses: why a role's sockets cannot be had, by role.
+        asked: the roles whose sockets were asked for.
+    """
+
+    def __init__(self, listeners: Mapping[Role, socket.socket]) -> None:
+        self.listeners = dict(listeners)
+        self.away: dict[Address, str] = {}
+        self.refuses: dict[Role, Exception] = {}
+        self.asked: list[Role] = []
+
+    def why_elsewhere(self, address: Address) -> str | None:
+        return self.away.get(address)
+
+    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+        self.asked.append(role)
+        if role in self.refuses:
+            raise self.refuses[role]
+        return [self.listeners[role].dup()]

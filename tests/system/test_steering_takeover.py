@@ -1,0 +1,150 @@
+"""What one daemon has pinned, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import pytest
+
+from clojarsd.system import bpf
+from clojarsd.system.bpf import MapKind, MapShape
+from clojarsd.system.steering import KernelSteering
+from clojarsd.system.steering_maps import SHAPES
+from tests.support.namespaces import another_process, apart, new_network
+from tests.support.steered import HTTP, LINE, PINS, B, P, Rig, clients, cookie, listening, reached, rig
+
+
+@apart
+def test_the_kernel_steers_on_when_the_daemon_is_killed_and_the_next_one_takes_it_up() -> None:
+    """Also the failover is the kernel's alone. The sockets need not be had again."""
+    with ExitStack() as closing:
+        among = {name: closing.enter_context(listening()) for name in ("primary", "backup")}
+
+        def steer() -> KernelSteering:
+            steering = KernelSteering.open("test")
+            steering.configure([LINE, HTTP])
+            steering.put("http", P, [among["primary"]])
+            steering.put("http", B, [among["backup"]])
+            steering.set_order("http", [P, B])
+            return steering
+
+        with another_process(steer):
+            pass
+        assert reached("127.0.0.1", 8080, among) == "primary"
+        among["primary"].close()
+        del among["primary"]
+        assert reached("127.0.0.1", 8080, among) == "backup"
+        steering = KernelSteering.open("test")
+        assert steering.order("http") == (P, B)
+        assert steering.counters("http") == {P: 1, B: 1, None: 0}
+        assert steering.has("http", B) == {cookie(among["backup"])}
+        steering.configure([HTTP])
+        assert reached("127.0.0.1", 8080, among) == "backup"
+        with pytest.raises(KeyError):
+            steering.order("line")
+        steering.remove()
+
+
+@apart
+def test_a_daemon_is_followed_by_another_without_a_connection_that_goes_astray() -> None:
+    """The clients see neither a failure nor our own listener."""
+    with rig() as seen:
+        seen.steering.set_order("http", [P, B])
+        with clients("127.0.0.1", 8080, seen.among) as asked:
+            for _ in range(20):
+                seen.steering.detach()
+                asked.more(4)
+                seen.steering = seen.opened()
+                asked.more(4)
+                seen.steering.configure([HTTP])
+                seen.put(P)
+                asked.more(4)
+        assert asked.answers.keys() == {"primary"}
+
+
+@apart
+def test_a_link_of_another_network_namespace_is_replaced() -> None:
+    """Pins outlive a container's network: the next daemon steers where it is itself."""
+    with ExitStack() as closing:
+        steering = KernelSteering.open("test")
+        steering.configure([HTTP])
+        steering.set_order("http", [P])
+        steering.detach()
+        new_network()
+        seen = Rig(closing)
+        assert seen.steering.order("http") == (P,)
+        assert seen.reached() == "primary"
+
+
+@apart
+def test_a_link_that_somebody_has_cut_is_made_anew() -> None:
+    """By the next configuration, or the next daemon."""
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        for is_another in (False, True):
+            link = bpf.get_pinned(PINS / "link")
+            bpf.detach(link)
+            os.close(link)
+            assert seen.reached() == "own"
+            if is_another:
+                seen.steering.detach()
+                seen.steering = seen.opened()
+            seen.steering.configure([HTTP])
+            assert seen.reached() == "primary"
+
+
+@pytest.mark.parametrize("odd", SHAPES)
+def test_an_unknown_layout_steers_on_until_new_maps_take_its_place(odd: str) -> None:
+    """Whichever map is another one, or missing: no client fails, and our own listener takes what comes in between."""
+
+    @apart
+    def change() -> None:
+        with rig() as seen:
+            seen.steering.set_order("http", [P])
+            with clients("127.0.0.1", 8080, seen.among) as asked:
+                seen.steering.detach()
+                (PINS / odd).unlink()
+                other = bpf.create_map(MapShape(MapKind.ARRAY, 4, 8, 2), "other")
+                bpf.pin(other, PINS / odd)
+                os.close(other)
+                seen.steering = seen.opened()
+                asked.more()
+                assert asked.answers.keys() == {"primary"}
+                seen.steering.configure([HTTP])
+                asked.more()
+                seen.put(B)
+                seen.steering.set_order("http", [B])
+                asked.more()
+            assert asked.answers.keys() == {"primary", "own", "backup"}
+            assert seen.steering.has("http", P) == frozenset()
+
+    change()
+
+
+@apart
+def test_a_layout_of_another_version_is_not_taken_for_ours() -> None:
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        names = bpf.get_pinned(PINS / "names")
+        bpf.update(names, (256).to_bytes(4, bpf.BYTE_ORDER), b"clojarsd steering, layout 9".ljust(256, b"\0"))
+        os.close(names)
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        with pytest.raises(KeyError):
+            seen.steering.order("http")
+        assert seen.reached() == "primary"
+
+
+@apart
+def test_a_daemon_that_was_killed_while_it_pinned_leaves_nothing_in_the_way() -> None:
+    with rig() as seen:
+        (PINS / "order").rename(PINS / "order-new")
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        seen.steering.configure([HTTP])
+        seen.put(P)
+        seen.steering.set_order("http", [P])
+        assert seen.reached() == "primary"
+        seen.steering.remove()
+        assert not PINS.exists()
