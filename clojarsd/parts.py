@@ -161,6 +161,7 @@ class Parts:
             self.relay.views,
             relay_pid=lambda: self.relay.pid,
             usage=self.memory.latest,
+            look=self.steering.look,
         )
         self.companions = Companions(
             self.runners,

@@ -14,6 +14,7 @@ from clojarsd.core.settings import ServiceSettings
 from clojarsd.runtime.history import History
 from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steering import Steering
 from clojarsd.system.cgroup import Groups
 from clojarsd.system.family import descendants_of
@@ -53,7 +54,8 @@ class TrafficParts:
         self.changed: Callable[[], None] = lambda: None
         reach = InstanceReach(self.processes_of)
         is_there = partial(is_left, service.name, ROOT)
-        self.steering = Steering(partial(KernelSteering.open, service.name), is_there, reach)
+        connections = partial(SteeredConnections, self.processes_of)
+        self.steering = Steering(partial(KernelSteering.open, service.name), is_there, reach, connections)
 
     async def open(self, stack: AsyncExitStack, frontends: Iterable[FrontendPlan], history: History) -> None:
         """Take up, or begin, everything; nobody is accepted yet.

@@ -86,7 +86,10 @@ class ConnectionList:
 
 
 def joined(lists: Iterable[ConnectionList]) -> ConnectionList:
-    """All of these in one, at most `MOST_LISTED`; those first that keep a drain: they owe an answer, or speak."""
+    """All of these in one, at most `MOST_LISTED`.
+
+    Those come first that keep a drain: an answer is owed, and they have been silent for a short time.
+    """
     parts = list(lists)
     ordered = sorted(
         (connection for part in parts for connection in part.connections),

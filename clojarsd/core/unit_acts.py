@@ -212,11 +212,11 @@ def undrain(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 
 def drained(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """The last connection has ended: now the process may, if it is to end at all."""
+    """No connection is waited for any more: now the process may end, if it is to, and silent connections before it."""
     if unit.cause is None:
         return unit, (Announce(EventName.DRAIN_FINISHED),)
     stopping, effects = _begin_end(unit, now, policy)
-    return stopping, (Announce(EventName.DRAIN_FINISHED), *effects)
+    return stopping, (CutConnections(unit.incarnation), Announce(EventName.DRAIN_FINISHED), *effects)
 
 
 def cut_and_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:

@@ -93,6 +93,7 @@ class Desk:
 
     async def _show_status(self, request: web.Request) -> web.Response:
         understood(lambda: check_query(request))
+        await self._board.look()
         return web.json_response(self._board.view().as_json())
 
     async def _check(self, request: web.Request) -> web.Response:

@@ -205,6 +205,7 @@ class RelayTraffic(ABC):
         self.settle(role)
         self._number += 1
         drain = self._drains[role] = _Drain(self._number, when_drained)
+        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True), within)
         if self._is_mourning:
             self._loop.call_soon(self._drained, drain.number, role)
         else:
@@ -215,18 +216,23 @@ class RelayTraffic(ABC):
         """Leave open connections alone again."""
         self._inherited.discard(role)
         self._drains.pop(role, None)
+        self.steering.end_drain(role)
         self._tell(EndDrain(role))
 
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""
+        self.steering.cut(role)
         self._tell(Cut(role))
 
     async def connections(self, frontend: str | None = None) -> ConnectionList:
-        """The relayed connections one by one, of all frontends or of that one, those first that keep a drain.
+        """The connections one by one, of all frontends or of that one, those first that keep a drain.
 
         Raises:
-            Failed: the relay process has not answered in time.
+            Failed: the relay process has not answered in time, or the kernel does not tell.
         """
+        return joined([await self._relayed_connections(frontend), await self.steering.connections(frontend)])
+
+    async def _relayed_connections(self, frontend: str | None) -> ConnectionList:
         if self._is_mourning:
             return ConnectionList(())
         self._number += 1
@@ -253,7 +259,7 @@ class RelayTraffic(ABC):
     def _tell_drains(self) -> None:
         """Have those go on that were under way."""
         for role, drain in self._drains.items():
-            if not drain.is_over:
+            if drain.is_in_relay:
                 self._tell(BeginDrain(drain.number, role, go_on=True))
 
     def _mourn(self) -> None:
@@ -284,11 +290,17 @@ class RelayTraffic(ABC):
             case _:
                 pass
 
-    def _drained(self, number: int, role: Role) -> None:
-        """No connection of the role is left; late news of an earlier drain means nothing."""
+    def _drained(self, number: int, role: Role, *, in_kernel: bool = False) -> None:
+        """No relayed, or no steered connection of the role is left; late news of an earlier drain means nothing."""
         drain = self._drains.get(role)
-        if drain is not None and drain.number == number and not drain.is_over:
-            drain.is_over = True
+        if drain is None or drain.number != number:
+            return
+        was_over = not (drain.is_in_kernel or drain.is_in_relay)
+        if in_kernel:
+            drain.is_in_kernel = False
+        else:
+            drain.is_in_relay = False
+        if not (was_over or drain.is_in_kernel or drain.is_in_relay):
             drain.when_drained()
 
     def _listed(self, told: Connections) -> None:
@@ -335,11 +347,12 @@ class _Paused:
 
 @dataclass(slots=True)
 class _Drain:
-    """A drain that was asked for and not ended; `is_over`: no connection is left."""
+    """A drain that was asked for and not ended; whether relayed or steered connections are still waited for."""
 
     number: int
     when_drained: Callable[[], None]
-    is_over: bool = False
+    is_in_relay: bool = True
+    is_in_kernel: bool = True
 
 
 @dataclass(slots=True)

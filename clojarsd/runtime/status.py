@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -40,6 +40,7 @@ class Board:
 
     Attributes:
         relay_pid, usage: read when somebody looks, as the frontends are.
+        look: to be awaited before a picture that people are shown: brings up to date what must be asked for.
     """
 
     service: str
@@ -48,6 +49,7 @@ class Board:
     frontends: Mapping[str, Viewed] = field(default_factory=dict)
     relay_pid: Callable[[], int | None] = lambda: None
     usage: Callable[[Role], Used | None] = lambda role: None
+    look: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
     _changed: set[asyncio.Future[None]] = field(default_factory=set)
 

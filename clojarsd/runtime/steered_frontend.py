@@ -185,11 +185,13 @@ class SteeredFrontend:
         self.apply()
         self._route_changed(self.plan.name, self.router.active, moved_from)
 
-    def show(self, seen: FrontendView) -> FrontendView:
-        """The view of the relay process with what the kernel does."""
+    def show(self, seen: FrontendView, opened: Mapping[Role, int]) -> FrontendView:
+        """The view of the relay process with what the kernel does; `opened`: steered connections by role."""
         active = self.router.active
         trouble = self._trouble.get(active) if active is not None else None
-        accepted = dict(seen.accepted_total)
+        accepted, connections = dict(seen.accepted_total), dict(seen.connections)
+        for instance, count in opened.items():
+            connections[instance] = connections.get(instance, 0) + count
         for role, count in self._kernel.counters(self.plan.name).items():
             if role is not None:
                 accepted[role] = accepted.get(role, 0) + count
@@ -198,6 +200,9 @@ class SteeredFrontend:
             mode="steer" if trouble is None else "relay",
             mode_reason=trouble,
             active=active,
+            connections={
+                role: count + (opened.get(role, 0) if role else 0) for role, count in seen.connections.items()
+            },
             accepted_total=accepted,
             next=self.router.next(),
             failures=self.router.failures,

@@ -13,6 +13,7 @@ from typing import NoReturn, Self
 
 import structlog
 
+from clojarsd.core.connections import ConnectionList
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
@@ -20,6 +21,7 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
 from clojarsd.runtime.waiting import History
 
@@ -35,16 +37,28 @@ class Steering:
     Args:
         open_kernel: gives what steers; raises CannotSteer. Called when a frontend is to be steered.
         is_left: whether an earlier daemon has left something in the kernel.
+        count: gives what knows of steered connections; called when something is steered for the first time.
 
     Attributes:
         changed: called when a route has changed; set by the owner.
     """
 
-    def __init__(self, open_kernel: Callable[[], Kernel], is_left: Callable[[], bool], reach: Reach) -> None:
+    def __init__(
+        self,
+        open_kernel: Callable[[], Kernel],
+        is_left: Callable[[], bool],
+        reach: Reach,
+        count: Callable[[], SteeredConnections],
+    ) -> None:
         self._open_kernel = open_kernel
         self._is_left = is_left
         self._reach = reach
+        self._loop = asyncio.get_running_loop()
+        self._count = count
         self._kernel: Kernel | None = None
+        self._connections: SteeredConnections | None = None
+        self._open: Mapping[str, Mapping[Role, int]] = {}
+        """How many connections each instance had at the last look, by frontend."""
         self._history: History | None = None
         self._frontends: dict[str, SteeredFrontend] = {}
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
@@ -59,7 +73,7 @@ class Steering:
         def refuse() -> Kernel:
             raise CannotSteer("nothing here steers")
 
-        return cls(refuse, lambda: False, NOWHERE)
+        return cls(refuse, lambda: False, NOWHERE, lambda: SteeredConnections(lambda role: ()))
 
     def attach(self, history: History) -> None:
         """Take the history in which failovers are recorded."""
@@ -97,12 +111,13 @@ class Steering:
             plans: as `plan` gives them.
             listen: where the frontend of that name listens, with the ports that the kernel has chosen.
         """
-        wanted = {name: plan for name, plan in plans.items() if plan.is_steered}
+        wanted = {name: replace(plan, listen=tuple(listen(name))) for name, plan in plans.items() if plan.is_steered}
         if self._kernel is None or not wanted:
             self.remove()
             return dict(plans)
         try:
-            self._kernel.configure([Steered(name, tuple(listen(name))) for name in wanted])
+            self._have_connections()
+            self._kernel.configure([Steered(name, plan.listen) for name, plan in wanted.items()])
         except CannotSteer as reason:
             log.error("not_steered", reason=str(reason))
             self.remove()
@@ -114,9 +129,18 @@ class Steering:
                 self._frontends[name] = self._make(plan)
             else:
                 self._frontends[name].replan(plan)
+        assert self._connections is not None
+        self._connections.configure(wanted.values())
         if self._has_begun:
             self._look()
         return dict(plans)
+
+    def _have_connections(self) -> None:
+        if self._connections is None:
+            try:
+                self._connections = self._count()
+            except (OSError, RuntimeError) as error:
+                raise CannotSteer(f"cannot see the connections that the kernel steers: {error}") from error
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
@@ -140,15 +164,19 @@ class Steering:
         """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
         if not self._has_begun and not any(frontend.order for frontend in self._frontends.values()):
             self.remove()  # nothing was steered yet, and we do not begin
-            return
         self._forget()
         if self._kernel is not None:
             self._kernel.detach()
             self._kernel = None
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
 
     def remove(self) -> None:
-        """Steer no more: every new connection comes to the relay process."""
+        """Steer no more: every new connection comes to the relay process. Those that are open can still be drained."""
         self._forget()
+        if self._connections is not None:
+            self._connections.configure(())
         if self._kernel is not None:
             self._kernel.remove()
             self._kernel = None
@@ -184,6 +212,37 @@ class Steering:
             self._history.record(event, text, active, frontend=name, before=moved_from.value)
         self.changed()
 
+    # Connections.
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let the instance's steered connections end, each within its frontend's time; call back when none is left."""
+        if self._connections is None:
+            self._loop.call_soon(when_drained)
+        else:
+            self._connections.begin(role, when_drained, within)
+
+    def end_drain(self, role: Role) -> None:
+        """Leave the connections alone again."""
+        if self._connections is not None:
+            self._connections.end(role)
+
+    def cut(self, role: Role) -> None:
+        """Reset the instance's steered connections."""
+        if self._connections is not None:
+            self._connections.cut(role)
+
+    async def connections(self, frontend: str | None = None) -> ConnectionList:
+        """The steered connections one by one; raises Failed when they cannot be seen."""
+        return ConnectionList(()) if self._connections is None else await self._connections.connections(frontend)
+
+    async def look(self) -> None:
+        """Count the open connections anew, so that what `show` shows is half a second old at most."""
+        if self._connections is not None:
+            try:
+                self._open = await self._connections.count()
+            except OSError as error:
+                log.warning("steered_connections_unseen", reason=(error.strerror or str(error)).lower())
+
     async def run(self) -> NoReturn:
         """See to it that the kernel has the sockets of those who may serve, until cancelled."""
         while True:
@@ -196,4 +255,4 @@ class Steering:
     def show(self, name: str, seen: FrontendView) -> FrontendView:
         """The frontend, with what the kernel does for it besides what the relay process shows."""
         frontend = self._frontends.get(name)
-        return seen if frontend is None else frontend.show(seen)
+        return seen if frontend is None else frontend.show(seen, self._open.get(name, {}))

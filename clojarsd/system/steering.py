@@ -35,7 +35,9 @@ from clojarsd.system.steering_directory import (
 from clojarsd.system.steering_maps import LONGEST_NAME, SteeringMaps
 
 _NAMESPACE: Final = Path("/proc/self/ns/net")
+_SO_COOKIE: Final = 57
 _SO_NETNS_COOKIE: Final = 71
+"""Options that Python has no names for, see asm-generic/socket.h of Linux."""
 _FAMILIES: Final = (IPV4, IPV6)
 
 
@@ -62,14 +64,16 @@ class KernelSteering:
             root: in a BPF file system; or, for root, where one can be mounted.
 
         Raises:
-            CannotSteer: it cannot be here; the text is the reason. Nothing was changed.
+            CannotSteer: it cannot be here; the text is the reason. What was steered is steered on.
         """
         powers = powers_of_this_process()
         refuse_if_impossible(powers)
         directory = SteeringDirectory.open(root, name, powers)
-        was_empty = directory.is_empty()
+        was_empty = False
         made: Self | None = None
         try:
+            with _explained(Act.PIN, powers):
+                was_empty = directory.is_empty()
             inherited = SteeringMaps.inherit(directory)
             made = cls(directory, inherited or _make_maps(powers), powers)
             made._have_link()
@@ -106,10 +110,16 @@ class KernelSteering:
             raise CannotSteer(why_no_room([*self._indexes, *new], MOST_FRONTENDS))
         indexes = known | dict(zip(new, free, strict=False))
         keys = address_keys({index: wanted[name] for name, index in indexes.items()}, bpf.BYTE_ORDER)
-        with _explained(Act.CHANGE, self._powers):
-            for name in new:  # no program leads there yet
-                self._maps.begin(indexes[name], name)
-        self._run(keys)
+        try:
+            with _explained(Act.CHANGE, self._powers):
+                for name in new:  # no program leads there yet
+                    self._maps.begin(indexes[name], name)
+            self._run(keys)
+        except CannotSteer:
+            with contextlib.suppress(OSError):
+                for name in new:
+                    self._maps.end(indexes[name])
+            raise
         left = [index for name, index in self._indexes.items() if name not in wanted]
         self._indexes = indexes
         with _explained(Act.CHANGE, self._powers):
@@ -277,8 +287,8 @@ def _explained(act: Act, powers: Powers) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = error.strerror or str(error)
-        raise CannotSteer(why_refused(act, error.errno or 0, text, powers)) from error
+        # what the verifier says is long, and stays with the cause
+        raise CannotSteer(why_refused(act, error.errno or 0, reason_of(error), powers)) from error
 
 
 @contextlib.contextmanager
@@ -318,4 +328,4 @@ def _families_of(one: socket.socket) -> tuple[int, ...]:
 
 
 def _cookie(one: socket.socket) -> int:
-    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 57, 8), bpf.BYTE_ORDER)
+    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), bpf.BYTE_ORDER)

@@ -202,7 +202,7 @@ def test_stop_drains_then_signals_then_rests() -> None:
     assert effects == (BeginDrain(FIRST), Announce(EventName.DRAIN_STARTED))
     stopping, effects = after(draining, Drained(FIRST))
     assert (stopping.state, stopping.deadline, stopping.stop_step) == (UnitState.STOPPING, NOW + 20.0, 1)
-    assert effects == (Announce(EventName.DRAIN_FINISHED), EndChecks(FIRST), Signal(FIRST, 15))
+    assert effects == (CutConnections(FIRST), Announce(EventName.DRAIN_FINISHED), EndChecks(FIRST), Signal(FIRST, 15))
     stopped, effects = after(stopping, Exited(FIRST, TERMED))
     assert stopped == Unit(incarnation=FIRST, last_end=Exited(FIRST, TERMED), ended_by=EndCause.STOP, stop_step=1)
     assert effects == (EndChecks(FIRST), Announce(EventName.INSTANCE_EXITED))
@@ -447,7 +447,12 @@ def test_pre_stop_comes_after_the_drain_and_before_the_first_signal(how: Event) 
     draining, _ = after(READY, Stop(), HOOKED)
     hooked, effects = after(draining, Drained(FIRST), HOOKED)
     assert (hooked.state, hooked.hook, hooked.deadline) == (UnitState.STOPPING, HookName.PRE_STOP, NOW + 9.0)
-    assert effects == (Announce(EventName.DRAIN_FINISHED), EndChecks(FIRST), RunHook(FIRST, HookName.PRE_STOP))
+    assert effects == (
+        CutConnections(FIRST),
+        Announce(EventName.DRAIN_FINISHED),
+        EndChecks(FIRST),
+        RunHook(FIRST, HookName.PRE_STOP),
+    )
     signalled, effects = after(hooked, how, HOOKED)
     assert (signalled.hook, signalled.stop_step, signalled.deadline) == (None, 1, NOW + 20.0)
     assert Signal(FIRST, 15) in effects

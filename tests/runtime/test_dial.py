@@ -68,6 +68,14 @@ def test_a_client_that_resets_while_it_is_dialled_for_leaves_nothing(rig: Rig) -
         front.until()
 
 
+def test_an_instance_hears_of_a_silent_client_at_once(rig: Rig) -> None:
+    """The last packet of the handshake waits for the first bytes, but not if there are none."""
+    with Front(rig) as front:
+        front.client()
+        front.until(primary=1)
+        front.primary.accept_at_once().close()
+
+
 def attempt(rig: Rig, address: Address, *, timeout: float = NEVER) -> socket.SocketType | OSError:
     """What a dial to the address comes to; its client is closed."""
     near, far = socket.socketpair()

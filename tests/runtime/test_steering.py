@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,17 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime import steering as module
+from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steering import Steering
 from tests.support.fronts import B, P, Past, make_plan
 from tests.support.kernel import OwnReach, RememberingKernel
 from tests.support.waiting import until
 
 HTTP = (Address("127.0.0.1", 8080),)
+
+
+def nothing_open() -> SteeredConnections:
+    return SteeredConnections(lambda role: ())
 
 
 class World:
@@ -34,17 +39,28 @@ class World:
         self.reach = OwnReach(self.listeners)
         self.past = Past()
         self.since: dict[Role, float | None] = {P: None, B: None}
+        self._made: list[Steering] = []
 
     def plan(self, name: str = "http", **changes: Any) -> FrontendPlan:
         return make_plan(self.backends, **{"name": name, "mode": "auto", **changes})
 
     def steering(self, *plans: FrontendPlan, begin: bool = True) -> Steering:
-        steering = Steering(self.kernel.open, lambda: bool(self.kernel.frontends), self.reach)
+        steering = self.make(self.kernel.open, is_left=bool(self.kernel.frontends))
         steering.attach(self.past)
         self.configure(steering, *(plans or (self.plan(),)))
         if begin:
             steering.begin()
         return steering
+
+    def make(self, open_kernel: Callable[[], RememberingKernel], *, is_left: bool = False) -> Steering:
+        self._made.append(Steering(open_kernel, lambda: is_left, self.reach, nothing_open))
+        return self._made[-1]
+
+    def close(self) -> None:
+        for steering in self._made:
+            steering.detach()
+        for listener in self.listeners.values():
+            listener.close()
 
     def configure(self, steering: Steering, *plans: FrontendPlan) -> dict[str, FrontendPlan]:
         return steering.configure(steering.plan(plans), lambda name: HTTP)
@@ -58,11 +74,10 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+async def world() -> AsyncIterator[World]:
     world = World()
     yield world
-    for listener in world.listeners.values():
-        listener.close()
+    world.close()
 
 
 SEEN = FrontendView(("127.0.0.1:8080",), "relay", None, None, {P: 1, B: 2, None: 3}, {P: 10, B: 20, None: 30})
@@ -231,14 +246,14 @@ async def test_a_kernel_that_cannot_is_named_and_all_is_relayed(world: World) ->
     def refuse() -> RememberingKernel:
         raise CannotSteer("no CAP_BPF")
 
-    steering = Steering(refuse, lambda: False, world.reach)
+    steering = world.make(refuse)
     (plan,) = world.configure(steering, world.plan()).values()
     assert (plan.is_steered, plan.mode_reason) == (False, "no CAP_BPF")
 
 
 async def test_a_kernel_that_does_not_take_them_leaves_nothing_behind(world: World) -> None:
     world.kernel.refuses = "the kernel has no memory left for it"
-    steering = Steering(world.kernel.open, lambda: False, world.reach)
+    steering = world.make(world.kernel.open)
     world.kernel.refuses = None
     world.configure(steering, world.plan())
     world.kernel.refuses = "the kernel has no memory left for it"

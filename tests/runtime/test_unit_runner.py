@@ -88,9 +88,9 @@ async def test_a_stop_takes_traffic_away_before_anything_else(ready: Units) -> N
     ready.runners[ROLE].order(Stop(), "root")
     assert ready.deeds == ["primary not eligible", "primary drain"]
     ready.traffic.when_drained[ROLE]()
-    assert ready.deeds[2:] == ["primary checks nothing", "primary signal 15"]
+    assert ready.deeds[2:] == ["primary cut", "primary checks nothing", "primary signal 15"]
     ready.exit(ROLE, TERMED)
-    assert ready.deeds[4:] == ["primary checks nothing"]
+    assert ready.deeds[5:] == ["primary checks nothing"]
     assert ready.history.messages == [
         "primary gets no new connections; open ones may end",
         "primary has no connections left",
@@ -141,6 +141,7 @@ async def test_a_drain_that_is_over_at_once_is_understood(ready: Units) -> None:
     assert ready.deeds == [
         "primary not eligible",
         "primary drain",
+        "primary cut",
         "primary checks nothing",
         "primary signal 15",
     ]

@@ -131,7 +131,7 @@ def test_a_stop_while_the_daemon_cannot_be_started_leaves_nothing(service: Servi
     with broken(service.machine, "async def serve(*_):\n    raise RuntimeError('worn out')"):
         service.kill_daemon()
         service.until(lambda: int(service.show("NRestarts")), lambda restarts: restarts > 1)
-        assert len(service.processes_of_the_user()) == len(ROLES)
+        assert len(service.processes_of_the_user()) == len(ROLES) + 1, "instances and relay process"
         service.systemctl("stop", "clojarsd")
         service.until(service.members, lambda members: not members)
         assert service.processes_of_the_user() == []
@@ -172,7 +172,7 @@ def test_a_stop_between_two_daemons_leaves_nothing(machine: Sandbox) -> None:
     with running(machine) as service, service.drop_in("RestartSec=1min"):
         service.kill_daemon()
         service.until(lambda: service.show("SubState"), lambda state: state == "auto-restart")
-        assert len(service.processes_of_the_user()) == len(ROLES)
+        assert len(service.processes_of_the_user()) == len(ROLES) + 1, "instances and relay process"
         service.systemctl("stop", "clojarsd")
         service.until(service.members, lambda members: not members)
         assert service.processes_of_the_user() == []

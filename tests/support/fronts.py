@@ -79,6 +79,11 @@ class Instance:
         end.settimeout(DEADLINE_S)
         return end
 
+    def accept_at_once(self) -> socket.socket:
+        """The next connection, which must be there by now."""
+        self._socket.setblocking(False)
+        return self.accept()
+
     def close(self) -> None:
         """Let go of the port."""
         for filler in self._fillers:

@@ -7,10 +7,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from clojarsd.core.frozen import FrozenConnection, FrozenSession, from_document, to_document
+from clojarsd.core.frozen import FrozenConnection, FrozenFlow, FrozenSession, from_document, to_document
 from clojarsd.core.names import Role
 from clojarsd.system.pipes import PipePool
 from clojarsd.system.relay import EndReason, Session
@@ -364,3 +365,13 @@ def test_a_pipe_beyond_the_limit_is_closed_when_it_comes_back() -> None:
 def test_a_document_of_another_kind_is_refused(document: list[object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         from_document(document)
+
+
+def test_a_document_that_does_not_say_when_the_connection_began_is_read() -> None:
+    """As an earlier version writes it."""
+    flow = FrozenFlow("OPEN", 3, looks=False, pending=b"", piped=0)
+    session = FrozenSession("RELAYING", False, False, flow, flow, None, 0, None, None, 0.0, began_at=12.5)
+    document = to_document(FrozenConnection(Role.PRIMARY, session))
+    assert from_document(document).state == session
+    document.remove(12.5)
+    assert from_document(document).state == replace(session, began_at=None)

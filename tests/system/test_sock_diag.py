@@ -248,3 +248,23 @@ def test_after_an_answer_that_was_given_up_in_the_middle_the_next_one_is_whole(
             diag.connections(ipv4.address.port)
     assert diag.find(ipv4.address, Address(LOOPBACK, 1)) is None
     assert len(diag.connections(ipv4.address.port)) == 300
+
+
+def test_an_answer_that_the_kernel_calls_torn_is_asked_for_again_and_given_up_after_three(diag: SockDiag) -> None:
+    """The kernel's table does not change at our wish, so that the test speaks in its place."""
+    torn, whole = 0x10 | 2, 2
+
+    def done(sequence: int, flags: int) -> bytes:
+        return sock_diag._HEADER.pack(20, 3, flags, sequence, 0) + bytes(4)
+
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernels:
+        diag.close()
+        diag._socket = ours
+        for sequence, flags in [(1, torn), (2, whole), (3, whole)]:
+            kernels.send(done(sequence, flags))
+        assert diag.connections(1) == []
+        for sequence in (4, 5, 6):
+            kernels.send(done(sequence, torn))
+        with pytest.raises(InterruptedError):
+            diag.connections(1)

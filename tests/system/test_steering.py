@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 
 import pytest
@@ -198,6 +200,27 @@ def test_frontends_that_cannot_be_leave_those_before() -> None:
         assert str(refused.value) == "257 frontends, those that they replace included, are more than 256"
         assert seen.reached() == "primary"
         seen.steering.configure([HTTP, *many[1:]])
+
+
+@apart
+def test_a_change_that_fails_on_the_way_leaves_no_name_behind() -> None:
+    """Here for want of descriptors. The next daemon finds each frontend once."""
+    other = Steered("other", (Address("127.0.0.1", 9000),))
+    with rig() as seen:
+        seen.steering.set_order("http", [P])
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), most[1]))
+        with pytest.raises(CannotSteer) as refused:
+            seen.steering.configure([HTTP, LINE, other])
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        assert str(refused.value) == "making the maps failed: too many open files"
+        assert seen.reached() == "primary"
+        seen.steering.configure([HTTP, other])
+        seen.steering.set_order("other", [B])
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        assert seen.steering.order("other") == (B,)
+        assert seen.reached() == "primary"
 
 
 @apart

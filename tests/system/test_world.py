@@ -16,7 +16,8 @@ import structlog
 from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.names import LaunchStage
 from clojarsd.core.settings import Settings, parse_settings
-from clojarsd.system.world import look_at_world, make_directories, missing_accounts, resolve_release
+from clojarsd.system.confinement import Account
+from clojarsd.system.world import account_of, look_at_world, make_directories, missing_accounts, resolve_release
 from tests.core.test_settings_problems import document
 from tests.support.pair import CHECKOUT
 from tests.support.waiting import PATIENCE
@@ -203,3 +204,26 @@ def test_a_number_without_an_account_can_run_as_itself() -> None:
     assert refused.stderr.strip() == (
         "cannot run instances as 54322: no such user on this machine; nothing was started; set service.user"
     )
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "account"),
+    [
+        ("nobody", "65533", Account(NOBODY.pw_uid, 65533)),
+        (str(NOBODY.pw_uid), "no-such-group", Account(NOBODY.pw_uid, NOBODY.pw_gid)),
+        ("nobody", None, Account(NOBODY.pw_uid, NOBODY.pw_gid)),
+        ("root", "65533", None),
+    ],
+)
+def test_processes_of_root_that_need_not_be_root_become_the_services_user(
+    user: str, group: str | None, account: Account | None
+) -> None:
+    assert account_of(user, group) == (account if os.geteuid() == 0 else None)
+
+
+def test_a_user_that_is_not_there_is_told_to_root() -> None:
+    if os.geteuid() == 0:
+        with pytest.raises(Failed, match="no such user on this machine"):
+            account_of("no-such-user", None)
+    else:
+        assert account_of("no-such-user", None) is None
