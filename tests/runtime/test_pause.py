@@ -53,8 +53,8 @@ def test_new_connections_wait_and_open_ones_go_on(rig: Rig) -> None:
 
 def test_it_ends_by_itself(rig: Rig) -> None:
     with Front(rig) as front:
-        pause(front, 0.2)
         began = rig.call(rig.loop.time)
+        pause(front, 0.2)
         client = front.client(b"hello")
         with front.primary.accept() as end:
             assert rig.call(rig.loop.time) - began >= 0.19
