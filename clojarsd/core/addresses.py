@@ -33,6 +33,23 @@ def parse_host(value: object) -> str:
     return value
 
 
+def parse_source(value: object) -> str | None:
+    """The address of this host that `value` is, in its shortest form; None for an empty text: whichever fits.
+
+    Raises:
+        ValueError: it is neither; the message is for people.
+    """
+    if value == "":
+        return None
+    wrong = ValueError('is not an address of this host (an IPv4 or IPv6 address without brackets, or "" for any)')
+    if not isinstance(value, str):
+        raise wrong
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise wrong from None
+
+
 def parse_address(value: object) -> Address:
     """The address that `HOST:PORT` or `[IPV6]:PORT` names. Port 0 means any free port.
 

@@ -1,7 +1,8 @@
 """Values to what JSON can hold and back, driven by their declared types.
 
 ================================ ==================================================================================
-frozen dataclass                 an object with its fields; in a union also `"class"`, the name of its class
+frozen dataclass                 an object with its fields; in a union also `"class"`, the name of its class, which is
+                                 not needed to read one with exactly the fields of a member
 enum                             the name of the member: values are often phrases, and phrases get better
 tuple, frozenset                 a list
 mapping                          an object where keys are text or enum members, else a list of `[key, value]`
@@ -206,6 +207,11 @@ def _decode_mapping(kind: Any, document: object, where: str) -> dict[Any, Any]:
     }
 
 
+def _has_exactly_its_fields(kind: Any, document: object) -> bool:
+    """Whether an object may be a dataclass of that kind though it does not say so: there was no other when written."""
+    return isinstance(document, dict) and set(document) == set(_fields(kind))
+
+
 def _encode_member(value: object, union: Any) -> Any:
     """The value with the name of its class, where there is another that the document could stand for."""
     members = _members(union)
@@ -239,7 +245,7 @@ def _decode_member(union: Any, document: object, where: str) -> Any:
                 return _decode(member, document.get(MEMBER) if _is_enum(member) else document, where)
         raise Unfit(where, f"{_seen(document[CLASS])} is not one of {', '.join(map(_name, rest))}")
     for member in rest:
-        if not (_is_dataclass(member) or _is_enum(member)):
+        if not _is_enum(member) and (not _is_dataclass(member) or _has_exactly_its_fields(member, document)):
             try:
                 return _decode(member, document, where)
             except Unfit:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Backend, Role
 from clojarsd.core.routing import Caps, Failback
 
 
@@ -31,7 +31,8 @@ class FrontendPlan:
     """What a frontend is made of.
 
     Attributes:
-        backends: where each instance answers.
+        backends: where each instance answers, with numeric hosts; others: where it is tried next if it does not answer
+            there, in this order, because its host has more addresses.
         movable: whether the protocol is HTTP, so that an open connection can change sides between two requests.
         mode: what the settings ask for: `auto`, `steer` or `relay`.
         mode_reason: why it relays though the settings ask for more, or None.
@@ -39,11 +40,16 @@ class FrontendPlan:
         is_steered: whether the kernel gives new connections to the instances, and only others come to the relay.
         connect_timeout, hold, drain, drain_idle, failback, failback_max: seconds, as the settings say.
         max_connections, max_per_instance: as the settings say; 0: no limit.
+        proxy_protocol: whether an instance is told first who its client is.
+        source: the numeric host of ours that connects to instances come from; None: whichever fits.
+        idle_timeout: seconds of silence after which a connection is ended; half_closed_timeout: the same for one of
+            which one side has ended. None: never.
+        access_log: whether each connection is told in the log at its end.
     """
 
     name: str
     listen: tuple[Address, ...]
-    backends: Mapping[Role, Address]
+    backends: Mapping[Role, Backend]
     movable: bool
     mode_reason: str | None
     quickack: bool
@@ -59,6 +65,12 @@ class FrontendPlan:
     failback_max: float = 0.0
     max_connections: int = 0
     max_per_instance: int = 0
+    others: Mapping[Role, tuple[Address, ...]] = field(default_factory=dict)
+    proxy_protocol: bool = False
+    source: str | None = None
+    idle_timeout: float | None = None
+    half_closed_timeout: float | None = None
+    access_log: bool = False
 
     @property
     def when_home(self) -> Failback:

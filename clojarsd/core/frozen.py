@@ -20,6 +20,8 @@ VERSION = 1
 
 Document = list[Any]
 """What JSON can hold."""
+RECORD = "record"
+"""The name of what comes last in the document of a connection, if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +88,34 @@ class FrozenClient:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenRecord:
+    """What the log will say of a connection at its end; see `runtime/connection_log.py`."""
+
+    client: str | None
+    came_at: float | None
+    tries: int
+    moves: int
+    up: int
+    down: int
+    connect: float | None
+    held_at: float | None
+    held: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FrozenConnection:
     """One client of a frontend.
 
     Attributes:
         role: the instance it is connected to, or was being connected to; None: it is held.
         quiet_since: since when a drain has seen it silent, or None.
+        record: None: nobody wants to know.
     """
 
     role: Role | None
     state: FrozenSession | FrozenClient
     quiet_since: float | None = None
+    record: FrozenRecord | None = None
 
     @property
     def descriptors(self) -> int:
@@ -143,6 +162,13 @@ class FrozenFrontend:
 
 def to_document(connection: FrozenConnection) -> Document:
     """As JSON can hold it."""
+    document = _without_record(connection)
+    if connection.record is not None:
+        document.append({RECORD: [getattr(connection.record, name) for name in FrozenRecord.__slots__]})
+    return document
+
+
+def _without_record(connection: FrozenConnection) -> Document:
     state, role = connection.state, connection.role
     head = [role.value if role is not None else None, connection.quiet_since]
     if isinstance(state, FrozenClient):
@@ -163,17 +189,18 @@ def from_document(document: Document) -> FrozenConnection:
     try:
         name, quiet_since, *rest = document
         role = Role(name) if name is not None else None
+        record = FrozenRecord(*rest.pop()[RECORD]) if isinstance(rest[-1], dict) else None
         if len(rest) == 1:
             is_new, tried, give_up_at = rest[0]
-            return FrozenConnection(role, FrozenClient(is_new, tuple(map(Role, tried)), give_up_at))
+            return FrozenConnection(role, FrozenClient(is_new, tuple(map(Role, tried)), give_up_at), None, record)
         *plain, up, down = rest
         phase, owed, quickack, lost, said, seen, timer_at, give_up_at = plain[:8]
         began_at = plain[8] if len(plain) > 8 else None  # an earlier version did not say it
         ways = _to_flow(up), _to_flow(down)
-    except TypeError as error:
+    except (IndexError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     session = FrozenSession(phase, owed, quickack, *ways, lost, said, seen, timer_at, give_up_at, began_at)
-    return FrozenConnection(role, session, quiet_since)
+    return FrozenConnection(role, session, quiet_since, record)
 
 
 def _from_flow(flow: FrozenFlow) -> Document:

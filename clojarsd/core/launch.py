@@ -123,6 +123,7 @@ def make_spec(
         "state_dir": str(service.state_dir),
         "log_dir": str(service.log_dir),
         **{f"port.{name}": str(port) for name, port in instance.ports.items()},
+        **{f"socket.{name}": path for name, path in instance.sockets.items()},
         **releases,
     }
     own = {key: expand(value, values) for key, value in instance.environment.items()}

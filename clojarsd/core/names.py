@@ -104,6 +104,20 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The path of a Unix stream socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Backend = Address | UnixAddress
+"""Where an instance answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a process ended: `code` when it exited, else `signal`, the number that killed it; neither: nobody knows."""
 

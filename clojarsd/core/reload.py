@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from clojarsd.core.addresses import overlap
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.core.placeholders import placeholders_in
 from clojarsd.core.quantities import parse_duration
 from clojarsd.core.saved import InForce
@@ -35,13 +35,24 @@ NEXT_START: Final = TakesEffect.NEXT_START
 DAEMON_RESTART: Final = TakesEffect.DAEMON_RESTART
 
 _AT_NEXT_START: Final = (
-    *("host", "ports", "command", "directory", "environment", "environment_file", "umask", "nice", "oom_score_adjust"),
+    *(
+        "host",
+        "ports",
+        "sockets",
+        "command",
+        "directory",
+        "environment",
+        "environment_file",
+        "umask",
+        "nice",
+        "oom_score_adjust",
+    ),
     *("limits", "notify", "cpu_affinity", "chroot", "supplementary_groups", "cgroup", "log"),
 )
 _AT_ONCE: Final = (
     *("name", "pre_start", "post_start", "pre_stop", "post_stop", "start_timeout", "stop_timeout", "stop_signal"),
     *("reload_signal", "restart", "restart_delay", "restart_max_delay", "restart_reset", "restart_limit"),
-    *("success_codes", "watchdog", "memory_max", "log_max_size", "log_keep"),
+    *("success_codes", "watchdog", "memory_max", "log_max_size", "log_keep", "resolve"),
 )
 TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
     "service": {
@@ -61,7 +72,7 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
         (
             *("listen", "port", "mode", "quickack", "connect_timeout", "hold", "hold_connections"),
             *("drain", "drain_idle", "failback", "failback_max", "max_connections", "max_per_instance"),
-            "proxy_protocol",
+            *("proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log"),
         ),
         NOW,
     ),
@@ -166,11 +177,13 @@ def settings_in_force(now: InstanceSettings, launched: InForce) -> InstanceSetti
     """
     numbers = launched.ports.values() if launched.host == now.host else ()
     renamed = {name: number for name, number in now.ports.items() if number in numbers}
+    kept = {name: path for name, path in now.sockets.items() if path in launched.sockets.values()}
     told = launched.watchdog
     return now.model_copy(
         update={
             "host": launched.host,
-            "ports": {**renamed, **launched.ports},
+            "ports": {**{name: one for name, one in renamed.items() if name not in launched.sockets}, **launched.ports},
+            "sockets": {**{name: one for name, one in kept.items() if name not in launched.ports}, **launched.sockets},
             "notify": launched.notify,
             "log": launched.log,
             "watchdog": None if told is None or now.watchdog is None else max(told, now.watchdog),
@@ -186,14 +199,20 @@ def checks_in_force(checks: tuple[CheckSettings, ...], instance: InstanceSetting
     Args:
         instance: from `settings_in_force`.
     """
-    known = {f"port.{name}" for name in instance.ports}
+    known = {f"port.{name}" for name in instance.ports} | {f"socket.{name}" for name in instance.sockets}
     fitting = tuple(
         check
         for check in checks
-        if (check.port is None or check.port in instance.ports)
-        and all(name in known for word in check.command for name in placeholders_in(word) if name.startswith("port."))
+        if (check.port is None or check.port in instance.port_names)
+        and all(
+            name in known
+            for word in check.command
+            for name in placeholders_in(word)
+            if name.startswith(("port.", "socket."))
+        )
     )
-    return fitting or tuple(CheckSettings.model_validate({"kind": "tcp", "port": name}) for name in instance.ports)
+    every = instance.port_names
+    return fitting or tuple(CheckSettings.model_validate({"kind": "tcp", "port": name}) for name in every)
 
 
 def taken_until_a_start(new: Settings, launched: Mapping[Role, InForce]) -> str | None:
@@ -224,12 +243,15 @@ def _listens_of(new: Settings, launched: Mapping[Role, InForce]) -> Iterator[tup
 
 def _moves_onto_the_other(
     role: Role, new: Settings, launched: Mapping[Role, InForce]
-) -> Iterator[tuple[str, Address, Role]]:
-    """Each new port of the role's instance on which the process of the other one listens."""
+) -> Iterator[tuple[str, Backend, Role]]:
+    """Each new port or socket of the role's instance on which the process of the other one listens."""
     for name in new.instances[role].ports:
         address = new.instances[role].address(name)
         if role.other in launched and _listens_on(launched[role.other], address):
             yield path_text(("instances", role.value, "ports", name)), address, role.other
+    for name, path in new.instances[role].sockets.items():
+        if role.other in launched and path in launched[role.other].sockets.values():
+            yield path_text(("instances", role.value, "sockets", name)), UnixAddress(path), role.other
 
 
 def _listens_on(kept: InForce, address: Address) -> bool:

@@ -26,6 +26,7 @@ class InForce:
         notify: whether it tells by NOTIFY_SOCKET that it is ready.
         watchdog: seconds within which it was told to say that it is alive, or None.
         cgroup: whether it has a group of its own.
+        sockets: the Unix sockets it listens on, by name.
     """
 
     host: str
@@ -34,6 +35,7 @@ class InForce:
     watchdog: float | None = None
     log: LogTo = LogTo.FILE
     cgroup: bool = False
+    sockets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from clojarsd.core import settings_process as processes
 from clojarsd.core import settings_types as kinds
 from clojarsd.core.errors import BadSettings
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.core.restart import RestartWhen
 from clojarsd.core.settings_check import disagreements
 from clojarsd.core.settings_features import features_not_acted_on
+from clojarsd.core.settings_health import CheckSettings, HangSettings, StallSettings, Table, WarmupSettings
 from clojarsd.core.settings_problems import Where
 from clojarsd.core.settings_reader import parse_toml, read_tables
 from clojarsd.core.settings_types import CheckKind, LogTo, Mode, a_table
@@ -52,12 +53,9 @@ T = TypeVar("T", bound=BaseModel)
 
 JOINED: Final = ("environment", "limits", "cgroup")
 """Keys of `[app]` that are tables, to which an instance adds name by name."""
-
-
-class Table(BaseModel):
-    """A table of the configuration: frozen, and it knows its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+NOTHING: Final[Mapping[str, Any]] = {}
+OWN: Final = ("host", "resolve", "ports", "sockets")
+"""Keys that only the table of an instance has, apart from its name."""
 
 
 class ServiceSettings(Table):
@@ -83,7 +81,7 @@ class LaunchSettings(Table):
 
     command: kinds.OptionalCommand = ()
     directory: kinds.AbsolutePath = Path("/")
-    environment: kinds.Environment = {}
+    environment: kinds.Environment = NOTHING
     environment_file: kinds.AbsolutePath | None = None
     pre_start: kinds.Commands = ()
     post_start: kinds.Commands = ()
@@ -101,14 +99,14 @@ class LaunchSettings(Table):
     umask: kinds.Umask = 0o022
     nice: kinds.Nice = 0
     oom_score_adjust: kinds.OomScore = 0
-    limits: kinds.Limits = {}
+    limits: kinds.Limits = NOTHING
     notify: kinds.Boolean = False
     watchdog: processes.Watchdog = None
     memory_max: processes.MemoryMax = None
     cpu_affinity: processes.CpuNumbers = ()
     chroot: processes.Chroot = None
     supplementary_groups: processes.Groups = ()
-    cgroup: processes.CgroupFiles = {}
+    cgroup: processes.CgroupFiles = NOTHING
     log: kinds.LogChoice = LogTo.FILE
     log_max_size: kinds.Size = 64 * 1024**2
     log_keep: kinds.Kept = 5
@@ -125,6 +123,8 @@ class InstanceTable(AppTable):
 
     name: kinds.Name | None = None
     host: kinds.Host = "127.0.0.1"
+    resolve: processes.DurationOrNever = 30.0
+    sockets: kinds.Sockets = NOTHING
     ports: kinds.Ports = Field(description="the ports of this instance, such as { http = 8001, nailgun = 8101 }")
 
 
@@ -132,7 +132,8 @@ class InstanceSettings(LaunchSettings):
     """One instance: `[app]`, overridden by its own table.
 
     Attributes:
-        ports: TCP port by name; at least one.
+        resolve: seconds after which the name of a host is looked up again, None for never.
+        ports: TCP port by name; sockets: path of a Unix socket by name. At least one of both; no name is in both.
         command: argument list with placeholders in it, never empty; the environment's values hold placeholders too.
         stop_signal: at least one step; when the last has been waited for, the group is killed.
         limits: -1 means unlimited.
@@ -146,53 +147,27 @@ class InstanceSettings(LaunchSettings):
 
     name: str
     host: str
+    resolve: float | None
     ports: Mapping[str, int]
+    sockets: Mapping[str, str]
     stop_signal: tuple[StopStep, ...]
 
+    @property
+    def port_names(self) -> tuple[str, ...]:
+        """What checks and frontends may call a port: the names of both kinds."""
+        return (*self.ports, *self.sockets)
+
     def address(self, port: str) -> Address:
-        """Where the port of that name listens. Raises KeyError if there is none."""
+        """Where the TCP port of that name listens. Raises KeyError if there is none."""
         return Address(self.host, self.ports[port])
 
-
-class CheckSettings(Table):
-    """One check, which both instances must pass. port: None for kind exec alone, the only one with a command."""
-
-    kind: kinds.KindChoice = Field(description=", ".join(kind.value for kind in CheckKind))
-    port: kinds.Key | None = None
-    path: kinds.Request = "/health"
-    status: kinds.Statuses = (200,)
-    command: kinds.OptionalCommand = ()
-    interval: kinds.Duration = 1.0
-    timeout: kinds.Duration = 1.0
-    rise: kinds.Passes = 1
-    fall: kinds.Passes = 2
-
-
-class StallSettings(Table):
-    """When a listener that does not accept is looked at more closely."""
-
-    enabled: kinds.Boolean = True
-    sample: kinds.Duration = 0.05
-    after: kinds.Duration = 0.3
-
-
-class HangSettings(Table):
-    """What is done about an instance that lives but does not serve. restart_after: None for never."""
-
-    restart_after: processes.RestartAfter = 30.0
-    thread_dump: kinds.Boolean = True
-
-
-class WarmupSettings(Table):
-    """What an instance is asked before traffic comes."""
-
-    requests: kinds.Requests = ()
-    rounds: kinds.Count = 20
-    timeout: kinds.Duration = 20.0
+    def backend(self, port: str) -> Backend:
+        """Where the port or socket of that name listens. Raises KeyError if there is none."""
+        return UnixAddress(self.sockets[port]) if port in self.sockets else self.address(port)
 
 
 class FrontendSettings(Table):
-    """A port that clients use. hold 0.0: nobody waits; max_connections, max_per_instance 0: no limit of its own."""
+    """A port that clients use. hold 0.0: nobody waits; max_connections, max_per_instance 0: no limit; None: never."""
 
     listen: kinds.Listens = Field(description='where clients connect, such as "127.0.0.1:8080"')
     port: kinds.Key = Field(description="the name of a port of the instances, such as http")
@@ -208,6 +183,10 @@ class FrontendSettings(Table):
     max_connections: kinds.CountOrZero = 0
     max_per_instance: kinds.CountOrZero = 0
     proxy_protocol: kinds.Boolean = False
+    source: kinds.Source = None
+    idle_timeout: processes.DurationOrNever = None
+    half_closed_timeout: processes.DurationOrNever = 3600.0
+    access_log: kinds.Boolean = False
 
 
 class DeploySettings(Table):
@@ -366,7 +345,7 @@ def _instance(role: Role, service: ServiceSettings, app: BaseModel | None, own: 
     for key in JOINED:
         whole[key] = {**getattr(shared, key), **getattr(own, key)}
     whole["name"] = own.name or (service.name if role is Role.PRIMARY else f"{service.name}-backup")
-    whole["host"], whole["ports"] = own.host, own.ports
+    whole |= {key: getattr(own, key) for key in OWN}
     whole["stop_signal"] = tuple(
         StopStep(step.signal, whole["stop_timeout"] if step.wait is None else step.wait)
         for step in whole["stop_signal"]
@@ -379,7 +358,7 @@ def _implied(
 ) -> tuple[CheckSettings, ...]:
     """The checks of a file without any: kind tcp on each port that a frontend uses, or on all without frontends."""
     used = [frontend.port for frontend in frontends.values()]
-    every = [port for instance in instances.values() for port in instance.ports]
+    every = [port for instance in instances.values() for port in instance.port_names]
     return tuple(
         CheckSettings.model_validate({"kind": CheckKind.TCP.value, "port": port})
         for port in dict.fromkeys(used or every)

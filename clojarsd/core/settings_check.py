@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from clojarsd.core.addresses import overlap
+from clojarsd.core.addresses import is_number, overlap
 from clojarsd.core.names import Address, Role
 from clojarsd.core.placeholders import placeholders_in, unknown_placeholder
 from clojarsd.core.quantities import duration_text
 from clojarsd.core.settings_problems import Problem, Where, masked_value, path_text, value_text
-from clojarsd.core.settings_types import CheckKind, Mode
+from clojarsd.core.settings_types import LONGEST_SOCKET_PATH, CheckKind, Mode
+from clojarsd.core.steering_choice import RELAY_ONLY
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 _EVERYWHERE: Final = ("state_dir", "log_dir")
 _OF_RELEASES: Final = ("release", "current")
 _COMMAND_LISTS: Final = ("pre_start", "post_start", "pre_stop", "post_stop")
-_LONGEST_SOCKET_PATH: Final = 107
-"""Bytes that sun_path of unix(7) holds, but for the NUL at its end."""
 
 
 def disagreements(
@@ -44,7 +43,9 @@ def disagreements(
         judge.watchdogs(),
         judge.checks(),
         judge.others(),
+        judge.own_ports(),
         judge.port_names(),
+        judge.sources(),
         judge.taken_ports(),
         judge.placeholders(),
     )
@@ -152,19 +153,52 @@ class _Judge:
             text = f"is shorter than stall.sample, {duration_text(stall.sample)}"
             yield self._problem(("stall", "after"), duration_text(stall.after), text, ("stall", "sample"))
         for name, frontend in self.settings.frontends.items():
-            for key in ("quickack", "max_connections", "max_per_instance", "proxy_protocol"):
+            for key in RELAY_ONLY:
                 if frontend.mode is Mode.STEER and getattr(frontend, key):
                     where: Where = ("frontends", name, key)
                     text = 'needs the relay, and mode is "steer" (mode "auto" or "relay")'
                     yield self._problem(where, None, text, ("frontends", name, "mode"))
         socket = str(self.settings.control.socket)
-        if len(socket.encode()) > _LONGEST_SOCKET_PATH:
-            text = f"is too long for a Unix socket (at most {_LONGEST_SOCKET_PATH} bytes)"
+        if len(socket.encode()) > LONGEST_SOCKET_PATH:
+            text = f"is too long for a Unix socket (at most {LONGEST_SOCKET_PATH} bytes)"
             yield self._problem(("control", "socket"), socket, text, ("service", "runtime_dir"))
+
+    def own_ports(self) -> Iterator[Problem]:
+        """An instance has a port or a socket, and each name means one of them."""
+        for role, instance in self.settings.instances.items():
+            own: Where = ("instances", role.value)
+            if not instance.port_names:
+                text = "is empty (at least one port, such as { http = 8001 })"
+                yield self._problem((*own, "ports"), {}, text, (*own, "sockets"))
+            for name in instance.sockets:
+                if name in instance.ports:
+                    text = "is also the name of a port (each name once)"
+                    yield self._problem((*own, "sockets", name), None, text, (*own, "ports"))
+
+    def sources(self) -> Iterator[Problem]:
+        """The address that connects come from is of the kind that they go to."""
+        for name, frontend in self.settings.frontends.items():
+            where: Where = ("frontends", name, "source")
+            rests_on = ("frontends", name, "port")
+            sockets = [frontend.port in instance.sockets for instance in self.settings.instances.values()]
+            if frontend.source is None:
+                continue
+            if len(sockets) == len(Role) and all(sockets):
+                text = f"means nothing to a Unix socket, which {frontend.port} is of both instances (leave it out)"
+                yield self._problem(where, frontend.source, text, rests_on, *self._own("sockets"))
+            for role, instance in self.settings.instances.items():
+                differs = (":" in frontend.source) != (":" in instance.host)
+                if frontend.port in instance.ports and is_number(instance.host) and differs:
+                    text = f"cannot connect to {instance.host}, the host of {role.value} (an address of the same kind)"
+                    yield self._problem(where, frontend.source, text, rests_on, *self._own("host"))
+                    break
+
+    def _own(self, key: str) -> Iterator[Where]:
+        return (("instances", role.value, key) for role in Role)
 
     def port_names(self) -> Iterator[Problem]:
         """Every port that is named exists on both instances."""
-        ports = {role: instance.ports for role, instance in self.settings.instances.items()}
+        ports = {role: instance.port_names for role, instance in self.settings.instances.items()}
         if len(ports) < len(Role):
             return
         uses: list[tuple[Where, str]] = [
@@ -193,6 +227,14 @@ class _Judge:
                     yield self._problem(where, str(address), text, earlier)
                     break
             seen.append((where, address))
+        paths: dict[str, Where] = {str(self.settings.control.socket): ("control", "socket")}
+        for role, instance in self.settings.instances.items():
+            for name, path in instance.sockets.items():
+                place: Where = ("instances", role.value, "sockets", name)
+                taker = paths.setdefault(path, place)
+                if taker != place:
+                    text = f"is taken by {path_text(taker)} (a path of its own)"
+                    yield self._problem(place, path, text, taker)
 
     def _addresses(self) -> Iterator[tuple[Where, Address]]:
         for role, instance in self.settings.instances.items():
@@ -215,11 +257,14 @@ class _Judge:
                     reason = f"{{{name}}} needs a table [deploy], which says where releases are"
                 else:
                     reason = unknown_placeholder(name, known)
-                yield self._problem(where, text, reason, *self._ports_of_all() if name.startswith("port.") else ())
+                yield self._problem(
+                    where, text, reason, *self._ports_of_all() if name.startswith(("port.", "socket.")) else ()
+                )
 
     def _ports_of_all(self) -> Iterator[Where]:
         for role in Role:
             yield ("instances", role.value, "ports")
+            yield ("instances", role.value, "sockets")
 
     def _texts(self) -> Iterator[tuple[Where, str, tuple[str, ...]]]:
         """Every text that may hold placeholders: its place, the text, and the placeholders that are known there."""
@@ -276,4 +321,5 @@ class _Judge:
 
 def _of_instance(instance: InstanceSettings) -> tuple[str, ...]:
     """The placeholders of an instance, without those of releases."""
-    return ("role", "name", *_EVERYWHERE, *(f"port.{name}" for name in instance.ports))
+    sockets = (f"socket.{name}" for name in instance.sockets)
+    return ("role", "name", *_EVERYWHERE, *(f"port.{name}" for name in instance.ports), *sockets)

@@ -149,8 +149,11 @@ _WRITERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "log_max_size": size_text,
     "memory_max": lambda size: NO_MEMORY_LIMIT if size is None else size_text(size),
     "reload_signal": lambda signal: _SIGNAL_NAMES[signal],
-    "restart_after": lambda seconds: NEVER if seconds is None else duration_text(seconds),
+    "source": lambda source: source or "",
     "umask": lambda bits: f"{bits:03o}",
-    "watchdog": lambda seconds: NEVER if seconds is None else duration_text(seconds),
+    **dict.fromkeys(
+        ("half_closed_timeout", "idle_timeout", "resolve", "restart_after", "watchdog"),
+        lambda seconds: NEVER if seconds is None else duration_text(seconds),
+    ),
 }
 """How the file has the values of keys for which their type alone does not tell."""

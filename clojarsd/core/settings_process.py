@@ -84,6 +84,7 @@ def _cgroup_value(value: object) -> str:
 
 Watchdog = Annotated[float | None, Read(_or_never)]
 RestartAfter = Watchdog
+DurationOrNever = Watchdog
 MemoryMax = Annotated[int | None, Read(_memory)]
 Chroot = Annotated[Path | None, Read(_chroot)]
 CpuNumbers = Annotated[

@@ -16,7 +16,7 @@ from typing import Annotated, Final, TypeVar
 from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from clojarsd.core.addresses import parse_address, parse_addresses, parse_host
+from clojarsd.core.addresses import parse_address, parse_addresses, parse_host, parse_source
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address
 from clojarsd.core.quantities import longer_than_zero, parse_duration, parse_size
@@ -33,6 +33,8 @@ LIMITS: Final = (
 """Resources of setrlimit(2), without `RLIMIT_`."""
 
 UNLIMITED: Final = -1
+LONGEST_SOCKET_PATH: Final = 107
+"""Bytes that sun_path of unix(7) holds, but for the NUL at its end."""
 
 
 class LogTo(enum.Enum):
@@ -189,6 +191,13 @@ def _port(value: object) -> int:
     return value
 
 
+def _socket_path(value: object) -> str:
+    path = str(parse_path(value))
+    if len(path.encode()) > LONGEST_SOCKET_PATH:
+        raise ValueError(f"is too long for a Unix socket (at most {LONGEST_SOCKET_PATH} bytes)")
+    return path
+
+
 def _umask(value: object) -> int:
     if not isinstance(value, str) or re.fullmatch(r"[0-7]{1,4}", value) is None or int(value, 8) > 0o777:
         raise ValueError('is not a umask (octal text from "000" to "777", such as "022")')
@@ -266,6 +275,7 @@ Duration = Annotated[float, Read(parse_duration), AfterValidator(longer_than_zer
 Size = Annotated[int, Read(parse_size), AfterValidator(_larger_than_zero)]
 Port = Annotated[int, Read(_port)]
 Host = Annotated[str, Read(parse_host)]
+Source = Annotated[str | None, Read(parse_source)]
 Listen = Annotated[Address, Read(parse_address)]
 Listens = Annotated[tuple[Address, ...], Read(parse_addresses)]
 Signal = Annotated[int, Read(parse_reload_signal)]
@@ -289,10 +299,9 @@ Commands = Annotated[
 
 Environment = Annotated[Mapping[Variable, Text], BeforeValidator(a_table('{ LANG = "C.UTF-8" }'))]
 Limits = Annotated[Mapping[LimitName, Limit], BeforeValidator(a_table("{ nofile = 65536 }"))]
-Ports = Annotated[
-    Mapping[Key, Port],
-    BeforeValidator(a_table("{ http = 8001, nailgun = 8101 }")),
-    AfterValidator(not_empty("is empty (at least one port, such as { http = 8001 })")),
+Ports = Annotated[Mapping[Key, Port], BeforeValidator(a_table("{ http = 8001, nailgun = 8101 }"))]
+Sockets = Annotated[
+    Mapping[Key, Annotated[str, Read(_socket_path)]], BeforeValidator(a_table('{ http = "/run/app/http.sock" }'))
 ]
 ExitCodes = Annotated[
     frozenset[Annotated[int, whole_number(0, 255)]],

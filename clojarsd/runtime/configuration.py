@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+LOOKUP_TIMEOUT = 30.0
+"""Seconds that a name service may take; then what was found last holds, and it is asked again later."""
 READ_TIMEOUT = 5.0
 """Seconds that the file, or a look at accounts, may take: a disk that hangs must not hold up every order."""
 
@@ -91,6 +93,7 @@ class Configuration:
         self._applied: Callable[[Settings], None]
         self._changing = asyncio.Lock()
         self._reading = Threads("config")
+        self._looking_up = Threads("names")
         self._moved = asyncio.Event()
 
     def attach(
@@ -109,19 +112,40 @@ class Configuration:
         return self._plans
 
     async def run(self) -> NoReturn:
-        """Let the frontends follow instances to other ports, until cancelled."""
+        """Let the frontends follow instances to other ports, and hosts to other addresses, until cancelled."""
         while True:
-            await self._moved.wait()
-            self._moved.clear()
+            if not await self._has_moved():
+                continue
             async with self._changing:
                 try:
                     await self._frontends.configure(await self._frontend_plans(self._plans))
                 except Failed as failed:
                     log.error("frontends_not_moved", reason=str(failed))
 
+    async def _has_moved(self) -> bool:
+        """Wait until an instance was launched, or names were looked up again. Whether that may change frontends."""
+        hosts, pause = self._plans.named_hosts({role: self._in_force(self._plans, role) for role in Role})
+        try:
+            async with asyncio.timeout(pause):
+                await self._moved.wait()
+        except TimeoutError:
+            return await self._look_up(hosts)
+        self._moved.clear()
+        return True
+
+    async def _look_up(self, hosts: Iterable[str]) -> bool:
+        """Look the names up, outside of all else that may be waited for. Whether one has moved."""
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT):
+                return await self._looking_up.run(self._plans.names.refresh, hosts)
+        except TimeoutError:
+            log.warning("hosts_not_found_in_time", hosts=sorted(hosts), waited_s=LOOKUP_TIMEOUT)
+            return False
+
     def close(self) -> None:
         """Read no more; what hangs is left behind."""
         self._reading.close()
+        self._looking_up.close()
 
     def launched(self, role: Role) -> None:
         """A process was launched or adopted: what it is bound to is where it is checked and connected to."""
@@ -167,6 +191,8 @@ class Configuration:
             self._watches[role].replan(plans.checks(role, self._in_force(plans, role)))
             self._units[role].replan(plans.unit(role, partial(self._bound, role)))
         self._applied(new)
+        if any(table.resolve is not None and not is_number(table.host) for table in new.instances.values()):
+            self._moved.set()  # how long to wait for the next look may be another
         sentences = changes.sentences(tuple(self._running()))
         self._history.record(
             EventName.CONFIG_RELOADED, "the configuration has changed", None, by, changes=list(sentences)

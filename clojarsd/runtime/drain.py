@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from clojarsd.core.names import Role
-from clojarsd.system.relay import Session
+from clojarsd.system.relay import EndReason, Session
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Drained(Protocol):
     def is_empty(self, role: Role) -> bool:
         """Whether no connection of the role is open or being opened."""
 
-    def cut(self, role: Role) -> None:
+    def cut(self, role: Role, reason: EndReason = EndReason.CUT) -> None:
         """Close them with a reset."""
 
 
@@ -155,7 +155,7 @@ class Drain:
                 if self._frontend.can_move:
                     session.move_now()
                 else:
-                    session.finish()
+                    session.finish(EndReason.DRAINED)
         self._quiet_since = seen
         if self._when_drained is not None:
             self._next_look = self._loop.call_later(self._every, self._look_for_quiet)
@@ -163,5 +163,5 @@ class Drain:
     def _expire(self) -> None:
         left = len(self._frontend.open_sessions(self._role))
         log.warning("drain_cut", frontend=self._frontend.plan.name, role=self._role.value, connections=left)
-        self._frontend.cut(self._role)
+        self._frontend.cut(self._role, EndReason.DRAIN_DEADLINE)
         self.look()

@@ -11,21 +11,26 @@ import structlog
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.routing import pick, room
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime import places
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.connection_log import ConnectionLog
 from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
-from clojarsd.runtime.gate import Gate, wall_clock
+from clojarsd.runtime.frontend_history import History as History
+from clojarsd.runtime.frontend_view import view_of
+from clojarsd.runtime.gate import Gate
+from clojarsd.runtime.idle import IdleSweep
 from clojarsd.runtime.router import Router
-from clojarsd.runtime.waiting import History, Waiting
+from clojarsd.runtime.suspicion import Suspicion
+from clojarsd.runtime.waiting import Waiting
+from clojarsd.runtime.wide_dial import WideDial, make_dial
+from clojarsd.system.announce import announce
 from clojarsd.system.relay import EndReason, RelayResources, Session
 from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
 log = structlog.get_logger()
-
-_NOT_COUNTED = dict.fromkeys(Role, 0)
 
 
 class Frontend:
@@ -54,7 +59,12 @@ class Frontend:
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         budget.when_room(self._acceptor.look)
         self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
-        self._dials: set[Dial] = set()
+        self._dials: set[Dial | WideDial] = set()
+        self._suspicion = Suspicion(self._loop)
+        self._told = ConnectionLog(self._loop, self._log)
+        self._told.configure(plan.access_log)
+        self._idle = IdleSweep(self._loop, self._every_session)
+        self.look_for_silence()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
         self._accepted = dict.fromkeys(Role, 0)
@@ -92,6 +102,9 @@ class Frontend:
             self.gate.caps = plan.caps
         self.plan = plan
         self.waiting.change_time(plan.hold)
+        self.look_for_silence()
+        others = (client for client, _ in self.without_instance())
+        self._told.configure(plan.access_log, [*self._every_session(), *others])
         self._router.failback = plan.when_home
         self._router.look()
         self.waiting.let_go()
@@ -128,9 +141,11 @@ class Frontend:
         dials, self._dials = self._dials, set()
         for client in [*(dial.abandon() for dial in dials), *self.waiting.hold.take()]:
             close_with_reset(client.socket)
+            self._told.ended(client, None, EndReason.CUT)
             self._budget.give_back()
         for role in Role:
             self.cut(role)
+        self._idle.close()
 
     def _close_listeners(self) -> None:
         self._acceptor.end()
@@ -149,24 +164,11 @@ class Frontend:
 
     def view(self) -> FrontendView:
         """The frontend now."""
-        return FrontendView(
-            listen=tuple(map(str, self.addresses() or self.plan.listen)),
-            mode="relay",
-            mode_reason=self.plan.mode_reason,
-            active=self._router.active,
-            connections=_with_held(self._open_now(), len(self.waiting)),
-            accepted_total=self.accepted_total(),
-            next=self._router.next(),
-            paused=self.gate.view(),
-            caps=self.gate.caps,
-            counted_from=self.gate.counted_from,
-            draining={role: wall_clock(self._loop, at) for role, drain in self._drains.items() if (at := drain.until)},
-            failures=self._router.failures,
-        )
+        return view_of(self)
 
     def accepted_total(self) -> dict[Role | None, int]:
         """How many each role has got so far, and under None how many had to wait."""
-        return _with_held(self._accepted, self.waiting.accepted)
+        return {one: self.waiting.accepted if one is None else self._accepted[one] for one in (*Role, None)}
 
     # Routing.
 
@@ -177,6 +179,7 @@ class Frontend:
         for role in Role:
             if eligible_since[role] is None:
                 self._redirect(role)
+                self._suspicion.answered(role)  # whatever is eligible there next is another instance
         if self._router.changes_at != before:
             self.changed()
 
@@ -203,7 +206,7 @@ class Frontend:
         if not self._budget.has_room():
             return False
         held, dialled, caps = len(self.waiting), len(self._dials), self.gate.caps
-        if caps.total and held + sum(self._open_now().values()) >= caps.total:
+        if caps.total and held + sum(self.open_now().values()) >= caps.total:
             return False
         if held + dialled < self.plan.hold_connections:
             return self.plan.hold > 0 or self._router.active is None or not caps.are_set or self.room() != 0
@@ -211,46 +214,36 @@ class Frontend:
 
     def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()
+        client = Client(accepted)
+        if self._told.is_on:
+            self._told.came(client)
         if len(self.waiting):  # nobody overtakes those who wait
-            self.waiting.keep(Client(accepted))
+            self.waiting.keep(client)
         else:
-            self.admit(Client(accepted))
+            self.admit(client)
 
-    def _open_now(self) -> dict[Role, int]:
+    def open_now(self) -> dict[Role, int]:
         """How many connections each instance has, those that are being opened included."""
         dialling = [dial.role for dial in self._dials]
         return {role: len(self._sessions[role]) + dialling.count(role) for role in Role}
 
-    def _able(self) -> list[Role]:
-        """The instances that may get connections."""
-        eligible_since = self._router.eligible_since
-        return [role for role in Role if eligible_since[role] is not None and role not in self._drains]
-
     def room(self) -> int | None:
         """How many new connections may go to an instance now; None: any number."""
-        if self._router.active is None or self.gate.paused is not None:
-            return 0
-        caps = self.gate.caps
-        return room(self._able(), self._open_now(), caps) if caps.are_set else None
+        return places.room(self)
 
     def admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
-        role = self._next_role(client)
+        role = places.next_role(self, client)
         if role is None:
             self.waiting.keep(client)
             return
-        dial = Dial(self._loop, client, role, self.plan.backends[role], self.plan.connect_timeout, self._dialled)
+        if self._told.is_on:
+            self._told.dialling(client)
+        dial = make_dial(self._loop, client, role, self.plan, self._dialled)
         self._dials.add(dial)
         dial.start()
 
-    def _next_role(self, client: Client) -> Role | None:
-        active, caps = self._router.active, self.gate.caps
-        if active is None or (self.gate.paused is not None and client.is_new):
-            return None
-        able = [role for role in self._able() if role not in client.tried]
-        return pick(active, able, self._open_now() if caps.are_set else _NOT_COUNTED, caps)
-
-    def _dialled(self, dial: Dial, instance: socket.SocketType | OSError) -> None:
+    def _dialled(self, dial: Dial | WideDial, instance: socket.SocketType | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
         self._dials.discard(dial)
         if not isinstance(instance, OSError):
@@ -263,6 +256,10 @@ class Frontend:
         else:
             self.doubt(dial.role)
             dial.client.tried += (dial.role,)
+            other = dial.role.other
+            is_silent = self._suspicion.failed(dial.role, instance)
+            if is_silent and places.may_serve(self, other) and not self._suspicion.is_suspect(other):
+                self._redirect(dial.role)  # who waits for the same would wait in vain
             self.admit(dial.client)
 
     def _redirect(self, role: Role) -> None:
@@ -284,6 +281,12 @@ class Frontend:
             on_end=self._ended,
         )
         self._sessions[role].add(session)
+        if self._suspicion.until:
+            self._suspicion.answered(role)
+        if self._told.is_on:
+            self._told.connected(client, session)
+        if self.plan.proxy_protocol:
+            announce(session)
         session.start()
         self.counted()
         self.waiting.connected(client, session)
@@ -292,16 +295,13 @@ class Frontend:
     def _ended(self, session: Session, reason: EndReason) -> None:
         role = Role.PRIMARY if session in self._sessions[Role.PRIMARY] else Role.BACKUP
         self._sessions[role].discard(session)
-        self._log.debug(
-            "connection_ended",
-            role=role.value,
-            reason=reason.value,
-            up_bytes=session.bytes_up,
-            down_bytes=session.bytes_down,
-        )
         if reason is EndReason.MOVED:
-            self.admit(Client(session.client, is_new=False, is_duplicated=session.is_duplicated))
+            client = Client(session.client, is_new=False, is_duplicated=session.is_duplicated)
+            self._told.moved(session, client)
+            self.admit(client)
         else:
+            if self._told.is_on:
+                self._told.ended(session, role, reason)
             self._budget.give_back()
         self.counted()
         if role in self._drains:
@@ -318,21 +318,20 @@ class Frontend:
 
     def why_wait(self) -> str:
         """Why a client has to wait, in words."""
-        if (pause := self.gate.paused) is not None:
-            return f"paused by {pause.by}"
-        if self._router.active is None:
-            return "no instance is eligible"
-        if self.room() == 0:
-            return "there are as many connections as there may be"
-        return "no instance can be connected to"
+        return places.why_wait(self)
 
     def is_connecting_waited(self) -> bool:
         """Whether a client that had to wait is being connected."""
         return any(dial.client.give_up_at is not None for dial in self._dials)
 
-    def has_left(self) -> None:
-        """A client that waited has gone."""
+    def has_left(self, client: Client, reason: EndReason) -> None:
+        """A client that waited has gone, and why."""
         self._budget.give_back()
+        self._told.ended(client, None, reason)
+
+    def waits(self, client: Client) -> None:
+        """A client has to wait."""
+        self._told.waits(client)
 
     def look_for_more(self) -> None:
         """Accept more clients, if there is room again."""
@@ -378,20 +377,23 @@ class Frontend:
 
     def without_instance(self) -> list[tuple[Client, Role | None]]:
         """The clients that are being connected to a role, and those that are held, with None."""
-        return [
-            *((dial.client, dial.role) for dial in self._dials),
-            *((one, None) for one in self.waiting.hold.clients),
-        ]
+        held = [(client, None) for client in self.waiting.hold.clients]
+        return [*((dial.client, dial.role) for dial in self._dials), *held]
 
     def is_empty(self, role: Role) -> bool:
         """Whether no connection of the role is open or being opened."""
         return not self._sessions[role] and all(dial.role is not role for dial in self._dials)
 
-    def cut(self, role: Role) -> None:
+    def cut(self, role: Role, reason: EndReason = EndReason.CUT) -> None:
         """Close the open connections of the role with a reset."""
         for session in list(self._sessions[role]):
-            session.cut()
+            session.cut(reason)
 
+    # Silence.
 
-def _with_held(counts: Mapping[Role, int], held: int) -> dict[Role | None, int]:
-    return {Role.PRIMARY: counts[Role.PRIMARY], Role.BACKUP: counts[Role.BACKUP], None: held}
+    def look_for_silence(self) -> None:
+        """End connections that are silent for as long as the plan says, counted from now on."""
+        self._idle.configure(self.plan.idle_timeout, self.plan.half_closed_timeout)
+
+    def _every_session(self) -> list[Session]:
+        return [session for sessions in self._sessions.values() for session in sessions]

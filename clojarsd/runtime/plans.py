@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from clojarsd.core.addresses import is_number
 from clojarsd.core.errors import ClojarsdError
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.health import Result
 from clojarsd.core.launch import World, make_spec
-from clojarsd.core.names import Address, HookName, Incarnation, Role
+from clojarsd.core.names import Address, Backend, HookName, Incarnation, Role, UnixAddress
 from clojarsd.core.placeholders import placeholders_in
 from clojarsd.core.reload import checks_in_force, settings_in_force
 from clojarsd.core.restart import RestartPolicy
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
 from clojarsd.core.settings_types import CheckKind
+from clojarsd.core.steering_choice import RELAY_ONLY
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.health_watch import PlannedCheck
 from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch
+from clojarsd.system.host_names import HostNames
 from clojarsd.system.probe import Prober
-from clojarsd.system.sockets import resolve
 from clojarsd.system.world import resolve_release
 
-RELAY_ONLY = ("quickack", "proxy_protocol", "max_connections", "max_per_instance")
-"""Keys of a frontend that ask for something which only the relay can do."""
 HOOK_SLACK = 5.0
 """Seconds that a hook's commands have beyond their own times before the unit goes on without them."""
 
@@ -37,11 +37,13 @@ class Plans:
 
     Attributes:
         prober: makes checks.
+        names: the addresses of instances whose hosts have names.
     """
 
     settings: Settings
     world: World
     prober: Prober
+    names: HostNames = field(default_factory=HostNames)
 
     def unit(self, role: Role, running: Callable[[], InForce] | None = None) -> Plan:
         """What the settings make of the unit.
@@ -82,7 +84,7 @@ class Plans:
         planned = []
         for check in wanted:
             asked = (check,) if check in fitting else stand_ins
-            asking = partial(self._ask, tuple((one, instance.address(one.port or "")) for one in asked))
+            asking = partial(self._ask, tuple((one, instance.backend(one.port or "")) for one in asked))
             planned.append(PlannedCheck(check.kind.value, asking, check.interval, check.rise, check.fall))
         return tuple(planned)
 
@@ -122,14 +124,32 @@ class Plans:
         """Where the instance says how it is."""
         return self.settings.service.runtime_dir / f"notify-{role.value}.sock"
 
-    async def _ask(self, checks: Sequence[tuple[CheckSettings, Address]]) -> Result:
+    async def _ask(self, checks: Sequence[tuple[CheckSettings, Backend]]) -> Result:
         """What the last of the checks has seen, or the first that has not passed; they are asked one by one."""
         result = Result(True, "asked from the next start on", 0.0)
-        for check, address in checks:
-            ask = self.prober.http if check.kind is CheckKind.HTTP else self.prober.tcp
-            result = await ask(check, address)
+        for check, where in checks:
+            result = await self._ask_one(check, where)
             if not result.passed:
                 break
+        return result
+
+    async def _ask_one(self, check: CheckSettings, where: Backend) -> Result:
+        """What a check sees at the first address that passes, where names led last: no name service is in the way.
+
+        A name that was never found is asked for by the check itself.
+        """
+        announced = any(one.proxy_protocol and one.port == check.port for one in self.settings.frontends.values())
+        known = self.names.known(where) if isinstance(where, Address) else ()
+        result: Result | None = None
+        for address in known or (where,):
+            if check.kind is CheckKind.HTTP:
+                host = None if address == where else str(where)
+                result = await self.prober.http(check, address, announced=announced, host=host)
+            else:
+                result = await self.prober.tcp(check, address, announced=announced)
+            if result.passed:
+                break
+        assert result is not None
         return result
 
     def _checked(self, role: Role) -> tuple[CheckSettings, ...]:
@@ -183,7 +203,9 @@ class Plans:
         """The commands of a hook with every placeholder replaced; raises LaunchFailed."""
         instance = self.settings.instances[role]
         if running is not None and hook is not HookName.PRE_START:
-            instance = instance.model_copy(update={"ports": {**instance.ports, **running().ports}})
+            bound = running()
+            ports, sockets = {**instance.ports, **bound.ports}, {**instance.sockets, **bound.sockets}
+            instance = instance.model_copy(update={"ports": ports, "sockets": sockets})
         commands = []
         for command in getattr(instance, hook.value):
             hooked = instance.model_copy(update={"command": command, "environment": {}})
@@ -202,11 +224,16 @@ class Plans:
         return releases
 
     def _frontend(self, name: str, frontend: FrontendSettings, in_force: Mapping[Role, InForce]) -> FrontendPlan:
+        backends = {role: self._backend(frontend.port, role, in_force[role]) for role in Role}
         checks = self.settings.checks
+        found = {
+            role: (where,) if isinstance(where, UnixAddress) else self.names.addresses(where)
+            for role, where in backends.items()
+        }
         return FrontendPlan(
             name=name,
             listen=frontend.listen,
-            backends={role: resolve(self._backend(frontend.port, role, in_force[role])) for role in Role},
+            backends={role: first for role, (first, *_) in found.items()},
             movable=any(check.kind is CheckKind.HTTP and check.port == frontend.port for check in checks),
             mode_reason=None,
             quickack=frontend.quickack,
@@ -221,13 +248,29 @@ class Plans:
             max_per_instance=frontend.max_per_instance,
             mode=frontend.mode.value,
             needs_relay=tuple(key for key in RELAY_ONLY if getattr(frontend, key)),
+            others={role: more for role, (_, *others) in found.items() if (more := _tcp(others))},
+            proxy_protocol=frontend.proxy_protocol,
+            source=frontend.source,
+            idle_timeout=frontend.idle_timeout,
+            half_closed_timeout=frontend.half_closed_timeout,
+            access_log=frontend.access_log,
         )
 
-    def _backend(self, port: str, role: Role, in_force: InForce) -> Address:
+    def named_hosts(self, in_force: Mapping[Role, InForce]) -> tuple[frozenset[str], float | None]:
+        """The hosts of processes launched so that are names, and after how many seconds to look them up again."""
+        named = {role: kept.host for role, kept in in_force.items() if not is_number(kept.host) and kept.ports}
+        pauses = [pause for role in named if (pause := self.settings.instances[role].resolve) is not None]
+        return frozenset(named.values()), min(pauses, default=None)
+
+    def _backend(self, port: str, role: Role, in_force: InForce) -> Backend:
         """Where a process that was launched so answers, or where the next one will if this one has no such port."""
         instance = self.settings.instances[role]
         running = settings_in_force(instance, in_force)
-        return running.address(port) if port in running.ports else instance.address(port)
+        return running.backend(port) if port in running.port_names else instance.backend(port)
+
+
+def _tcp(addresses: Sequence[Backend]) -> tuple[Address, ...]:
+    return tuple(address for address in addresses if isinstance(address, Address))
 
 
 def _bound(instance: InstanceSettings) -> InForce:
@@ -239,6 +282,7 @@ def _bound(instance: InstanceSettings) -> InForce:
         watchdog=instance.watchdog,
         log=instance.log,
         cgroup=bool(instance.cgroup),
+        sockets=dict(instance.sockets),
     )
 
 

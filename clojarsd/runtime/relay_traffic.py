@@ -33,9 +33,9 @@ from clojarsd.core.relay_messages import (
 )
 from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
-from clojarsd.runtime.waiting import History
 
 LIST_TIMEOUT = 5.0
 """Seconds for the relay process to say which connections it has."""

@@ -8,10 +8,11 @@ from functools import partial
 
 from clojarsd.core.frozen import FrozenClient, FrozenConnection, FrozenFrontend
 from clojarsd.core.names import Role
-from clojarsd.runtime.dial import Client, Dial
+from clojarsd.runtime.dial import Client
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.frontend import Frontend
-from clojarsd.system.relay import Session
+from clojarsd.runtime.wide_dial import make_dial
+from clojarsd.system.relay_thaw import thaw
 
 
 class Standstill:
@@ -38,6 +39,7 @@ class Standstill:
         frontend.gate.close()
         for dial in frontend._dials:
             dial.abandon()
+        frontend._idle.close()
         return stands
 
     def head(self) -> tuple[FrozenFrontend, list[int]]:
@@ -66,18 +68,19 @@ class Standstill:
 
         One that was being connected to an instance is connected anew: nothing of what it said was sent yet.
         """
-        frontend = self.frontend
+        frontend, told = self.frontend, self.frontend._told
         clients: list[tuple[Client, Role | None]] = [(client, None) for client in frontend.waiting.hold.freeze()]
         clients += [(dial.client, dial.role) for dial in frontend._dials]
         found: list[tuple[FrozenConnection, tuple[int, ...]]] = [
-            (FrozenConnection(role, client.freeze()), (client.socket.fileno(),)) for client, role in clients
+            (FrozenConnection(role, client.freeze(), None, told.freeze(client)), (client.socket.fileno(),))
+            for client, role in clients
         ]
         for role, sessions in frontend._sessions.items():
             drain = frontend._drains.get(role)
             for session in sessions:
                 state, descriptors = session.freeze()
                 quiet_since = drain.quiet_since(session) if drain is not None else None
-                found.append((FrozenConnection(role, state, quiet_since), descriptors))
+                found.append((FrozenConnection(role, state, quiet_since, told.freeze(session)), descriptors))
         return found
 
     @classmethod
@@ -94,6 +97,7 @@ class Standstill:
             listeners: non-blocking; the frontend's from here on.
             when_drained: called, after `unfreeze`, with a role that is being drained when none of its clients is left.
         """
+        frontend._idle.close()
         frontend._listeners = list(listeners)
         frontend._router.thaw(frozen.route, frozen.last_active, frozen.eligible_since)
         frontend._accepted.update({role: frozen.accepted[role] for role in Role})
@@ -108,15 +112,16 @@ class Standstill:
         frontend, role, state = self.frontend, frozen.role, frozen.state
         if isinstance(state, FrozenClient):
             client = Client.thaw(state, descriptors[0])
+            frontend._told.thaw(client, frozen.record)
             if role is None:
                 frontend.waiting.hold.thaw(client)
             else:
-                address, timeout = frontend.plan.backends[role], frontend.plan.connect_timeout
-                frontend._dials.add(Dial(frontend._loop, client, role, address, timeout, frontend._dialled))
+                frontend._dials.add(make_dial(frontend._loop, client, role, frontend.plan, frontend._dialled))
         else:
             assert role is not None
-            session = Session.thaw(frontend._loop, state, descriptors, frontend._resources, on_end=frontend._ended)
+            session = thaw(frontend._loop, state, descriptors, frontend._resources, on_end=frontend._ended)
             frontend._sessions[role].add(session)
+            frontend._told.thaw(session, frozen.record)
             if frozen.quiet_since is not None and role in frontend._drains:
                 frontend._drains[role].was_quiet_since(session, frozen.quiet_since)
         frontend._budget.take()
@@ -124,6 +129,7 @@ class Standstill:
     def unfreeze(self) -> None:
         """Go on."""
         frontend = self.frontend
+        frontend.look_for_silence()
         for sessions in frontend._sessions.values():
             for session in sessions:
                 session.unfreeze()
@@ -142,6 +148,8 @@ class Standstill:
     def let_go(self) -> None:
         """Close the descriptors of this process, so that nobody hears of it: another one has duplicates of all."""
         frontend = self.frontend
+        frontend._idle.close()
+        frontend._told.close()
         for sessions in frontend._sessions.values():
             for session in sessions:
                 session.let_go()

@@ -13,7 +13,7 @@ import structlog
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Backend, Role
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import order_of
 from clojarsd.core.view import FrontendView
@@ -53,10 +53,10 @@ class Kernel(Protocol):
 class Reach(Protocol):
     """How instances' sockets are come by; see `system.instance_sockets`."""
 
-    def why_elsewhere(self, address: Address) -> str | None:
+    def why_elsewhere(self, address: Backend) -> str | None:
         """Why the kernel of this host cannot give connections to that address, or None."""
 
-    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+    def listening(self, role: Role, address: Backend) -> Sequence[socket.socket]:
         """Duplicates of the sockets that listen at the address in the role's processes; the caller closes them.
 
         Raises:
@@ -67,10 +67,10 @@ class Reach(Protocol):
 class _Nowhere:
     """The reach of whoever has no kernel."""
 
-    def why_elsewhere(self, address: Address) -> str | None:
+    def why_elsewhere(self, address: Backend) -> str | None:
         return None
 
-    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+    def listening(self, role: Role, address: Backend) -> Sequence[socket.socket]:
         return ()
 
 

@@ -119,6 +119,7 @@ class Looker:
         found = {}
         for plan in plans:
             for role, backend in plan.backends.items():
+                assert isinstance(backend, Address), "what has no port is not steered"
                 queues = [queue for queue in self._diag.queues(backend.port) if queue.waiting]
                 if queues and not inodes:
                     inodes = {role: sockets_of(self._pids(role)) for role in Role}

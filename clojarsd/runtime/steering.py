@@ -21,9 +21,9 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
-from clojarsd.runtime.waiting import History
 
 log = structlog.get_logger()
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
 from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.history import EventName
-from clojarsd.core.names import Role
 from clojarsd.runtime.dial import Client
+from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.hold import Hold
 from clojarsd.runtime.pacer import Pacer
 from clojarsd.system.poller import Poller
-from clojarsd.system.relay import Session
+from clojarsd.system.relay import EndReason, Session
 from clojarsd.system.sockets import close_with_reset
 
 RELEASE_PAUSE = 0.01
@@ -23,15 +23,6 @@ RETRY_PAUSE = 0.1
 """Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
 RELEASE_TIME = 5.0
 """Seconds that those who have waited for the end of a pause have at least to be sent on their way."""
-
-
-class History(Protocol):
-    """Keeps what happened."""
-
-    def record(
-        self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
-    ) -> None:
-        """Add an event."""
 
 
 class Waited(Protocol):
@@ -53,8 +44,11 @@ class Waited(Protocol):
     def is_connecting_waited(self) -> bool:
         """Whether a client that had to wait is being connected."""
 
-    def has_left(self) -> None:
-        """A client that waited has gone, and its descriptor with it."""
+    def waits(self, client: Client) -> None:
+        """A client has to wait."""
+
+    def has_left(self, client: Client, reason: EndReason) -> None:
+        """A client that waited has gone, and its descriptor with it; and why."""
 
     def look_for_more(self) -> None:
         """Take clients in, if there is room again."""
@@ -128,6 +122,7 @@ class Waiting:
             self.accepted += 1
         client.tried = ()
         self.pacer.waits_again(client)
+        self._frontend.waits(client)
         self.hold.keep(client)
         self._frontend.tell(is_news=False)
         if self._release is None and self._frontend.room() != 0:  # it, or who came before, could not be connected
@@ -160,9 +155,7 @@ class Waiting:
     def _give_up(self, client: Client, waited: float | None) -> None:
         """A held client has left (`waited` is None), or has waited as long as it may."""
         close_with_reset(client.socket)
-        self._frontend.has_left()
-        if waited is not None:
-            self._log.debug("held_connection_closed", waited_s=round(waited, 3))
+        self._frontend.has_left(client, EndReason.LEFT if waited is None else EndReason.TURNED_AWAY)
         self._frontend.tell(is_news=False)
         self._look_whether_over()
         self._frontend.look_for_more()

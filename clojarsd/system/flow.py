@@ -150,6 +150,18 @@ class Flow:
         if self._detour is None:
             self._detour = self._read_looking
 
+    def say(self, first: bytes) -> None:
+        """Send this, which does not count as delivered, before anything of the source. Only before that is read."""
+        try:
+            sent = self.sink.send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._session.sink_lost(self)
+            return
+        self._pending = first[sent:]
+        self.delivered -= len(self._pending)
+
     def hold(self) -> None:
         """Leave what comes in the kernel's queue from now on."""
         self.stage = Stage.HELD

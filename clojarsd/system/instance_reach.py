@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
 from clojarsd.core.errors import Failed
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Backend, Role, UnixAddress
 from clojarsd.system.instance_sockets import duplicate, find_listening
 
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
@@ -25,8 +25,10 @@ class InstanceReach:
     def __init__(self, processes: Callable[[Role], Collection[int]]) -> None:
         self._processes = processes
 
-    def why_elsewhere(self, address: Address) -> str | None:
+    def why_elsewhere(self, address: Backend) -> str | None:
         """Why the kernel of this host cannot give connections to that address, or None."""
+        if isinstance(address, UnixAddress):
+            return f"listens on a Unix socket, {address}"
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as trial:
@@ -37,12 +39,14 @@ class InstanceReach:
             return f"is at {address.host}, which this host cannot use: {_reason(error)}"
         return None
 
-    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+    def listening(self, role: Role, address: Backend) -> Sequence[socket.socket]:
         """Duplicates of the sockets that listen at the address in the role's processes; the caller closes them.
 
         Raises:
             Failed: there are none to be had; says why.
         """
+        if isinstance(address, UnixAddress):
+            raise Failed(f"it listens on a Unix socket, {address}")
         found = find_listening(self._processes(role), address.port)
         fitting = [one for one in found if one.address.host in _EVERYWHERE or one.address.host == address.host]
         if not fitting:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 from yarl import URL
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.health import Result
-from clojarsd.core.names import Address
+from clojarsd.core.names import Backend, UnixAddress
+from clojarsd.core.proxy_protocol import LOCAL
+
+UNIX_PAUSE = 0.01
+"""Seconds between two connects to a Unix socket whose backlog is full."""
 
 
 class Check(Protocol):
@@ -38,28 +43,30 @@ class Prober:
     """Carries checks out, each over a connection of its own; closes what it opened when its block ends."""
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(force_close=True, limit=0)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers={"User-Agent": "clojarsd"},
-            timeout=aiohttp.ClientTimeout(total=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        self._sessions: dict[tuple[str | None, bool], aiohttp.ClientSession] = {}
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
-    async def http(self, check: Check, address: Address) -> Result:
-        """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed."""
+    async def http(self, check: Check, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
+        """Pass when a GET of the path is answered with one of the statuses in time. Redirects are not followed.
+
+        Args:
+            announced: whether the PROXY header of a connection that is no client's goes before the request.
+            host: what the request is for, where that is not the address.
+        """
+        headers = {"Host": host} if host is not None else None
+        path = address.path if isinstance(address, UnixAddress) else None
+        where = address if path is None else "localhost"
 
         async def ask() -> Result:
             began = time.monotonic()
-            url = URL(f"http://{address}{check.path}", encoded=True)  # as it stands in the settings
-            async with self._session.get(url, allow_redirects=False) as answer:
+            url = URL(f"http://{where}{check.path}", encoded=True)  # as it stands in the settings
+            async with self._session(path, announced).get(url, headers=headers, allow_redirects=False) as answer:
                 took = time.monotonic() - began
                 if answer.status in check.status:
                     return Result(True, f"{answer.status} in {took * 1000:.0f} ms", took)
@@ -68,23 +75,86 @@ class Prober:
 
         return await _within(check.timeout, address, ask)
 
-    async def tcp(self, check: Check, address: Address) -> Result:
-        """Pass when a connection is accepted in time."""
+    async def tcp(self, check: Check, address: Backend, *, announced: bool = False) -> Result:
+        """Pass when a connection is accepted in time.
+
+        Args:
+            announced: whether the PROXY header of a connection that is no client's is sent.
+        """
 
         async def ask() -> Result:
             began = time.monotonic()
+            if isinstance(address, UnixAddress):
+                await _connect_to_unix(address.path, LOCAL if announced else b"")
+                took = time.monotonic() - began
+                return Result(True, f"connected in {took * 1000:.0f} ms", took)
             _, writer = await asyncio.open_connection(address.host, address.port)
             took = time.monotonic() - began
             is_itself = writer.get_extra_info("sockname") == writer.get_extra_info("peername")
-            writer.transport.abort()  # a reset leaves the instance nothing to wait for
+            if announced and not is_itself:
+                writer.write(LOCAL)
+                writer.close()  # without a reset, which might overtake the header
+            else:
+                writer.transport.abort()  # a reset leaves the instance nothing to wait for
             if is_itself:  # the kernel gave it the very port that it asks for, and TCP lets both ends be one
                 return Result(False, f"{address} refused", took)
             return Result(True, f"connected in {took * 1000:.0f} ms", took)
 
         return await _within(check.timeout, address, ask)
 
+    def _session(self, path: str | None, announced: bool) -> aiohttp.ClientSession:
+        """What sends requests by TCP, or to the Unix socket at the path; made when it is first wanted."""
+        session = self._sessions.get((path, announced))
+        if session is None:
+            connector: aiohttp.BaseConnector
+            if path is not None:
+                connector = (_AnnouncingUnix if announced else aiohttp.UnixConnector)(path, force_close=True, limit=0)
+            else:
+                connector = (_AnnouncingTcp if announced else aiohttp.TCPConnector)(force_close=True, limit=0)
+            session = self._sessions[path, announced] = aiohttp.ClientSession(
+                connector=connector,
+                headers={"User-Agent": "clojarsd"},
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return session
 
-async def _within(seconds: float, address: Address, ask: Callable[[], Awaitable[Result]]) -> Result:
+
+class _Announcing(aiohttp.BaseConnector):
+    """Sends on each connection, which is used for one request, that it is no client's, before the request."""
+
+    async def connect(self, *arguments: Any, **named: Any) -> aiohttp.connector.Connection:
+        """A connection on which that was said."""
+        connection = await super().connect(*arguments, **named)
+        if connection.transport is not None:
+            connection.transport.write(LOCAL)
+        return connection
+
+
+class _AnnouncingTcp(_Announcing, aiohttp.TCPConnector):
+    pass
+
+
+class _AnnouncingUnix(_Announcing, aiohttp.UnixConnector):
+    pass
+
+
+async def _connect_to_unix(path: str, said: bytes) -> None:
+    """Return when the socket there has accepted a connection and what is said on it. Raises OSError.
+
+    By hand, because loops take it for a connection when the kernel says that the backlog is full.
+    """
+    with socket.socket(socket.AF_UNIX) as end:
+        end.setblocking(False)
+        while (number := end.connect_ex(path)) == errno.EAGAIN:  # noqa: ASYNC110  # nobody is told when there is room
+            await asyncio.sleep(UNIX_PAUSE)
+        if number:
+            raise OSError(number, os.strerror(number))
+        end.send(said)
+
+
+async def _within(seconds: float, address: Backend, ask: Callable[[], Awaitable[Result]]) -> Result:
     """What `ask` says, or a failure that says why there was no answer."""
     began = time.monotonic()
     try:
@@ -105,7 +175,7 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Trouble of this process, which says nothing about the instance."""
 
 
-def _reason(address: Address, error: OSError) -> str:
+def _reason(address: Backend, error: OSError) -> str:
     """Why a connection came to nothing: `127.0.0.1:8001 refused`.
 
     Raises:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
+from clojarsd.core.end_reason import EndReason as EndReason
 from clojarsd.core.frozen import FrozenSession
 from clojarsd.system.flow import Flow, Stage
-from clojarsd.system.pipes import Pipe
 from clojarsd.system.queues import has_news, request_waits, unacknowledged, unread
-from clojarsd.system.relay_phases import EndReason as EndReason
 from clojarsd.system.relay_phases import Phase
 from clojarsd.system.relay_resources import RelayResources as RelayResources
 from clojarsd.system.sockets import close, reset_when_closed, send_at_once
@@ -98,7 +97,8 @@ class Session:
         send_at_once(self.client)  # if it was reset already, reading says so
         send_at_once(self.instance)
         self._resources.poller.attach(self._loop)
-        self._up.readable()
+        if self._up.is_flushed:
+            self._up.readable()
         if self._phase is not Phase.ENDED:
             if not self.owed:
                 self._up.acknowledge_handshake()
@@ -124,15 +124,24 @@ class Session:
         """Whether no answer is owed: nothing is buffered, and the last bytes came from the instance or none have."""
         return not self.owed and self._up.is_flushed and self._down.is_flushed
 
-    def cut(self) -> None:
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether one side has ended and the other has not."""
+        return self._up.stage is Stage.DONE or self._down.stage is Stage.DONE
+
+    def say_first(self, header: bytes) -> None:
+        """Send the instance this before anything of the client; `bytes_up` does not count it. Only before `start`."""
+        self._up.say(header)
+
+    def cut(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both at once with a reset."""
         if self._phase is not Phase.ENDED:
-            self._end(EndReason.CUT, reset=(self.client, self.instance))
+            self._end(reason, reset=(self.client, self.instance))
 
-    def finish(self) -> None:
+    def finish(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both with an ordinary end, unless something that the client has sent waits to be read."""
         if self._phase is not Phase.ENDED and not unread(self.client):
-            self._end(EndReason.CUT)
+            self._end(reason)
 
     def move_at_next_request(self) -> None:
         """Leave the instance when the client begins its next HTTP/1.x request while the connection is quiet.
@@ -184,35 +193,8 @@ class Session:
         )
         return frozen, (self._up.fd, self._down.fd, *self._up.full_pipe, *self._down.full_pipe)
 
-    @classmethod
-    def thaw(
-        cls,
-        loop: asyncio.AbstractEventLoop,
-        frozen: FrozenSession,
-        descriptors: Sequence[int],
-        resources: RelayResources,
-        *,
-        on_end: Callable[[Session, EndReason], None],
-    ) -> Session:
-        """The same session, in this process and still frozen. The descriptors, as `freeze` gives them, are its own."""
-        client, instance = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
-        client.setblocking(False)
-        instance.setblocking(False)
-        session = cls(loop, client, instance, resources, quickack=frozen.quickack, on_end=on_end)
-        session.owed, session.began_at = frozen.owed, frozen.began_at or session.began_at
-        session.is_duplicated = True
-        session._phase = Phase[frozen.phase]
-        pipes = iter(descriptors[2:])
-        for flow, state in ((session._up, frozen.up), (session._down, frozen.down)):
-            flow.thaw(state, Pipe(next(pipes), next(pipes)) if state.piped else None)
-        if frozen.lost is not None:
-            session._lost = session._up if frozen.lost == "up" else session._down
-        session._said, session._seen = frozen.said, frozen.seen
-        session._timer_at, session._give_up_at = frozen.timer_at, frozen.give_up_at
-        return session
-
     def unfreeze(self) -> None:
-        """Go on after `freeze` or `thaw`."""
+        """Go on after `freeze`, or after it was thawed (relay_thaw.py)."""
         self._resources.poller.attach(self._loop)
         self._up.watch()
         self._down.watch()

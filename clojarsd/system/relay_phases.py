@@ -1,18 +1,8 @@
-"""How far a relayed connection has come, and why it ended."""
+"""How far a relayed connection has come."""
 
 from __future__ import annotations
 
 import enum
-
-
-class EndReason(enum.Enum):
-    """Why a session ended. Its value is the phrase for the connection's log line."""
-
-    FINISHED = "finished"
-    CLIENT_RESET = "reset by the client"
-    INSTANCE_RESET = "reset by the instance"
-    CUT = "cut by clojarsd"
-    MOVED = "moved to the other instance"
 
 
 class Phase(enum.Enum):

@@ -22,20 +22,22 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
     """A non-blocking listening socket.
 
     Args:
+        address: of a host that has a name and several addresses one is listened on, an IPv4 one where there is one.
         ipv6_only: for an IPv6 address: leave the port's IPv4 side alone.
         what: who listens, for the message.
 
     Raises:
         Failed: the address is taken, not of this machine, or may not be used; says who has it where that can be seen.
     """
-    is_ipv6 = ":" in address.host
     try:
-        host = address.host if is_ipv6 else socket.gethostbyname(address.host)
+        host = _one_address(address.host)
+        is_ipv6 = ":" in host
         listener = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted ones inherit it
         if is_ipv6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
         listener.bind((host, address.port))
@@ -47,20 +49,6 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
         raise Failed(f"cannot listen on {address} for {what}: {_reason(error)}{by}") from error
     listener.setblocking(False)
     return listener
-
-
-def resolve(address: Address) -> Address:
-    """The address with a number for its host. Looks a name up, which takes time: for the start, not for each client.
-
-    Raises:
-        Failed: there is no such host.
-    """
-    if ":" in address.host:
-        return address
-    try:
-        return Address(socket.gethostbyname(address.host), address.port)
-    except (OSError, UnicodeError) as error:
-        raise Failed(f"cannot find the host of {address}: {str(error).lower()}") from error
 
 
 def holder_of(port: int, host: str | None = None) -> str | None:
@@ -173,6 +161,12 @@ def close(end: socket.SocketType) -> bool:
     except OSError:
         return False
     return True
+
+
+def _one_address(host: str) -> str:
+    """A numeric address of the host. Raises OSError or UnicodeError."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda one: one[0] == socket.AF_INET6)[4][0])
 
 
 def _reason(error: OSError | UnicodeError) -> str:

@@ -240,3 +240,8 @@ def everything() -> Everything:
         mixed=1.0,
         noted=1,
     )
+
+
+def test_a_dataclass_that_was_written_when_its_field_had_no_other_kind() -> None:
+    assert read(Point | Circle, {"x": 1, "y": 2.0}) == Point(1, 2.0)
+    assert read(Circle | Point, {"x": 1, "y": 2.0}) == Point(1, 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from clojarsd.core.codec import Unfit
 from clojarsd.core.connections import ConnectionPhase, ConnectionView
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
 from clojarsd.core.history import EventName
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Role, UnixAddress
 from clojarsd.core.relay_messages import (
     PROTOCOL,
     Begin,
@@ -165,3 +166,30 @@ def test_the_version_of_a_first_word_can_be_told_whatever_else_it_says() -> None
 def test_an_ipv6_address_is_beside_ipv4_when_one_has_the_same_port() -> None:
     assert PLAN.is_beside_ipv4(Address("::", 80))
     assert not PLAN.is_beside_ipv4(Address("::", 81))
+
+
+def test_a_plan_of_a_process_that_knew_tcp_alone_is_read() -> None:
+    """A relay process of an earlier version stands by while its supervisor is a new one."""
+    document = to_supervisor(FROM_RELAY[0])
+    plan = document["frontends"][0]["plan"]
+    later = ("others", "proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log")
+    for key in later:
+        del plan[key]
+    for backend in plan["backends"].values():
+        assert backend.pop("class") == "Address"
+    assert from_relay(through_json(document)) == FROM_RELAY[0]
+
+
+def test_a_plan_with_everything_arrives() -> None:
+    plan = replace(
+        PLAN,
+        backends={P: UnixAddress("/run/a.sock"), B: Address("::1", 80)},
+        others={B: (Address("127.0.0.1", 80),)},
+        proxy_protocol=True,
+        source="127.0.0.2",
+        idle_timeout=3600.0,
+        half_closed_timeout=None,
+        access_log=True,
+    )
+    message = Configure(1, (Wanted(plan, None),))
+    assert from_supervisor(through_json(to_relay(message))) == message

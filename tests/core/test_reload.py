@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Role, UnixAddress
 from clojarsd.core.reload import (
     DAEMON_RESTART,
     NEXT_START,
@@ -320,3 +320,30 @@ def test_reference_says_when_each_key_takes_effect() -> None:
                 assert key in named[when]
             elif table in ("service", "control"):
                 assert f"{table}.{key}" in named[when]
+
+
+def test_running_instance_keeps_its_sockets_until_its_next_start() -> None:
+    launched = replace(LAUNCHED, sockets={"web": "/run/a"})
+    seen = settings_in_force(primary(sockets='{ web = "/run/b", admin = "/run/a", http2 = "/run/c" }'), launched)
+    assert seen.sockets == {"web": "/run/a", "admin": "/run/a"}
+    assert (seen.backend("web"), seen.backend("admin")) == (UnixAddress("/run/a"), UnixAddress("/run/a"))
+    assert "http2" not in seen.port_names
+
+
+def test_a_port_that_becomes_a_socket_is_a_port_until_the_next_start() -> None:
+    seen = settings_in_force(primary(ports="{ nailgun = 8101 }", sockets='{ http = "/run/a" }'), LAUNCHED)
+    assert seen.backend("http") == Address("127.0.0.1", 8001)
+    back = settings_in_force(primary(), replace(LAUNCHED, ports={"nailgun": 8101}, sockets={"http": "/run/a"}))
+    assert back.backend("http") == UnixAddress("/run/a")
+
+
+def test_instances_that_change_sockets_are_refused() -> None:
+    launched = {role: InForce("127.0.0.1", {"nailgun": 1}, sockets={"web": f"/run/{role.value}"}) for role in BOTH}
+    new = read(
+        instances__primary={"sockets": '{ web = "/run/backup" }'},
+        instances__backup={"sockets": '{ web = "/run/primary" }'},
+    )
+    assert taken_until_a_start(new, launched) == (
+        "cannot reload: instances.backup.sockets.web: /run/primary is in use by primary until its next start; "
+        "nothing was changed"
+    )

@@ -14,6 +14,13 @@ DEPLOY = {"repository": '"/r"', "work_dir": '"/w"', "releases": '"/x"'}
 TCP = {"kind": '"tcp"', "port": '"http"'}
 
 
+SOURCE = {"source": '"127.0.0.2"'}
+ON_SOCKETS = {
+    "instances__primary": {"ports": "{}", "sockets": '{ http = "/run/a.sock" }'},
+    "instances__backup": {"ports": "{}", "sockets": '{ http = "/run/b.sock" }'},
+}
+
+
 def one(**tables: dict[str, str]) -> str:
     """The only problem of a configuration with these keys."""
     (problem,) = problems(document(**tables))
@@ -36,6 +43,10 @@ def one(**tables: dict[str, str]) -> str:
         {"deploy": {**DEPLOY, "build": '["make", "{state_dir}"]'}},
         {"hooks": {"on": '["*"]', "exec": '["x", "{log_dir}", "$HOME"]'}},
         {"instances__primary": {"name": '"primary"'}, "instances__backup": {"name": '"backup"'}},
+        {**ON_SOCKETS, "frontends__http": HTTP, "checks": TCP, "app": {"command": '["x", "{socket.http}"]'}},
+        {"instances__primary": {"ports": "{}", "sockets": '{ http = "/a" }'}, "frontends__http": {**HTTP, **SOURCE}},
+        {"frontends__http": {**HTTP, **SOURCE}, "instances__backup": {"host": '"app2.example"'}},
+        {"frontends__http": {**HTTP, "mode": '"steer"', "source": '""', "half_closed_timeout": '"never"'}},
     ],
 )
 def test_what_fits_is_accepted(tables: dict[str, dict[str, str]]) -> None:
@@ -256,3 +267,69 @@ def test_a_wrong_key_is_not_also_told_as_a_disagreement() -> None:
     assert problems(
         document(instances__primary={"ports": "{ http = 0 }"}, frontends__http=HTTP, checks={**TCP, "port": '"http"'})
     ) == ["instances.primary.ports.http: 0: is not a port (1 to 65535)"]
+
+
+def test_an_instance_listens_somewhere() -> None:
+    assert one(instances__primary={"ports": "{}"}) == (
+        "instances.primary.ports: {}: is empty (at least one port, such as { http = 8001 })"
+    )
+
+
+def test_a_name_is_a_port_or_a_socket() -> None:
+    assert one(instances__primary={"sockets": '{ http = "/run/a.sock" }'}) == (
+        'instances.primary.sockets.http: "/run/a.sock": is also the name of a port (each name once)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "path", "taker"),
+    [
+        ({}, "/run/a.sock", "instances.primary.sockets.http"),
+        ({"control": {"socket": '"/run/control.sock"'}}, "/run/control.sock", "control.socket"),
+    ],
+)
+def test_a_socket_is_taken_once(tables: dict[str, dict[str, str]], path: str, taker: str) -> None:
+    backup = {"ports": "{}", "sockets": f'{{ http = "{path}" }}'}
+    assert one(**{**ON_SOCKETS, "instances__backup": backup, **tables}) == (
+        f'instances.backup.sockets.http: "{path}": is taken by {taker} (a path of its own)'
+    )
+
+
+def test_a_name_that_only_one_instance_has_among_both_kinds() -> None:
+    assert one(frontends__http={**HTTP, "port": '"web"'}, instances__backup={"sockets": '{ web = "/a" }'}) == (
+        'frontends.http.port: "web": only backup has a port of that name (both must have it)'
+    )
+
+
+def test_a_placeholder_of_a_socket_that_is_not_there() -> None:
+    assert one(**ON_SOCKETS, app={"command": '["x", "{socket.web}"]'}) == (
+        'app.command: ["x", "{socket.web}"]: unknown placeholder {socket.web}'
+        " (known: {log_dir}, {name}, {role}, {socket.http}, {state_dir})"
+    )
+
+
+def test_a_source_for_unix_sockets() -> None:
+    assert one(**ON_SOCKETS, frontends__http={**HTTP, **SOURCE}) == (
+        'frontends.http.source: "127.0.0.2": means nothing to a Unix socket, which http is of both instances'
+        " (leave it out)"
+    )
+
+
+@pytest.mark.parametrize(("source", "host"), [("::1", "127.0.0.1"), ("127.0.0.2", "::1")])
+def test_a_source_of_another_kind_than_the_host(source: str, host: str) -> None:
+    backup = {"host": f'"{host}"'}
+    primary = {"host": '"app1.example"'}
+    frontend = {**HTTP, "source": f'"{source}"'}
+    assert one(frontends__http=frontend, instances__backup=backup, instances__primary=primary) == (
+        f'frontends.http.source: "{source}": cannot connect to {host}, the host of backup (an address of the same kind)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("source", '"127.0.0.2"'), ("idle_timeout", '"1h"'), ("access_log", "true"), ("proxy_protocol", "true")],
+)
+def test_what_needs_the_relay(key: str, value: str) -> None:
+    assert one(frontends__http={**HTTP, "mode": '"steer"', key: value}) == (
+        f'frontends.http.{key}: {value}: needs the relay, and mode is "steer" (mode "auto" or "relay")'
+    )

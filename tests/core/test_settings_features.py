@@ -28,7 +28,7 @@ def keys(**tables: dict[str, str]) -> list[str]:
         {"stall": {"enabled": "false"}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
         {"warmup": {"requests": "[]", "rounds": "3"}},
         *({"frontends__http": {**HTTP, "mode": mode}} for mode in ('"steer"', '"relay"')),
-        {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "0", "proxy_protocol": "false"}},
+        {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "5", "proxy_protocol": "true"}},
         {"checks": {"kind": '"http"', "port": '"http"'}},
     ],
 )
@@ -44,10 +44,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
         ({"stall": {}}, ["stall"]),
         ({"hang": {"restart_after": '"30s"', "thread_dump": "true"}}, ["hang.restart_after", "hang.thread_dump"]),
         ({"warmup": {"requests": '["/"]'}}, ["warmup.requests"]),
-        (
-            {"frontends__http": {**HTTP, "max_connections": "1", "proxy_protocol": "true"}},
-            ["frontends.http.proxy_protocol"],
-        ),
         (
             {"deploy": DEPLOY, "admin": {}, "hooks": {"on": '["oom"]', "exec": '["x"]'}},
             ["deploy", "admin", "hooks"],

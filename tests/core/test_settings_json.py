@@ -56,8 +56,11 @@ log_max_size = "10MB"
 log_keep = 0
 [instances.primary]
 ports = { http = 8001, nailgun = 8101 }
+sockets = { web = "/run/web.sock" }
+resolve = "5m"
 [instances.backup]
 host = "::1"
+resolve = "never"
 ports = { http = 8002, nailgun = 8102 }
 stop_signal = ["SIGTERM", "20s"]
 watchdog = "never"

@@ -106,6 +106,31 @@ APP_VALUES = [
 ]
 
 PLACED = [
+    (
+        document(instances__primary={"sockets": '["/a"]'}),
+        'instances.primary.sockets: ["/a"]: is not a table (such as { http = "/run/app/http.sock" })',
+    ),
+    (
+        document(instances__primary={"sockets": '{ web = "a.sock" }'}),
+        'instances.primary.sockets.web: "a.sock": is not an absolute path (it begins with /)',
+    ),
+    (
+        document(instances__primary={"sockets": f'{{ web = "/{"a" * 107}" }}'}),
+        f'instances.primary.sockets.web: "/{"a" * 95}...: is too long for a Unix socket (at most 107 bytes)',
+    ),
+    (document(instances__primary={"resolve": '"0s"'}), 'instances.primary.resolve: "0s": must be longer than zero'),
+    *(
+        (
+            document(frontends__http={"listen": '"127.0.0.1:1"', "port": '"http"', "source": text}),
+            f"frontends.http.source: {text}: is not an address of this host"
+            ' (an IPv4 or IPv6 address without brackets, or "" for any)',
+        )
+        for text in ('"localhost"', '"127.0.0.1:0"', "1")
+    ),
+    (
+        document(frontends__http={"listen": '"127.0.0.1:1"', "port": '"http"', "idle_timeout": '"0s"'}),
+        'frontends.http.idle_timeout: "0s": must be longer than zero',
+    ),
     (document(app={"command": '["serve", 1]'}), "app.command[1]: 1: is not text (text stands in quotes)"),
     (
         document(app={"command": r'["a\u0000b"]'}),

@@ -18,7 +18,7 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.health import Result
 from clojarsd.core.history import EventName
 from clojarsd.core.launch import LaunchSpec, World
-from clojarsd.core.names import Address, Health, HookName, Role, UnitState
+from clojarsd.core.names import Address, Backend, Health, HookName, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.settings import Settings
 from clojarsd.core.unit_events import Restart, Start
@@ -78,7 +78,9 @@ class FakeFrontends:
         self.plans = wanted
 
     def backend(self, role: Role, name: str = "http") -> int:
-        return self.plans[name].backends[role].port
+        backend = self.plans[name].backends[role]
+        assert isinstance(backend, Address)
+        return backend.port
 
 
 class FakeProber(Prober):
@@ -88,10 +90,14 @@ class FakeProber(Prober):
         self.asked: list[tuple[str, Address]] = []
         self.failing: set[int] = set()
 
-    async def http(self, check: Any, address: Address) -> Result:
-        return await self.tcp(check, address, "http")
+    async def http(self, check: Any, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
+        return self._answer("http", address)
 
-    async def tcp(self, check: Any, address: Address, kind: str = "tcp") -> Result:
+    async def tcp(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+        return self._answer("tcp", address)
+
+    def _answer(self, kind: str, address: Backend) -> Result:
+        assert isinstance(address, Address)
         self.asked.append((kind, address))
         return Result(address.port not in self.failing, f"{kind} {address}", 0.001)
 

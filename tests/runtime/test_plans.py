@@ -12,7 +12,7 @@ from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.health import Result
 from clojarsd.core.identity import InstanceMark
 from clojarsd.core.launch import World
-from clojarsd.core.names import Address, HookName, Incarnation, LaunchStage, Role
+from clojarsd.core.names import Address, Backend, HookName, Incarnation, LaunchStage, Role, UnixAddress
 from clojarsd.core.restart import RestartPolicy, RestartWhen
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import InstanceSettings, parse_settings
@@ -102,6 +102,10 @@ hold_connections = 12
 drain = "13s"
 drain_idle = "1s"
 failback = "14s"
+proxy_protocol = true
+idle_timeout = "2h"
+half_closed_timeout = "never"
+access_log = true
 [frontends.nailgun]
 listen = "127.0.0.1:8700"
 port = "nailgun"
@@ -122,15 +126,23 @@ class FakeProber(Prober):
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Address]] = []
+        self.asked_paths: list[tuple[str, str]] = []
+        self.announced: list[bool] = []
+        self.hosts: list[str | None] = []
         self.failing: set[int] = set()
 
-    async def http(self, check: Any, address: Address) -> Result:
-        return self._answer("http", address)
+    async def http(self, check: Any, address: Backend, *, announced: bool = False, host: str | None = None) -> Result:
+        self.hosts.append(host)
+        return self._answer("http", address, announced)
 
-    async def tcp(self, check: Any, address: Address) -> Result:
-        return self._answer("tcp", address)
+    async def tcp(self, check: Any, address: Backend, *, announced: bool = False) -> Result:
+        return self._answer("tcp", address, announced)
 
-    def _answer(self, kind: str, address: Address) -> Result:
+    def _answer(self, kind: str, address: Backend, announced: bool) -> Result:
+        self.announced.append(announced)
+        if isinstance(address, UnixAddress):
+            self.asked_paths.append((kind, address.path))
+            return Result(True, f"{kind} {address}", 0.001)
         self.asked.append((kind, address))
         return Result(address.port not in self.failing, f"{kind} {address}", 0.001)
 
@@ -195,7 +207,9 @@ def test_a_unit_has_its_name_and_what_its_process_is_bound_to(plans: Plans) -> N
 
 def test_what_a_process_is_bound_to_is_every_key_that_waits_for_a_start() -> None:
     """As `settings_in_force` needs it; a new field must not be forgotten here."""
-    assert {field.name for field in fields(InForce)} == {"host", "ports", "notify", "watchdog", "log", "cgroup"}
+    assert {field.name for field in fields(InForce)} == {
+        *("host", "ports", "sockets", "notify", "watchdog", "log", "cgroup")
+    }
     assert {field.name for field in fields(InForce)} <= set(InstanceSettings.model_fields)
 
 
@@ -407,8 +421,13 @@ def test_every_key_of_a_frontend_is_in_its_plan(plans: Plans) -> None:
     assert (http.connect_timeout, http.hold, http.hold_connections) == (4.0, 11.0, 12)
     assert (http.drain, http.drain_idle, http.failback) == (13.0, 1.0, 14.0)
     assert (http.movable, http.quickack) == (True, False)
-    assert (http.mode, http.needs_relay, nailgun.mode, nailgun.needs_relay) == ("auto", (), "relay", ("quickack",))
-    assert http.mode_reason is None
+    assert (http.mode, http.mode_reason) == ("auto", None)
+    assert http.needs_relay == ("proxy_protocol", "idle_timeout", "access_log")
+    assert (nailgun.mode, nailgun.needs_relay) == ("relay", ("quickack",))
+    assert (http.proxy_protocol, http.access_log) == (True, True)
+    assert (http.idle_timeout, http.half_closed_timeout) == (7200.0, None)
+    assert (nailgun.proxy_protocol, nailgun.idle_timeout, nailgun.half_closed_timeout) == (False, None, 3600)
+    assert (http.source, nailgun.access_log, http.others) == (None, False, {})
     assert nailgun.backends == {P: Address("127.0.0.1", 8101), B: Address("::1", 8102)}
     assert (nailgun.movable, nailgun.quickack, nailgun.mode_reason) == (False, True, None)
 
@@ -435,3 +454,104 @@ def test_a_host_by_name_is_looked_up_and_one_that_is_not_there_is_said(plans: Pl
     impossible = 64 * "x"  # longer than a label may be, so that no name server is asked
     with pytest.raises(Failed, match=f"^cannot find the host of {impossible}:8001: "):
         plans.frontends({**both, P: replace(both[P], host=impossible)})
+
+
+ON_SOCKETS = """
+[app]
+command = ["serve", "{socket.http}"]
+pre_stop = [["tell", "{socket.http}"]]
+[instances.primary]
+ports = {}
+sockets = { http = "/run/a.sock" }
+[instances.backup]
+ports = { http = 8002 }
+sockets = { extra = "/run/b.sock" }
+[frontends.http]
+listen = "127.0.0.1:8080"
+port = "http"
+source = "127.0.0.2"
+proxy_protocol = true
+"""
+
+
+def test_a_frontend_may_stand_before_a_unix_socket_and_a_port() -> None:
+    plans = plans_of(ON_SOCKETS.replace("{socket.http}", "x"))
+    seen = plans.frontends({role: plans.in_force(role) for role in Role})["http"]
+    assert seen.backends == {P: UnixAddress("/run/a.sock"), B: Address("127.0.0.1", 8002)}
+    assert (seen.source, seen.others) == ("127.0.0.2", {})
+    assert seen.mode_reason == "primary listens on a Unix socket, /run/a.sock"
+
+
+def test_an_instance_is_told_its_socket_and_its_hooks_that_of_its_process() -> None:
+    text = ON_SOCKETS.replace("ports = { http = 8002 }\nsockets = { extra", "ports = {}\nsockets = { http")
+    plans = plans_of(text.replace('source = "127.0.0.2"', ""))
+    spec = plans.unit(P).launch(THIRD, {}).spec
+    assert (spec.command, spec.ports) == (("serve", "/run/a.sock"), {})
+    bound = InForce("127.0.0.1", {}, sockets={"http": "/run/before.sock"})
+    assert plans.unit(P, lambda: bound).hooks[HookName.PRE_STOP].commands() == (("tell", "/run/before.sock"),)
+
+
+async def test_sockets_are_checked_and_told_that_a_check_is_no_client() -> None:
+    plans = plans_of(ON_SOCKETS.replace("{socket.http}", "x"))
+    (check,) = plans.checks(P, plans.in_force(P))
+    assert (await check.ask()).passed
+    (check,) = plans.checks(B, plans.in_force(B))
+    assert (await check.ask()).passed
+    assert isinstance(plans.prober, FakeProber)
+    assert plans.prober.asked_paths == [("tcp", "/run/a.sock")]
+    assert plans.prober.asked == [("tcp", Address("127.0.0.1", 8002))]
+    assert plans.prober.announced == [True, True]
+
+
+NEVER = 'host = "a.example"\nresolve = "never"'
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "hosts", "pause"),
+    [
+        ("", "", set(), None),
+        ('host = "a.example"', "", {"a.example"}, 30.0),
+        (NEVER, 'host = "b.example"\nresolve = "5s"', {"a.example", "b.example"}, 5.0),
+        (NEVER, 'host = "::1"\nresolve = "5s"', {"a.example"}, None),
+    ],
+)
+def test_names_are_looked_up_as_often_as_the_settings_say(
+    primary: str, backup: str, hosts: set[str], pause: float | None
+) -> None:
+    text = LEAST.replace("[instances.primary]", f"[instances.primary]\n{primary}")
+    plans = plans_of(text.replace("[instances.backup]", f"[instances.backup]\n{backup}"))
+    assert plans.named_hosts({role: plans.in_force(role) for role in Role}) == (frozenset(hosts), pause)
+
+
+async def test_checks_go_where_a_name_led_last_and_try_each_address() -> None:
+    """A name service that fails takes no instance down."""
+    plans = plans_of(NAMED)
+    plans.names._found["a.example"] = ("127.0.0.2", "127.0.0.3")
+    assert isinstance(plans.prober, FakeProber)
+    http, tcp = plans.checks(P, plans.in_force(P))
+    assert (await http.ask()).passed
+    assert (await tcp.ask()).passed
+    plans.prober.failing.add(8001)
+    assert not (await http.ask()).passed
+    first, second = Address("127.0.0.2", 8001), Address("127.0.0.3", 8001)
+    assert plans.prober.asked == [("http", first), ("tcp", first), ("http", first), ("http", second)]
+    assert plans.prober.hosts == ["a.example:8001"] * 3
+
+
+async def test_a_check_looks_a_name_up_itself_that_was_never_found() -> None:
+    plans = plans_of(NAMED)
+    assert isinstance(plans.prober, FakeProber)
+    http, _ = plans.checks(P, plans.in_force(P))
+    assert (await http.ask()).passed
+    assert plans.prober.asked == [("http", Address("a.example", 8001))]
+    assert plans.prober.hosts == [None]
+
+
+NAMED = f"""{LEAST.replace("[instances.primary]", "[instances.primary]" + chr(10) + 'host = "a.example"')}
+[[checks]]
+kind = "http"
+port = "http"
+[[checks]]
+kind = "tcp"
+port = "http"
+"""

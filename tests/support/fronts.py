@@ -8,7 +8,7 @@ import gc
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import uvloop
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Address, Backend, Role
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.listeners import Listeners
@@ -199,7 +199,7 @@ def listeners_of(plan: FrontendPlan) -> list[socket.socket]:
     return listeners.of(plan.name)
 
 
-def make_plan(backends: dict[Role, Address], **changes: Any) -> FrontendPlan:
+def make_plan(backends: Mapping[Role, Backend], **changes: Any) -> FrontendPlan:
     """A plan in which nothing ends by itself, with the changes."""
     values: dict[str, Any] = {
         "name": "line",

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from clojarsd.core.errors import CannotSteer
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Backend, Role
 from clojarsd.core.steering import Steered
 
 
@@ -81,14 +81,14 @@ class OwnReach:
 
     def __init__(self, listeners: Mapping[Role, socket.socket]) -> None:
         self.listeners = dict(listeners)
-        self.away: dict[Address, str] = {}
+        self.away: dict[Backend, str] = {}
         self.refuses: dict[Role, Exception] = {}
         self.asked: list[Role] = []
 
-    def why_elsewhere(self, address: Address) -> str | None:
+    def why_elsewhere(self, address: Backend) -> str | None:
         return self.away.get(address)
 
-    def listening(self, role: Role, address: Address) -> Sequence[socket.socket]:
+    def listening(self, role: Role, address: Backend) -> Sequence[socket.socket]:
         self.asked.append(role)
         if role in self.refuses:
             raise self.refuses[role]

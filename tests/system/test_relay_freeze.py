@@ -14,7 +14,8 @@ import pytest
 from clojarsd.core.frozen import FrozenConnection, FrozenFlow, FrozenSession, from_document, to_document
 from clojarsd.core.names import Role
 from clojarsd.system.pipes import PipePool
-from clojarsd.system.relay import EndReason, Session
+from clojarsd.system.relay import EndReason
+from clojarsd.system.relay_thaw import thaw
 from tests.support.sockets import (
     DEADLINE_S,
     NewLoop,
@@ -68,7 +69,7 @@ class Hands:
         here, there = relayed._rig, self.second if relayed._rig is self.first else self.first
         gone = relayed.session
         relayed.session = there.call(
-            lambda: Session.thaw(there.loop, state, self._descriptors, there.resources, on_end=relayed._on_end)
+            lambda: thaw(there.loop, state, self._descriptors, there.resources, on_end=relayed._on_end)
         )
         relayed._rig = there
         here.call(gone.let_go)

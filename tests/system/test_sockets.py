@@ -12,7 +12,7 @@ import pytest
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
-from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen, resolve, since_data
+from clojarsd.system.sockets import close_with_reset, free_ports, holder_of, listen, since_data
 from tests.support.sockets import open_descriptors, receive_to_the_end, reset, tcp_pair
 
 LOOPBACK = "127.0.0.1"
@@ -127,14 +127,6 @@ def test_free_ports_are_free_and_no_outgoing_connection_takes_one() -> None:
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
 
 
-def test_a_name_is_resolved_to_a_number_and_a_number_stays() -> None:
-    assert resolve(Address("localhost", 80)) == Address("127.0.0.1", 80)
-    assert resolve(Address("127.0.0.2", 80)) == Address("127.0.0.2", 80)
-    assert resolve(Address("::1", 80)) == Address("::1", 80)
-    with pytest.raises(Failed, match=r"^cannot find the host of no-such-host\.invalid:80: "):
-        resolve(Address("no-such-host.invalid", 80))
-
-
 def test_silence_is_known_of_a_connection_and_not_of_other_sockets() -> None:
     one, other = tcp_pair()
     with one, other:
@@ -144,3 +136,18 @@ def test_silence_is_known_of_a_connection_and_not_of_other_sockets() -> None:
     unix, peer = socket.socketpair()
     with unix, peer:
         assert since_data(unix) is None
+
+
+def test_a_peer_that_has_vanished_is_found_out_by_the_kernel() -> None:
+    """Clients that are accepted are asked whether they are there, as the listening socket says."""
+    with (
+        listen(Address(LOOPBACK, 0), ipv6_only=False, what="a test") as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_a_host_that_is_not_there_is_told() -> None:
+    with pytest.raises(Failed, match=r"^cannot listen on no-such-host\.invalid:0 for a test: "):
+        listen(Address("no-such-host.invalid", 0), ipv6_only=False, what="a test")
