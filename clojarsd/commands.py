@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import sys
@@ -83,6 +84,23 @@ def demo(directory: Path | None) -> None:
     from clojarsd.demo import run_demo
 
     _exit_on_error(lambda: run_demo(directory, run))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def cleanup(as_json: bool) -> None:
+    """Take out of the kernel what dead daemons have left there; what a living one uses stays."""
+    from clojarsd.system.steering import cleanup
+
+    def act() -> None:
+        removed = cleanup()
+        if as_json:
+            click.echo(json.dumps({"result": "done", "removed": removed}))
+        else:
+            nothing = "no dead clojarsd has left anything in the kernel"
+            click.echo(f"removed what was left of {', '.join(removed)}" if removed else nothing)
+
+    _exit_on_error(act)
 
 
 def run(

@@ -211,6 +211,7 @@ class Parts:
             self.logs.logs,
             config=self.configuration,
             life=self.life,
+            frontends=self.relay,
         )
 
     def _open_stalls(self, stack: AsyncExitStack) -> None:

@@ -82,6 +82,8 @@ class OrderOptions:
         force: do it although nobody can serve meanwhile.
         timeout: seconds after which the caller is told that it goes on; None watches to the end.
         wait: whether the caller watches at all.
+        within: seconds that open connections may last until the instance is out of rotation or ended, where that is
+            sooner than by the settings; also shortens a drain that is under way. None: as the settings say.
         environment: variables of the process that this order starts, and of no later one. Their values may be secrets:
             what is logged or kept are the names.
     """
@@ -89,6 +91,7 @@ class OrderOptions:
     force: bool = False
     timeout: float | None = None
     wait: bool = True
+    within: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,10 +123,12 @@ def parse_options(body: bytes, verb: Verb = Verb.START) -> OrderOptions:
     if not isinstance(options, dict):
         raise ValueError('the body is not a JSON object such as {"force": true}')
     for key, value in options.items():
-        if key not in ("force", "timeout", "wait", "environment"):
-            raise ValueError(f"{key} is not an option of an order (force, timeout, wait, environment)")
+        if key not in ("force", "timeout", "wait", "within", "environment"):
+            raise ValueError(f"{key} is not an option of an order (force, timeout, wait, within, environment)")
         if key == "timeout":
             _check_timeout(value)
+        elif key == "within":
+            _check_within(value, verb)
         elif key == "environment":
             _check_environment(value, verb)
         elif not isinstance(value, bool):
@@ -136,6 +141,15 @@ def _check_timeout(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST_TIMEOUT:
         raise ValueError(f"timeout is {json.dumps(value)}, not a number of seconds (more than 0, at most 86400)")
+
+
+def _check_within(value: object, verb: Verb) -> None:
+    if verb not in (Verb.STOP, Verb.RESTART, Verb.DRAIN):
+        raise ValueError(f"within is for what drains an instance (stop, restart, drain), not for {verb.value}")
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_TIMEOUT:
+        raise ValueError(f"within is {json.dumps(value)}, not a number of seconds (0 to 86400)")
 
 
 def _check_environment(value: object, verb: Verb) -> None:

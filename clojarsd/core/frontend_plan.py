@@ -6,6 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from clojarsd.core.names import Address, Backend, Role
+from clojarsd.core.routing import Caps, Failback
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An operator's wish that new connections wait. `until`: monotonic seconds; `by`: whose wish."""
+
+    until: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountedFrom:
+    """What was counted when an operator wished to begin anew. `accepted`: as `FrontendView.accepted_total`; at: UTC."""
+
+    accepted: Mapping[Role | None, int]
+    at: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +38,8 @@ class FrontendPlan:
         mode_reason: why it relays though the settings ask for more, or None.
         needs_relay: the keys of the settings that only the relay can carry out.
         is_steered: whether the kernel gives new connections to the instances, and only others come to the relay.
-        connect_timeout, hold, drain, drain_idle, failback: seconds, as the settings say.
+        connect_timeout, hold, drain, drain_idle, failback, failback_max: seconds, as the settings say.
+        max_connections, max_per_instance: as the settings say; 0: no limit.
         proxy_protocol: whether an instance is told first who its client is.
         source: the numeric host of ours that connects to instances come from; None: whichever fits.
         idle_timeout: seconds of silence after which a connection is ended; half_closed_timeout: the same for one of
@@ -43,12 +62,25 @@ class FrontendPlan:
     mode: str = "relay"
     needs_relay: tuple[str, ...] = ()
     is_steered: bool = False
+    failback_max: float = 0.0
+    max_connections: int = 0
+    max_per_instance: int = 0
     others: Mapping[Role, tuple[Address, ...]] = field(default_factory=dict)
     proxy_protocol: bool = False
     source: str | None = None
     idle_timeout: float | None = None
     half_closed_timeout: float | None = None
     access_log: bool = False
+
+    @property
+    def when_home(self) -> Failback:
+        """When the primary gets its connections back."""
+        return Failback(self.failback, self.failback_max)
+
+    @property
+    def caps(self) -> Caps:
+        """How many connections there may be."""
+        return Caps(self.max_connections, self.max_per_instance, self.max_per_instance)
 
     def relayed(self, reason: str) -> FrontendPlan:
         """The plan with the relay instead of the kernel, if the kernel was to steer; and why."""

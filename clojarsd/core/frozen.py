@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
-from clojarsd.core.routing import Route
+from clojarsd.core.routing import Caps, Route
 
 VERSION = 1
 """Of these values. Another version is refused, and the connections stay where they are."""
@@ -80,11 +80,13 @@ class FrozenClient:
         is_new: whether it never had an instance.
         tried: the roles that could not be connected to.
         give_up_at: until when it may wait, or None: it never had to.
+        is_announced: whether what it says begins with who the client is already.
     """
 
     is_new: bool
     tried: tuple[Role, ...]
     give_up_at: float | None
+    is_announced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class FrozenFrontend:
         accepted: how many each role has got, and under None how many had to wait.
         held_since: since when somebody has waited without a break, or None.
         drains: the roles that are drained; until when, or None: none of their connections is left.
+        pause, caps, counted_from: what operators have ordered; caps None: what the plan says.
     """
 
     plan: FrontendPlan
@@ -154,6 +157,9 @@ class FrozenFrontend:
     accepted: Mapping[Role | None, int]
     held_since: float | None
     drains: Mapping[Role, float | None]
+    pause: Pause | None = None
+    caps: Caps | None = None
+    counted_from: CountedFrom | None = None
 
 
 def to_document(connection: FrozenConnection) -> Document:
@@ -168,7 +174,8 @@ def _without_record(connection: FrozenConnection) -> Document:
     state, role = connection.state, connection.role
     head = [role.value if role is not None else None, connection.quiet_since]
     if isinstance(state, FrozenClient):
-        return [*head, [state.is_new, [tried.value for tried in state.tried], state.give_up_at]]
+        said = [True] if state.is_announced else []  # which an earlier version does not know
+        return [*head, [state.is_new, [tried.value for tried in state.tried], state.give_up_at, *said]]
     return [
         *head,
         state.phase, state.owed, state.quickack, state.lost, state.said, state.seen, state.timer_at, state.give_up_at,
@@ -187,8 +194,9 @@ def from_document(document: Document) -> FrozenConnection:
         role = Role(name) if name is not None else None
         record = FrozenRecord(*rest.pop()[RECORD]) if isinstance(rest[-1], dict) else None
         if len(rest) == 1:
-            is_new, tried, give_up_at = rest[0]
-            return FrozenConnection(role, FrozenClient(is_new, tuple(map(Role, tried)), give_up_at), None, record)
+            is_new, tried, give_up_at, *said = rest[0]
+            client = FrozenClient(is_new, tuple(map(Role, tried)), give_up_at, said == [True])
+            return FrozenConnection(role, client, None, record)
         *plain, up, down = rest
         phase, owed, quickack, lost, said, seen, timer_at, give_up_at = plain[:8]
         began_at = plain[8] if len(plain) > 8 else None  # an earlier version did not say it

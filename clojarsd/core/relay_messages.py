@@ -7,6 +7,8 @@
                                  Welcome or Refusal ◄── Welcome brings the listening sockets, frontend by frontend
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
+    PauseFrontend, ResumeFrontend ─────────────►
+    CapFrontend, CountFrom ────────────────────►
     BeginDrain ────────────────────────────────► Drained
     Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
@@ -28,9 +30,10 @@ from typing import Any
 
 from clojarsd.core.codec import CLASS, decode, encode
 from clojarsd.core.connections import ConnectionView
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
+from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 
 PROTOCOL = 1
@@ -87,11 +90,13 @@ class BeginDrain:
 
     Attributes:
         go_on: a drain that is under way already, or over, counts: it gets this number, and its deadline stays.
+        within: seconds in which it shall be over, where that is sooner than by the settings and by earlier wishes.
     """
 
     number: int
     role: Role
     go_on: bool = False
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,38 @@ class Adopt:
 
     frontend: str
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class PauseFrontend:
+    """Have new connections of a frontend wait for so many seconds. `by`: who wishes it."""
+
+    frontend: str
+    seconds: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeFrontend:
+    """Let new connections of a frontend wait no more."""
+
+    frontend: str
+
+
+@dataclass(frozen=True, slots=True)
+class CapFrontend:
+    """Have no more connections than that, until the settings of the frontend say something else about it."""
+
+    frontend: str
+    caps: Caps
+
+
+@dataclass(frozen=True, slots=True)
+class CountFrom:
+    """Show what is counted from here on."""
+
+    frontend: str
+    counted_from: CountedFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +207,7 @@ class Welcome:
         accepting: whether clients are accepted.
         eligible: what it was told last.
         draining: the instances whose drain has been begun and not ended.
+        paused: by name the frontends whose new connections wait by order, the seconds left, and by whose order.
     """
 
     protocol: int
@@ -178,6 +216,7 @@ class Welcome:
     frontends: tuple[Standing, ...]
     eligible: Mapping[Role, bool]
     draining: tuple[Role, ...] = ()
+    paused: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +319,10 @@ ToRelay = (
     | EndDrain
     | Cut
     | Adopt
+    | PauseFrontend
+    | ResumeFrontend
+    | CapFrontend
+    | CountFrom
     | StopAccepting
     | Ping
     | ListConnections

@@ -71,8 +71,8 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
     "frontends": dict.fromkeys(
         (
             *("listen", "port", "mode", "quickack", "connect_timeout", "hold", "hold_connections"),
-            *("drain", "drain_idle", "failback", "max_connections", "proxy_protocol"),
-            *("source", "idle_timeout", "half_closed_timeout", "access_log"),
+            *("drain", "drain_idle", "failback", "failback_max", "max_connections", "max_per_instance"),
+            *("proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log"),
         ),
         NOW,
     ),

@@ -167,7 +167,7 @@ class InstanceSettings(LaunchSettings):
 
 
 class FrontendSettings(Table):
-    """A port that clients use. hold 0.0: nobody waits; max_connections 0: no limit of its own; None: never, or none."""
+    """A port that clients use. hold 0.0: nobody waits; max_connections, max_per_instance 0: no limit; None: never."""
 
     listen: kinds.Listens = Field(description='where clients connect, such as "127.0.0.1:8080"')
     port: kinds.Key = Field(description="the name of a port of the instances, such as http")
@@ -179,7 +179,9 @@ class FrontendSettings(Table):
     drain: kinds.DurationOrZero = 30.0
     drain_idle: kinds.DurationOrZero = 2.0
     failback: kinds.DurationOrZero = 5.0
+    failback_max: kinds.DurationOrZero = 300.0
     max_connections: kinds.CountOrZero = 0
+    max_per_instance: kinds.CountOrZero = 0
     proxy_protocol: kinds.Boolean = False
     source: kinds.Source = None
     idle_timeout: processes.DurationOrNever = None

@@ -13,6 +13,7 @@ from clojarsd.core.placeholders import placeholders_in, unknown_placeholder
 from clojarsd.core.quantities import duration_text
 from clojarsd.core.settings_problems import Problem, Where, masked_value, path_text, value_text
 from clojarsd.core.settings_types import LONGEST_SOCKET_PATH, CheckKind, Mode
+from clojarsd.core.steering_choice import RELAY_ONLY
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -152,7 +153,7 @@ class _Judge:
             text = f"is shorter than stall.sample, {duration_text(stall.sample)}"
             yield self._problem(("stall", "after"), duration_text(stall.after), text, ("stall", "sample"))
         for name, frontend in self.settings.frontends.items():
-            for key in ("quickack", "max_connections", "proxy_protocol", "source", "idle_timeout", "access_log"):
+            for key in RELAY_ONLY:
                 if frontend.mode is Mode.STEER and getattr(frontend, key):
                     where: Where = ("frontends", name, key)
                     text = 'needs the relay, and mode is "steer" (mode "auto" or "relay")'

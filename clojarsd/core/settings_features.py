@@ -10,7 +10,7 @@ from clojarsd.core.settings_types import CheckKind
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from clojarsd.core.settings import FrontendSettings, Settings
+    from clojarsd.core.settings import Settings
 
 
 def features_not_acted_on(settings: Settings) -> tuple[str, ...]:
@@ -24,8 +24,6 @@ def _keys(settings: Settings) -> Iterator[str]:
             yield f'checks[{number}].kind "{check.kind.value}"'
     yield from _given("hang", settings.hang, {"restart_after": None, "thread_dump": False})
     yield from _given("warmup", settings.warmup, {"requests": ()})
-    for name, frontend in settings.frontends.items():
-        yield from _of_frontend(f"frontends.{name}", frontend)
     for key in ("deploy", "admin", "hooks"):
         if getattr(settings, key):
             yield key
@@ -36,7 +34,3 @@ def _given(where: str, table: BaseModel, off: dict[str, object]) -> Iterator[str
     for key, value in off.items():
         if key in table.model_fields_set and getattr(table, key) != value:
             yield f"{where}.{key}"
-
-
-def _of_frontend(where: str, frontend: FrontendSettings) -> Iterator[str]:
-    yield from _given(where, frontend, {"max_connections": 0})

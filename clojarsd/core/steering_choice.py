@@ -8,7 +8,10 @@ from typing import Final
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 
-RELAY_ONLY: Final = ("quickack", "max_connections", "proxy_protocol", "source", "idle_timeout", "access_log")
+RELAY_ONLY: Final = (
+    *("quickack", "max_connections", "max_per_instance", "proxy_protocol"),
+    *("source", "idle_timeout", "access_log"),
+)
 """Keys of a frontend that ask for what only the relay can do, where the settings give them."""
 
 

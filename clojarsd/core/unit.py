@@ -133,7 +133,7 @@ _BY_STATE: Mapping[UnitState, Mapping[type[Event], act.Act]] = {
         Start: act.keep,
         Stop: act.change_drain,
         Restart: act.change_drain,
-        Drain: act.take_out,
+        Drain: act.drain_sooner,
         Undrain: act.undrain,
         Reload: act.reload,
         Drained: act.drained,

@@ -14,6 +14,7 @@ from clojarsd.core.unit_events import (
     Announce,
     BeginDrain,
     CutConnections,
+    Drain,
     Effect,
     EndChecks,
     EndDrain,
@@ -157,20 +158,41 @@ def reload(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 def drain_by_wish(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """It runs on without new connections, for as long as the operator wants."""
+    assert isinstance(event, Drain)
     draining = replace(unit, state=UnitState.DRAINING, rotation=Rotation.OUT)
-    return draining, (BeginDrain(unit.incarnation), Announce(EventName.DRAIN_STARTED))
+    return draining, (BeginDrain(unit.incarnation, event.within), Announce(EventName.DRAIN_STARTED))
 
 
 def drain_to_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """Its connections may end until a deadline; the end of the process comes after."""
-    draining = replace(_wish(unit, event), state=UnitState.DRAINING, deadline=now + policy.drain_timeout)
-    return draining, (BeginDrain(unit.incarnation), Announce(EventName.DRAIN_STARTED))
+    assert isinstance(event, Stop | Restart)
+    deadline = now + _shorter(policy.drain_timeout, event.within)
+    draining = replace(_wish(unit, event), state=UnitState.DRAINING, deadline=deadline)
+    return draining, (BeginDrain(unit.incarnation, event.within), Announce(EventName.DRAIN_STARTED))
 
 
 def change_drain(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """The process that is being drained is to be ended; a deadline already set holds."""
-    deadline = unit.deadline if unit.deadline is not None else now + policy.drain_timeout
-    return replace(_wish(unit, event), deadline=deadline), (BeginDrain(unit.incarnation),)
+    """The process that is being drained is to be ended; a deadline already set holds, unless this one is sooner."""
+    assert isinstance(event, Stop | Restart)
+    deadline = now + _shorter(policy.drain_timeout, event.within)
+    if unit.deadline is not None:
+        deadline = min(unit.deadline, now + event.within) if event.within is not None else unit.deadline
+    return replace(_wish(unit, event), deadline=deadline), (BeginDrain(unit.incarnation, event.within),)
+
+
+def drain_sooner(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
+    """It stays out of rotation; what is open may last for a shorter time, if that is wished."""
+    assert isinstance(event, Drain)
+    out = replace(unit, rotation=Rotation.OUT)
+    if event.within is None:
+        return out, ()
+    if unit.deadline is not None:
+        out = replace(out, deadline=min(unit.deadline, now + event.within))
+    return out, (BeginDrain(unit.incarnation, event.within),)
+
+
+def _shorter(seconds: float, within: float | None) -> float:
+    return seconds if within is None else min(seconds, within)
 
 
 def keep(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:

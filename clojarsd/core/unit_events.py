@@ -18,17 +18,23 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Be down: drain, then end the process."""
+    """Be down: drain, then end the process. within: seconds that the drain may take, where that is sooner."""
+
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Be up with a new process: drain, end the old one, launch."""
+    """Be up with a new process: drain, end the old one, launch. within: as for a stop."""
+
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Run on without new connections."""
+    """Run on without new connections. within: seconds that open ones may last, where that is sooner."""
+
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +153,14 @@ class SignalMain:
 
 @dataclass(frozen=True, slots=True)
 class BeginDrain:
-    """Give it no new connections, let the open ones end, and report `Drained` when none is left."""
+    """Give it no new connections, let the open ones end, and report `Drained` when none is left.
+
+    Attributes:
+        within: seconds in which that shall be, where it is sooner than by the settings; None: by them alone.
+    """
 
     incarnation: Incarnation
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Health, Role
-from clojarsd.core.routing import is_eligible
+from clojarsd.core.routing import NO_CAPS, Caps, is_eligible
 from clojarsd.core.unit import Unit
 
 
@@ -31,14 +32,19 @@ class LastExit:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What happens by itself if nothing else does: a sentence that says `it` of whom it is about, and when (UTC)."""
+    """What happens by itself if nothing else does: a sentence that says `it` of whom it is about, and when (UTC).
+
+    Attributes:
+        reason: why it takes longer than usual, or None.
+    """
 
     what: str
     at: str
+    reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """It as `GET /v1/status` gives it."""
-        return {"what": self.what, "at": self.at}
+        return {"what": self.what, "at": self.at} | ({"reason": self.reason} if self.reason is not None else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +137,26 @@ class InstanceView:
 
 
 @dataclass(frozen=True, slots=True)
+class PausedView:
+    """An operator's wish that new connections wait. `until`: UTC; `by`: whose wish."""
+
+    until: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class FrontendView:
     """One frontend. The mappings count by role, and by None what is or was held.
 
     Attributes:
+        accepted_total: counted since the frontend began; never less than before.
         next: what happens by itself, such as the failback, or None.
+        paused: until when (UTC) new connections wait by order, and by whose, or None.
+        caps: how many connections there may be.
+        counted_from: what is shown is counted from there; None: from the beginning.
+        draining: the instances whose open connections are let end, and until when (UTC); those without any left are
+            not among them.
+        failures: how often in a row the primary has ceased to serve before it had served for long.
     """
 
     listen: tuple[str, ...]
@@ -145,6 +166,17 @@ class FrontendView:
     connections: Mapping[Role | None, int]
     accepted_total: Mapping[Role | None, int]
     next: Next | None = None
+    paused: PausedView | None = None
+    caps: Caps = NO_CAPS
+    counted_from: CountedFrom | None = None
+    draining: Mapping[Role, str] = field(default_factory=dict)
+    failures: int = 0
+
+    @property
+    def accepted(self) -> Mapping[Role | None, int]:
+        """What was accepted since an operator has begun to count anew, if one has."""
+        before = self.counted_from.accepted if self.counted_from is not None else {}
+        return {one: max(count - before.get(one, 0), 0) for one, count in self.accepted_total.items()}
 
     def as_json(self) -> dict[str, Any]:
         """The frontend as `GET /v1/status` gives it."""
@@ -154,8 +186,16 @@ class FrontendView:
             "mode_reason": self.mode_reason,
             "active": self.active.value if self.active is not None else None,
             "connections": _by_role(self.connections),
-            "accepted_total": _by_role(self.accepted_total),
+            "accepted_total": _by_role(self.accepted),
             "next": self.next and self.next.as_json(),
+            "paused": self.paused and {"until": self.paused.until, "by": self.paused.by},
+            "caps": {"total": self.caps.total, "primary": self.caps.primary, "backup": self.caps.backup},
+            "counters_since": self.counted_from and {"at": self.counted_from.at, "by": self.counted_from.by},
+            "draining": {
+                role.value: {"until": until, "left": self.connections.get(role, 0)}
+                for role, until in self.draining.items()
+            },
+            "recent_failovers": self.failures,
         }
 
 

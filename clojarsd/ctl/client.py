@@ -54,9 +54,9 @@ class Daemon:
         with self.stream("GET", target, patience=patience) as answer:
             return answer.whole()
 
-    def post(self, target: str, patience: int) -> Any:
-        """The JSON that the daemon answers to an order without options. Args and errors as `get` has them."""
-        with self.stream("POST", target, patience=patience) as answer:
+    def post(self, target: str, patience: int, body: dict[str, Any] | None = None) -> Any:
+        """The JSON that the daemon answers to an order with the options in `body`. Args, errors as `get` has them."""
+        with self.stream("POST", target, body, patience) as answer:
             return answer.whole()
 
     def text(self, target: str) -> str:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from clojarsd.ctl.client import Answer, Rejected, Unreachable
 from clojarsd.ctl.render import clean, step_text
@@ -77,6 +77,13 @@ def upgrade_daemon(session: Session, timeout: float | None) -> None:
         message = f"clojarsd {before['version']} ended before it was replaced; {_named(after)} was started after it"
         session.fail(EXIT_FAILED, "failed", message)
     _conclude(session, {"result": "done", "message": _replaced(before, after), "before": before, "after": after})
+
+
+def clean_up(session: Session) -> NoReturn:
+    """Become the program that takes out of the kernel what dead daemons have left: no daemon could be asked."""
+    command = [sys.executable, "-P", "-m", "clojarsd", "cleanup", *["--json"] * session.as_json]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
 
 
 @contextmanager

@@ -49,6 +49,18 @@ def _not_yet(name: str) -> click.Command:
     return answer
 
 
+def seconds_or_none(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """A duration such as `5m`, as seconds; `0s` is one, too."""
+    return 0.0 if text is not None and _is_no_time(text) else seconds(ctx, param, text)
+
+
+def _is_no_time(text: str) -> bool:
+    try:
+        return parse_duration(text) == 0
+    except ValueError:
+        return False
+
+
 def seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """A duration such as `5m`, as seconds, which are more than none."""
     if text is None:
@@ -115,6 +127,12 @@ timeout_option = click.option(
     callback=seconds,
     metavar="TIME",
     help='Wait at most this long, such as "90s" or "5m"; the order goes on.',
+)
+within_option = click.option(
+    "--within",
+    callback=seconds_or_none,
+    metavar="TIME",
+    help='Cut what is still open after this time, such as "5s", if that is sooner; also while a drain is under way.',
 )
 follow_option = click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
 environment_option = click.option(

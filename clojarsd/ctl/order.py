@@ -33,11 +33,14 @@ def give_order(
     force: bool,
     timeout: float | None,
     environment: Mapping[str, str] | None = None,
+    within: float | None = None,
 ) -> None:
     """Give the order and end the command with how it went, whether or not that can be written anywhere."""
     options: dict[str, Any] = {"wait": wait, "force": force}
     if timeout is not None:
         options["timeout"] = timeout
+    if within is not None:
+        options["within"] = within
     if environment:
         options["environment"] = dict(environment)
     with session.outcome(interrupted=f"stopped; whether the order was taken is not known: {SEE}"):

@@ -6,7 +6,7 @@ A line is made of pieces, each with a style; without a terminal the styles are l
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -85,7 +85,7 @@ def clean(text: object) -> str:
 
 def substance(status: Json) -> dict[str, Any]:
     """The part of the picture whose change is worth a new one: no counters, no results of single checks."""
-    volatile = {"checks", "jvm", "connections", "accepted_total", "memory_bytes", "cpu_seconds", "next"}
+    volatile = {"checks", "jvm", "connections", "accepted_total", "memory_bytes", "cpu_seconds", "next", "draining"}
     seen = dict(status)
     for kind in ("instances", "frontends"):
         parts = status[kind].items()
@@ -209,9 +209,31 @@ def _frontend_lines(frontends: Json) -> list[Line]:
     for name, seen in frontends.items():
         if seen["mode_reason"]:
             lines += wrapped(f"{clean(name)}: {clean(seen['mode_reason'])}", "faint")
-        if (coming := seen.get("next")) is not None:
-            lines += wrapped(f"{clean(name)}: at {short_time(coming['at'])}: {clean(coming['what'])}", "")
+        lines += [line for text in _of_frontend(seen) for line in wrapped(f"{clean(name)}: {text}", "")]
     return lines
+
+
+def _of_frontend(seen: Json) -> Iterator[str]:
+    """What there is to say of a frontend beside its numbers."""
+    if (pause := seen.get("paused")) is not None:
+        yield f"paused by {clean(pause['by'])} until {short_time(pause['until'])}: new connections wait"
+    for role, drain in seen.get("draining", {}).items():
+        left = f"{drain['left']} open connection{'' if drain['left'] == 1 else 's'} of {role}"
+        yield f"{left} may end until {short_time(drain['until'])}"
+    if limits := limits_text(seen.get("caps", {})):
+        yield f"at most {limits}"
+    if (since := seen.get("counters_since")) is not None:
+        yield f"counted since {short_time(since['at'])} (by {clean(since['by'])})"
+    if (coming := seen.get("next")) is not None:
+        late = f" ({clean(coming['reason'])})" if coming.get("reason") else ""
+        yield f"at {short_time(coming['at'])}: {clean(coming['what'])}{late}"
+
+
+def limits_text(caps: Json) -> str:
+    """`100 connections, 60 to primary`; empty without limits."""
+    return ", ".join(
+        f"{most} connections" if target == "total" else f"{most} to {target}" for target, most in caps.items() if most
+    )
 
 
 def now() -> datetime:

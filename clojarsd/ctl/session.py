@@ -68,10 +68,10 @@ class Session:
 
 
 def quoted(name: str) -> str:
-    """The name of an instance as one part of a path.
+    """The name of an instance or a frontend as one part of a path.
 
     Raises:
-        Rejected: no instance can have this name.
+        Rejected: none can have this name.
     """
     from urllib.parse import quote  # costs 3 ms, which `status` need not pay
 

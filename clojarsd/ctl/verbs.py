@@ -22,10 +22,12 @@ from clojarsd.ctl.options import (
     seconds,
     symmetric_force_option,
     timeout_option,
+    within_option,
 )
 from clojarsd.ctl.order import give_order, wait_until
 from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIABLE, Session, discard
 from clojarsd.ctl.verbs_daemon import config, daemon
+from clojarsd.ctl.verbs_frontends import cap, connections, frontends, pause, reset, resume
 
 
 @click.group(cls=Planned, context_settings={"help_option_names": ["-h", "--help"]})
@@ -131,34 +133,44 @@ def start(
 @role_argument("primary", "backup", "all")
 @no_wait_option
 @symmetric_force_option
+@within_option
 @timeout_option
 @json_option
 @click.pass_obj
-def stop(session: Session, role: str, no_wait: bool, force: bool, timeout: float | None) -> None:
+def stop(session: Session, role: str, no_wait: bool, force: bool, timeout: float | None, within: float | None) -> None:
     """Stop an instance, and return when it is down.
 
     Its open connections may end first.
     """
-    _order(session, "stop", role, no_wait=no_wait, force=force, timeout=timeout)
+    _order(session, "stop", role, no_wait=no_wait, force=force, timeout=timeout, within=within)
 
 
 @cli.command()
 @role_argument("primary", "backup", "all")
 @no_wait_option
 @force_option
+@within_option
 @timeout_option
 @environment_option
 @json_option
 @click.pass_obj
 def restart(
-    session: Session, role: str, no_wait: bool, force: bool, timeout: float | None, environment: dict[str, str]
+    session: Session,
+    role: str,
+    no_wait: bool,
+    force: bool,
+    timeout: float | None,
+    within: float | None,
+    environment: dict[str, str],
 ) -> None:
     """Restart an instance while the other one serves.
 
     Its open connections may end first. Refused when the other one cannot take over, unless forced. `all` restarts the
     backup, then the primary. Variables that are given with --env are there for this one start.
     """
-    _order(session, "restart", role, no_wait=no_wait, force=force, timeout=timeout, environment=environment)
+    _order(
+        session, "restart", role, no_wait=no_wait, force=force, timeout=timeout, environment=environment, within=within
+    )
 
 
 @cli.command()
@@ -180,15 +192,16 @@ def reload(session: Session, role: str, no_wait: bool, force: bool, timeout: flo
 @cli.command()
 @role_argument("primary", "backup")
 @no_wait_option
+@within_option
 @timeout_option
 @json_option
 @click.pass_obj
-def drain(session: Session, role: str, no_wait: bool, timeout: float | None) -> None:
+def drain(session: Session, role: str, no_wait: bool, timeout: float | None, within: float | None) -> None:
     """Take an instance out of rotation, still running.
 
     It gets no new connections until it is undrained, and is not stopped. Returns when its open ones have ended.
     """
-    _order(session, "drain", role, no_wait=no_wait, force=False, timeout=timeout)
+    _order(session, "drain", role, no_wait=no_wait, force=False, timeout=timeout, within=within)
 
 
 @cli.command()
@@ -249,6 +262,8 @@ def events(session: Session, count: int | None, follow: bool) -> None:
     show_events(session, count, follow=follow)
 
 
+for verb in (frontends, connections, pause, resume, cap, reset):
+    cli.add_command(verb)
 cli.add_command(config)
 cli.add_command(daemon)
 
@@ -262,8 +277,11 @@ def _order(
     force: bool,
     timeout: float | None,
     environment: Mapping[str, str] | None = None,
+    within: float | None = None,
 ) -> None:
-    give_order(session, verb, role, wait=not no_wait, force=force, timeout=timeout, environment=environment)
+    give_order(
+        session, verb, role, wait=not no_wait, force=force, timeout=timeout, environment=environment, within=within
+    )
 
 
 def run() -> None:

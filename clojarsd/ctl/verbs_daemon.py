@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from clojarsd.ctl.life import reload_config, show_config, stop_daemon, upgrade_daemon
+from clojarsd.ctl.life import clean_up, reload_config, show_config, stop_daemon, upgrade_daemon
 from clojarsd.ctl.options import InOrder, json_option, seconds
 from clojarsd.ctl.session import Session
 
@@ -57,6 +57,18 @@ def upgrade(session: Session, timeout: float | None) -> None:
     connections go on all the while. Returns when the new one answers.
     """
     upgrade_daemon(session, timeout)
+
+
+@daemon.command("cleanup")
+@json_option
+@click.pass_obj
+def cleanup(session: Session) -> None:
+    """Take out of the kernel what a dead clojarsd has left.
+
+    That is what steers connections there, which goes on after a clojarsd that was killed, until the next one takes it
+    over. What a living one uses stays. Works without a daemon; for root.
+    """
+    clean_up(session)
 
 
 @daemon.command("stop")

@@ -20,6 +20,7 @@ from clojarsd.core.api import Access, ErrorKind, Rights, error_body, kind_of
 from clojarsd.core.errors import Denied, Failed, Refused
 from clojarsd.core.names import Role
 from clojarsd.runtime.control_daemon import CONFIG_PATH, Config, DaemonDesk, Life
+from clojarsd.runtime.control_frontends import FrontendDesk, Frontends
 from clojarsd.runtime.control_request import CALLER, Caller
 from clojarsd.runtime.control_routes import Desk, Orders
 from clojarsd.runtime.control_stream import BUG, Streams
@@ -82,6 +83,7 @@ class ControlServer:
         logs: what each instance writes; a path is that of a log file which nobody rotates.
         config: what the daemon acts by; without it, its paths are not there.
         life: how the daemon is upgraded and ended; without it, its paths are not there.
+        frontends: what may be ordered about frontends; without it, its paths are not there.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class ControlServer:
         *,
         config: Config | None = None,
         life: Life | None = None,
+        frontends: Frontends | None = None,
     ) -> None:
         self._listener = listener
         self.access = access
         self._streams = Streams()
         self._desk = Desk(orders, board, history, logs, self._streams)
         self._daemon_desk = DaemonDesk(history, self._streams, config, life)
+        self._frontend_desk = FrontendDesk(history, board, frontends)
         self._group: asyncio.TaskGroup
         self._accepting: socket.socket | None = None
         self._server: web.Server | None = None
@@ -117,6 +121,7 @@ class ControlServer:
         self._group = asyncio.TaskGroup()
         self._desk.add_routes(app.router, self._group)
         self._daemon_desk.add_routes(app.router, self._group)
+        self._frontend_desk.add_routes(app.router)
         runner = web.AppRunner(
             app,
             access_log=None,

@@ -61,6 +61,7 @@ class Orders(Protocol):
         force: bool = False,
         timeout: float | None = None,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
+        within: float | None = None,
     ) -> Work:
         """Begin an order, and return when it will not be forgotten; raises Refused when nothing was done."""
 
@@ -198,14 +199,23 @@ class Desk:
         """Give the order, and put into the history who did and whether it was refused."""
         role = roles[0] if len(roles) == 1 else None
         text = describe_order(verb, roles)
-        detail = {"verb": verb.value, "roles": [role.value for role in roles], "force": options.force}
+        detail: dict[str, Any] = {"verb": verb.value, "roles": [role.value for role in roles], "force": options.force}
+        if options.within is not None:
+            text += f" within {options.within:g} s"
+            detail["within"] = options.within
         if options.environment:
             detail["environment"] = sorted(options.environment)  # names only: values may be secrets
         by = caller.user
         self._history.record(EventName.ORDER, f"{by} orders: {text}", role, by, pid=caller.pid, **detail)
         try:
             beginning = self._orders.begin(
-                verb, roles, by, force=options.force, timeout=options.timeout, environment=options.environment
+                verb,
+                roles,
+                by,
+                force=options.force,
+                timeout=options.timeout,
+                environment=options.environment,
+                within=options.within,
             )
             return await see_through(self._group, beginning)
         except Refused as refused:

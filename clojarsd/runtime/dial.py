@@ -28,6 +28,7 @@ class Client:
         tried: the roles that could not be connected to since it was accepted, handed back or last held.
         give_up_at: loop time until when it may wait, set when it first has to.
         is_duplicated: whether another process has, or may have had, a descriptor of the same socket.
+        is_announced: whether what it says begins with who the client is already (PROXY protocol).
     """
 
     socket: socket.SocketType
@@ -35,18 +36,19 @@ class Client:
     tried: tuple[Role, ...] = ()
     give_up_at: float | None = None
     is_duplicated: bool = False
+    is_announced: bool = False
 
     def freeze(self) -> FrozenClient:
         """All of it but the socket, which goes along."""
         self.is_duplicated = True
-        return FrozenClient(self.is_new, self.tried, self.give_up_at)
+        return FrozenClient(self.is_new, self.tried, self.give_up_at, self.is_announced)
 
     @classmethod
     def thaw(cls, frozen: FrozenClient, descriptor: int) -> Client:
         """The same client in this process."""
         end = socket.socket(fileno=descriptor)
         end.setblocking(False)
-        return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at, is_duplicated=True)
+        return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at, True, frozen.is_announced)
 
 
 class Dial:

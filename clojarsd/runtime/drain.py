@@ -60,19 +60,35 @@ class Drain:
     when it has been silent. A connection whose client waits for an answer is waited for until the deadline.
     """
 
-    def __init__(self, frontend: Drained, role: Role, when_drained: Callable[[], None]) -> None:
+    def __init__(
+        self, frontend: Drained, role: Role, when_drained: Callable[[], None], within: float | None = None
+    ) -> None:
         self._frontend = frontend
         self._role = role
         self._when_drained: Callable[[], None] | None = when_drained
         self._loop = asyncio.get_running_loop()
         self._quiet_since: dict[Session, tuple[int, float]] = {}
         plan = frontend.plan
-        self._deadline = self._loop.call_later(plan.drain, self._expire)
+        seconds = plan.drain if within is None else min(plan.drain, within)
+        self._deadline = self._loop.call_later(seconds, self._expire)
         self._every = max(plan.drain_idle / LOOKS_PER_IDLE_TIME, 0.01)
         if frontend.can_move:
             for session in list(frontend.open_sessions(role)):
                 session.move_at_next_request()
         self._next_look: asyncio.Handle = self._loop.call_soon(self._look_for_quiet)
+
+    @property
+    def until(self) -> float | None:
+        """Until when connections may last, in the loop's time; None: none is left."""
+        return self._deadline.when() if self._when_drained is not None else None
+
+    def go_on(self, when_drained: Callable[[], None], within: float | None) -> None:
+        """Call back somebody else, and sooner if connections may last only so many seconds from now."""
+        assert self._when_drained is not None
+        self._when_drained = when_drained
+        if within is not None and self._loop.time() + within < self._deadline.when():
+            self._deadline.cancel()
+            self._deadline = self._loop.call_later(within, self._expire)
 
     # From one process to another.
 
@@ -80,7 +96,7 @@ class Drain:
         """Do nothing until `unfreeze`; until when connections may last, or None: none is left."""
         self._deadline.cancel()
         self._next_look.cancel()
-        return self._deadline.when() if self._when_drained is not None else None
+        return self.until
 
     @classmethod
     def thaw(cls, frontend: Drained, role: Role, when_drained: Callable[[], None], deadline: float | None) -> Drain:

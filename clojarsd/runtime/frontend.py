@@ -12,6 +12,7 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime import places
 from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.connection_log import ConnectionLog
@@ -19,23 +20,17 @@ from clojarsd.runtime.dial import Client, Dial
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.frontend_history import History as History
 from clojarsd.runtime.frontend_view import view_of
-from clojarsd.runtime.hold import Hold
+from clojarsd.runtime.gate import Gate
 from clojarsd.runtime.idle import IdleSweep
 from clojarsd.runtime.router import Router
 from clojarsd.runtime.suspicion import Suspicion
+from clojarsd.runtime.waiting import Waiting
 from clojarsd.runtime.wide_dial import WideDial, make_dial
 from clojarsd.system.announce import announce
 from clojarsd.system.relay import EndReason, RelayResources, Session
 from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
 log = structlog.get_logger()
-
-RELEASES_A_TURN = 32
-RELEASE_PAUSE = 0.01
-"""Held clients that are sent on their way at once, and the seconds until the next ones are: an instance that has just
-started has a short accept queue."""
-RETRY_PAUSE = 0.1
-"""Seconds until a held client is tried again with an instance that is eligible and could not be connected to."""
 
 
 class Frontend:
@@ -47,6 +42,8 @@ class Frontend:
         doubt: called with a role that could not be connected to; set by the owner.
         changed: called when the route has changed, or clients begin or cease to wait; set by the owner.
         counted: called when a number in the view has changed; set by the owner.
+        gate: what operators have ordered about it.
+        waiting: the clients that have to wait.
     """
 
     def __init__(self, plan: FrontendPlan, resources: RelayResources, budget: Budget) -> None:
@@ -56,13 +53,12 @@ class Frontend:
         self.changed: Callable[[], None] = lambda: None
         self.counted: Callable[[], None] = lambda: None
         self._resources = resources
-        self._history: History
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
         self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
         budget.when_room(self._acceptor.look)
-        self._router = Router(self._loop, self._log, plan.failback, self._route_changed)
+        self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
         self._dials: set[Dial | WideDial] = set()
         self._suspicion = Suspicion(self._loop)
         self._told = ConnectionLog(self._loop, self._log)
@@ -71,14 +67,13 @@ class Frontend:
         self.look_for_silence()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
         self._drains: dict[Role, Drain] = {}
-        self._accepted = dict.fromkeys((Role.PRIMARY, Role.BACKUP, None), 0)
-        self._hold = Hold(self._loop, resources.poller, plan.hold, self._give_up)
-        self._held_since: float | None = None
-        self._release: asyncio.TimerHandle | None = None
+        self._accepted = dict.fromkeys(Role, 0)
+        self.gate = Gate(self._loop, self._log, plan.caps, self._gate_changed)
+        self.waiting = Waiting(self, self._loop, self._log, resources.poller, plan.hold)
 
     def attach(self, history: History) -> None:
         """Take the history in which failovers and holds are recorded."""
-        self._history = history
+        self.waiting.history = history
 
     def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Take the non-blocking listening sockets, which are closed here, in place of those it has.
@@ -103,23 +98,24 @@ class Frontend:
 
     def change_plan(self, plan: FrontendPlan) -> None:
         """Go by another plan of the same name; who waits already may do so as long as it was told."""
-        waiting = self._hold.take()
+        if plan.caps != self.plan.caps:
+            self.gate.caps = plan.caps
         self.plan = plan
-        self._hold = Hold(self._loop, self._resources.poller, plan.hold, self._give_up)
-        for client in waiting:
-            self._hold.keep(client)
+        self.waiting.change_time(plan.hold)
         self.look_for_silence()
-        dialled = (dial.client for dial in self._dials)
-        self._told.configure(plan.access_log, [*self._every_session(), *waiting, *dialled])
-        self._router.failback = plan.failback
+        others = (client for client, _ in self.without_instance())
+        self._told.configure(plan.access_log, [*self._every_session(), *others])
+        self._router.failback = plan.when_home
         self._router.look()
-        self._acceptor.look()
+        self.waiting.let_go()
 
     def resume(self, before: FrontendView) -> None:
         """Count on from what another relay process had counted, and route as it did until told who is eligible."""
-        self._accepted.update(before.accepted_total)
+        self._accepted.update({role: before.accepted_total[role] for role in Role})
+        self.waiting.accepted = before.accepted_total[None]
         has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0
-        self._router.resume(before.active, primary_has_served=has_served)
+        self._router.resume(before.active, primary_has_served=has_served, failures=before.failures)
+        self.gate.thaw(None, before.caps, before.counted_from)
 
     def begin(self) -> None:
         """Accept clients from now on."""
@@ -138,12 +134,12 @@ class Frontend:
         self._close_listeners()
         self._budget.forget(self._acceptor.look)
         self._router.close()
-        if self._release is not None:
-            self._release.cancel()
+        self.gate.close()
+        self.waiting.stand_still()
         for drain in self._drains.values():
             drain.close()
         dials, self._dials = self._dials, set()
-        for client in [*(dial.abandon() for dial in dials), *self._hold.take()]:
+        for client in [*(dial.abandon() for dial in dials), *self.waiting.hold.take()]:
             close_with_reset(client.socket)
             self._told.ended(client, None, EndReason.CUT)
             self._budget.give_back()
@@ -170,6 +166,10 @@ class Frontend:
         """The frontend now."""
         return view_of(self)
 
+    def accepted_total(self) -> dict[Role | None, int]:
+        """How many each role has got so far, and under None how many had to wait."""
+        return {one: self.waiting.accepted if one is None else self._accepted[one] for one in (*Role, None)}
+
     # Routing.
 
     def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
@@ -189,8 +189,14 @@ class Frontend:
             if moved_from is not None and not self.plan.is_steered:
                 event = EventName.FAILOVER if active is Role.BACKUP else EventName.FAILBACK
                 text = f"new connections of frontend {self.plan.name} go to {active.value}"
-                self._history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
-            self._release_held()
+                self.waiting.history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
+            self.waiting.pacer.begin()
+            self.waiting.let_go()
+        self.changed()
+
+    def _gate_changed(self) -> None:
+        """Operators have ordered something, or a pause has ended."""
+        self.waiting.heed(self.gate.paused)
         self.changed()
 
     # Connecting.
@@ -199,61 +205,43 @@ class Frontend:
         """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
         if not self._budget.has_room():
             return False
-        held, dialled = len(self._hold), len(self._dials)
+        held, dialled, caps = len(self.waiting), len(self._dials), self.gate.caps
+        if caps.total and held + sum(self.open_now().values()) >= caps.total:
+            return False
         if held + dialled < self.plan.hold_connections:
-            return True
-        return self._router.active is not None and not held and dialled < ACCEPTS_A_TURN
+            return self.plan.hold > 0 or self._router.active is None or not caps.are_set or self.room() != 0
+        return not held and dialled < ACCEPTS_A_TURN and self.room() != 0
 
     def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()
         client = Client(accepted)
         if self._told.is_on:
             self._told.came(client)
-        self._admit(client)
+        if len(self.waiting):  # nobody overtakes those who wait
+            self.waiting.keep(client)
+        else:
+            self.admit(client)
 
-    def adopt(self, client: socket.socket) -> None:
-        """Serve a client from the accept queue of an instance by the other one; reset it if there is no room."""
-        if not self._budget.has_room():
-            close_with_reset(client)  # what is kept free is for those who supervise: no descriptor, no orders
-            return
-        client.setblocking(False)
-        self._budget.take()
-        self._admit(Client(client, is_new=False))
+    def open_now(self) -> dict[Role, int]:
+        """How many connections each instance has, those that are being opened included."""
+        dialling = [dial.role for dial in self._dials]
+        return {role: len(self._sessions[role]) + dialling.count(role) for role in Role}
 
-    def count_elsewhere(self, session: Session, role: Role) -> None:
-        """Count an open session of the role with the other instance, which serves it by now."""
-        self._sessions[role].discard(session)
-        self._sessions[role.other].add(session)
-        if role in self._drains:
-            self._drains[role].look()
+    def room(self) -> int | None:
+        """How many new connections may go to an instance now; None: any number."""
+        return places.room(self)
 
-    def _admit(self, client: Client) -> None:
+    def admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
-        role = self._next_role(client)
+        role = places.next_role(self, client)
         if role is None:
-            self._keep(client)
+            self.waiting.keep(client)
             return
         if self._told.is_on:
             self._told.dialling(client)
         dial = make_dial(self._loop, client, role, self.plan, self._dialled)
         self._dials.add(dial)
         dial.start()
-
-    def _next_role(self, client: Client) -> Role | None:
-        active = self._router.active
-        if active is None:
-            return None
-        last = None
-        for role in (active, active.other):
-            if self._may_serve(role) and role not in client.tried:
-                if self._suspicion.until and self._suspicion.passes_over(role, self.plan.connect_timeout):
-                    last = last or role
-                else:
-                    return role
-        return last
-
-    def _may_serve(self, role: Role) -> bool:
-        return self._router.eligible_since[role] is not None and role not in self._drains
 
     def _dialled(self, dial: Dial | WideDial, instance: socket.SocketType | OSError) -> None:
         """A connect has come to its end; the client has been left alone meanwhile."""
@@ -263,22 +251,22 @@ class Frontend:
             return
         self._log.debug("connect_failed", role=dial.role.value, reason=str(instance))
         if instance.errno in EXHAUSTED:
-            self._keep(dial.client)  # before the pause, so that who waits here is tried before others are accepted
+            self.waiting.keep(dial.client)  # before the pause: who waits here is tried before others are accepted
             self._acceptor.pause(instance)
         else:
             self.doubt(dial.role)
             dial.client.tried += (dial.role,)
             other = dial.role.other
             is_silent = self._suspicion.failed(dial.role, instance)
-            if is_silent and self._may_serve(other) and not self._suspicion.is_suspect(other):
+            if is_silent and places.may_serve(self, other) and not self._suspicion.is_suspect(other):
                 self._redirect(dial.role)  # who waits for the same would wait in vain
-            self._admit(dial.client)
+            self.admit(dial.client)
 
     def _redirect(self, role: Role) -> None:
         """Connect those elsewhere who are being connected to the role: nothing of theirs was sent yet."""
         for dial in [dial for dial in self._dials if dial.role is role]:
             self._dials.discard(dial)
-            self._admit(dial.abandon())
+            self.admit(dial.abandon())
 
     def _relay(self, client: Client, role: Role, instance: socket.SocketType) -> None:
         if client.is_new:
@@ -297,12 +285,11 @@ class Frontend:
             self._suspicion.answered(role)
         if self._told.is_on:
             self._told.connected(client, session)
-        if self.plan.proxy_protocol:
+        if self.plan.proxy_protocol and not client.is_announced:
             announce(session)
         session.start()
         self.counted()
-        if client.give_up_at is not None:
-            self._look_whether_hold_is_over()
+        self.waiting.connected(client, session)
         self._acceptor.look()
 
     def _ended(self, session: Session, reason: EndReason) -> None:
@@ -311,7 +298,7 @@ class Frontend:
         if reason is EndReason.MOVED:
             client = Client(session.client, is_new=False, is_duplicated=session.is_duplicated)
             self._told.moved(session, client)
-            self._admit(client)
+            self.admit(client)
         else:
             if self._told.is_on:
                 self._told.ended(session, role, reason)
@@ -319,72 +306,62 @@ class Frontend:
         self.counted()
         if role in self._drains:
             self._drains[role].look()
+        if self.gate.caps.are_set:
+            self.waiting.let_go()
 
-    # Holding.
+    # What those who wait need to know.
 
-    def _keep(self, client: Client) -> None:
-        active = self._router.active
-        if self._held_since is None and self.plan.hold > 0:  # else nobody waits, and each client is turned away
-            self._held_since = self._loop.time()
-            why = "no instance is eligible" if active is None else "no instance can be connected to"
-            text = f"connections of frontend {self.plan.name} wait: {why}"
-            self._history.record(EventName.HOLD_STARTED, text, frontend=self.plan.name)
-            self.changed()
-        if client.give_up_at is None:
-            self._accepted[None] += 1
-        client.tried = ()
-        self._told.waits(client)
-        self._hold.keep(client)
-        self.counted()
-        if active is not None and self._release is None:
-            self._release = self._loop.call_later(RETRY_PAUSE, self._release_held)
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.plan.name
 
-    def _release_held(self) -> None:
-        """Send those on their way who have waited longest, and soon the next."""
-        if self._release is not None:
-            self._release.cancel()
-            self._release = None
-        if self._router.active is None:
-            return
-        for client in self._hold.take(RELEASES_A_TURN):
-            self._admit(client)
-        if len(self._hold) and self._release is None:  # else somebody could not be connected, and all wait for a retry
-            self._release = self._loop.call_later(RELEASE_PAUSE, self._release_held)
-        self._acceptor.look()
+    def why_wait(self) -> str:
+        """Why a client has to wait, in words."""
+        return places.why_wait(self)
 
-    def _give_up(self, client: Client, waited: float | None) -> None:
-        """A held client has left (`waited` is None), or has waited as long as it may."""
-        close_with_reset(client.socket)
+    def is_connecting_waited(self) -> bool:
+        """Whether a client that had to wait is being connected."""
+        return any(dial.client.give_up_at is not None for dial in self._dials)
+
+    def has_left(self, client: Client, reason: EndReason) -> None:
+        """A client that waited has gone, and why."""
         self._budget.give_back()
-        self._told.ended(client, None, EndReason.LEFT if waited is None else EndReason.TURNED_AWAY)
-        self.counted()
-        self._look_whether_hold_is_over()
+        self._told.ended(client, None, reason)
+
+    def waits(self, client: Client) -> None:
+        """A client has to wait."""
+        self._told.waits(client)
+
+    def look_for_more(self) -> None:
+        """Accept more clients, if there is room again."""
         self._acceptor.look()
 
-    def _look_whether_hold_is_over(self) -> None:
-        """Record it when nobody waits any more, nor is being connected after having waited."""
-        connecting = (dial.client.give_up_at is not None for dial in self._dials)
-        if self._held_since is not None and not len(self._hold) and not any(connecting):
-            lasted, self._held_since = self._loop.time() - self._held_since, None
-            text = f"no connection of frontend {self.plan.name} waits any more, after {lasted:.3g} s"
-            self._history.record(EventName.HOLD_ENDED, text, frontend=self.plan.name, seconds=round(lasted, 3))
-            self.changed()
+    def tell(self, *, is_news: bool) -> None:
+        """Have the view looked at, at once if it is news."""
+        (self.changed if is_news else self.counted)()
 
     # Draining.
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let the open connections of the role end, within `drain` seconds, and call back when none is left."""
-        if role in self._drains:
-            self._drains[role].close()
-        self._drains[role] = Drain(self, role, when_drained)
-        self._redirect(role)
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let the open connections of the role end, within `drain` seconds, and call back when none is left.
+
+        Args:
+            within: seconds, where they are fewer; a drain that is under way is never made longer by another.
+        """
+        before = self._drains.get(role)
+        if before is not None and before.until is not None:
+            before.go_on(when_drained, within)
+        else:
+            self._drains[role] = Drain(self, role, when_drained, within)
+            self._redirect(role)
         self._drains[role].look()
 
     def end_drain(self, role: Role) -> None:
         """Give up a drain: no deadline any more. Who was told to change sides at the next request still does."""
         if role in self._drains:
             self._drains.pop(role).close()
-            self._release_held()
+            self.waiting.let_go()
 
     @property
     def can_move(self) -> bool:
@@ -400,7 +377,8 @@ class Frontend:
 
     def without_instance(self) -> list[tuple[Client, Role | None]]:
         """The clients that are being connected to a role, and those that are held, with None."""
-        return [*((dial.client, dial.role) for dial in self._dials), *((one, None) for one in self._hold.clients)]
+        held = [(client, None) for client in self.waiting.hold.clients]
+        return [*((dial.client, dial.role) for dial in self._dials), *held]
 
     def is_empty(self, role: Role) -> bool:
         """Whether no connection of the role is open or being opened."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from clojarsd.core.names import Role
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime.gate import wall_clock
 
 if TYPE_CHECKING:
     from clojarsd.runtime.frontend import Frontend
@@ -13,14 +14,20 @@ if TYPE_CHECKING:
 
 def view_of(frontend: Frontend) -> FrontendView:
     """The frontend now. A part of it, set apart."""
-    dialling = [dial.role for dial in frontend._dials]
-    counts: dict[Role | None, int] = {role: len(frontend.open_sessions(role)) + dialling.count(role) for role in Role}
+    counts: dict[Role | None, int] = {None: len(frontend.waiting)}
+    counts.update((role, count) for role, count in frontend.open_now().items())
+    loop, drains, gate = frontend._loop, frontend._drains, frontend.gate
     return FrontendView(
         listen=tuple(map(str, frontend.addresses() or frontend.plan.listen)),
         mode="relay",
         mode_reason=frontend.plan.mode_reason,
         active=frontend._router.active,
-        connections={**counts, None: len(frontend._hold)},
-        accepted_total=dict(frontend._accepted),
+        connections=counts,
+        accepted_total=frontend.accepted_total(),
         next=frontend._router.next(),
+        paused=gate.view(),
+        caps=gate.caps,
+        counted_from=gate.counted_from,
+        draining={role: wall_clock(loop, at) for role, drain in drains.items() if (at := drain.until) is not None},
+        failures=frontend._router.failures,
     )

@@ -35,6 +35,7 @@ class Hold:
         self._poller = poller
         self._seconds = seconds
         self._on_give_up = on_give_up
+        self._not_before = 0.0
         self._places: dict[Client, _Place] = {}
 
     def __len__(self) -> int:
@@ -49,10 +50,16 @@ class Hold:
         """Let the client wait; its socket belongs to the hold until it is taken or given up."""
         if client.give_up_at is None:
             client.give_up_at = self._loop.time() + self._seconds - waited_in_backlog(client.socket)
-        timer = self._loop.call_at(client.give_up_at, self._expire, client)
-        place = self._places[client] = _Place(self, client, timer)
+        place = self._places[client] = _Place(self, client, self._timer(client))
         self._poller.attach(self._loop)
         self._poller.watch(place, READ)
+
+    def patient_until(self, not_before: float) -> None:
+        """Give nobody up before that instant of the loop, who comes later included."""
+        self._not_before = not_before
+        for client, place in self._places.items():
+            place.timer.cancel()
+            place.timer = self._timer(client)
 
     def take(self, most: int | None = None) -> list[Client]:
         """The clients that came first, at most that many; they are the caller's from here on."""
@@ -90,8 +97,7 @@ class Hold:
 
     def thaw(self, client: Client) -> None:
         """Let one who waits in another process wait here, after those who are here, not yet watched."""
-        assert client.give_up_at is not None
-        timer = self._loop.call_at(client.give_up_at, self._expire, client)
+        timer = self._timer(client)
         timer.cancel()
         self._places[client] = _Place(self, client, timer)
 
@@ -99,9 +105,12 @@ class Hold:
         """Go on after `freeze` or `thaw`."""
         self._poller.attach(self._loop)
         for client, place in self._places.items():
-            assert client.give_up_at is not None
-            place.timer = self._loop.call_at(client.give_up_at, self._expire, client)
+            place.timer = self._timer(client)
             self._poller.watch(place, READ)
+
+    def _timer(self, client: Client) -> asyncio.TimerHandle:
+        assert client.give_up_at is not None
+        return self._loop.call_at(max(client.give_up_at, self._not_before), self._expire, client)
 
     def _expire(self, client: Client) -> None:
         self._release(client)

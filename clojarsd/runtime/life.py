@@ -12,9 +12,10 @@ import structlog
 from clojarsd.core.errors import ClojarsdError, Failed, Refused
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
-from clojarsd.runtime.orders import Orders, Work
+from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.unit_parts import History
 from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.runtime.work import Work
 from clojarsd.system.succession import hold_signals_back
 
 log = structlog.get_logger()

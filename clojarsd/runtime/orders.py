@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
 
-from clojarsd.core.api import Step, Verb
+from clojarsd.core.api import Verb
 from clojarsd.core.errors import ClojarsdError, Failed, Refused
-from clojarsd.core.history import stamp
 from clojarsd.core.names import Incarnation, Role, Rotation
 from clojarsd.core.progress import (
     Verdict,
@@ -30,85 +29,29 @@ from clojarsd.core.unit_events import Drain, Order, Reload, Restart, Start, Stop
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.runtime.work import Work
 
 log = structlog.get_logger()
 
-_ORDERS: Mapping[Verb, Order] = {
-    Verb.START: Start(),
-    Verb.STOP: Stop(),
-    Verb.RESTART: Restart(),
-    Verb.DRAIN: Drain(),
-    Verb.UNDRAIN: Undrain(),
-    Verb.RELOAD: Reload(),
+_ORDERS: Mapping[Verb, Callable[[float | None], Order]] = {
+    Verb.START: lambda within: Start(),
+    Verb.STOP: Stop,
+    Verb.RESTART: Restart,
+    Verb.DRAIN: Drain,
+    Verb.UNDRAIN: lambda within: Undrain(),
+    Verb.RELOAD: lambda within: Reload(),
 }
 NO_ENVIRONMENT: Mapping[str, str] = {}
 KEEP_TIMEOUT = 2.0
 """Seconds that an order waits for the disk to remember it; a disk that is slower keeps nobody from being obeyed."""
 
 
-class Work:
-    """One order on its way. Goes on whether or not anybody watches; made by `Orders.submit`."""
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How an order is carried out: what its process gets besides its own, and how long its drain may last."""
 
-    def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._message: str | None = None
-        self._warning: str | None = None
-        self._error: ClojarsdError | None = None
-        self._news = asyncio.Event()
-
-    async def steps(self) -> AsyncIterator[Step]:
-        """The steps so far, then the coming ones; ends with the work."""
-        told = 0
-        while True:
-            news = self._news
-            for step in self._steps[told:]:
-                told += 1
-                yield step
-            if told == len(self._steps) and self._has_ended():
-                return
-            if news is self._news:
-                await news.wait()
-
-    async def result(self) -> str:
-        """A sentence, when the work has come to its end.
-
-        Raises:
-            Failed: it has not come to what was asked; says what still holds.
-        """
-        while not self._has_ended():
-            await self._news.wait()
-        if self._error is not None:
-            raise self._error
-        assert self._message is not None
-        return self._message if self._warning is None else f"{self._message}; {self._warning}"
-
-    def note(self, role: Role | None, message: str) -> None:
-        """Add a step."""
-        at = stamp(datetime.now(UTC))
-        self._steps.append(Step(at, role, message))
-        self._tell()
-
-    def warn(self, message: str) -> None:
-        """Have the sentence stand at the end of the result, however it ends."""
-        self._warning = message
-        self.note(None, message)
-
-    def finish(self, message: str) -> None:
-        """End it well."""
-        self._message = message
-        self._tell()
-
-    def fail(self, error: ClojarsdError) -> None:
-        """End it badly."""
-        self._error = error
-        self._tell()
-
-    def _has_ended(self) -> bool:
-        return self._message is not None or self._error is not None
-
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    environment: Mapping[str, str]
+    within: float | None
 
 
 class Orders:
@@ -161,6 +104,7 @@ class Orders:
         force: bool = False,
         timeout: float | None = None,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
+        within: float | None = None,
     ) -> Work:
         """Begin an order by the configuration as it is now, and return when it will not be forgotten; see `submit`.
 
@@ -179,7 +123,7 @@ class Orders:
                         f" --force {verb.value}s by the one in use"
                     ) from refused
                 log.warning("configuration_not_refreshed", verb=verb.value, reason=str(refused))
-        work = self.submit(verb, roles, by, force=force, timeout=timeout, environment=environment)
+        work = self.submit(verb, roles, by, force=force, timeout=timeout, environment=environment, within=within)
         try:
             async with asyncio.timeout(KEEP_TIMEOUT):
                 await self._kept()
@@ -199,6 +143,7 @@ class Orders:
         force: bool = False,
         timeout: float | None = None,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
+        within: float | None = None,
     ) -> Work:
         """Begin an order; its first step is done when this returns, so that another order sees it.
 
@@ -207,6 +152,7 @@ class Orders:
             force: restart although the other instance could not take over.
             timeout: seconds after which the work counts as failed; what was begun goes on all the same.
             environment: what the processes that this starts get besides their own, this once.
+            within: seconds that open connections may last, where that is sooner than by the settings and so far.
 
         Raises:
             Refused: it does not fit what is; nothing was done.
@@ -220,6 +166,7 @@ class Orders:
                 raise Refused(why)
             if environment and (why := why_not_with_environment(verb, role, view)):
                 raise Refused(why)
+        how = _How(environment, within)
         sentences = [already(verb, self._board.instance(role)) for role in roles]
         if all(sentences):
             work.finish("; ".join(sentence for sentence in sentences if sentence))
@@ -233,20 +180,19 @@ class Orders:
                     f"cannot restart {roles[1].value} after {first}: {first} is out of rotation and could not take"
                     f" over; nothing was done; {_FORCE}"
                 )
-            before = self._place(verb, roles[0], by, environment)
-            acting = self._restart_in_turn(work, roles, before, by, force, timeout, environment)
+            before = self._place(verb, roles[0], by, how)
+            acting = self._restart_in_turn(work, roles, before, by, force, timeout, how)
         else:
-            acting = self._watch(
-                work, verb, [(role, self._place(verb, role, by, environment)) for role in roles], timeout
-            )
+            acting = self._watch(work, verb, [(role, self._place(verb, role, by, how)) for role in roles], timeout)
         self._under_way[work] = f"{verb.value} {' and '.join(role.value for role in roles)} (by {by})"
         self._group.create_task(acting).add_done_callback(lambda _: self._under_way.pop(work))
         return work
 
-    def _place(self, verb: Verb, role: Role, by: str, environment: Mapping[str, str]) -> Incarnation:
+    def _place(self, verb: Verb, role: Role, by: str, how: _How) -> Incarnation:
         """Give the order to the runner; the incarnation that there was before."""
         before = self._runners[role].unit.incarnation
-        self._runners[role].order(_ORDERS[verb], by, environment=environment, remember=by != BY_DAEMON)
+        order = _ORDERS[verb](how.within)
+        self._runners[role].order(order, by, environment=how.environment, remember=by != BY_DAEMON)
         log.info("order_taken", verb=verb.value, role=role.value, by=by)
         return before
 
@@ -269,7 +215,7 @@ class Orders:
         by: str,
         force: bool,
         timeout: float | None,
-        environment: Mapping[str, str],
+        how: _How,
     ) -> None:
         """Follow the restart that was placed for the first role, then place and follow the others."""
         messages: list[str] = []
@@ -277,22 +223,20 @@ class Orders:
             deadline = _deadline(timeout)
             for number, role in enumerate(roles):
                 if number > 0:
-                    before = self._place_next(role, roles[:number], by, force, environment)
+                    before = self._place_next(role, roles[:number], by, force, how)
                 messages.append(await self._finish(work, Verb.RESTART, role, before, deadline, timeout))
                 async with self._in_time(Verb.RESTART, role, deadline, timeout):
                     await self._await_traffic(work, role, deadline)
             work.finish("; ".join(messages))
 
-    def _place_next(
-        self, role: Role, restarted: Sequence[Role], by: str, force: bool, environment: Mapping[str, str]
-    ) -> Incarnation:
+    def _place_next(self, role: Role, restarted: Sequence[Role], by: str, force: bool, how: _How) -> Incarnation:
         """Place the restart of a further role; what has changed since the order came may stand against it."""
         done = " and ".join(one.value for one in restarted)
         if self._refusal is not None:
             raise Failed(f"cannot restart {role.value}: {self._refusal}; {done} was restarted")
         if not force and (why := why_not_restart(role, self._board.view())):
             raise Failed(f"{why}; {done} was restarted, {role.value} was left as it is; {_FORCE}")
-        return self._place(Verb.RESTART, role, by, environment)
+        return self._place(Verb.RESTART, role, by, how)
 
     @asynccontextmanager
     async def _in_time(
@@ -347,7 +291,10 @@ class Orders:
             return
         if self._board.instance(role).unit.rotation is Rotation.OUT:
             return
-        work.note(role, f"{role.value} gets its traffic back after {self._failback():g} s without a break (failback)")
+        failures = max((one.failures for one in self._board.view().frontends.values()), default=0)
+        late = f"; longer, since it has left {failures} times lately" if failures > 1 else ""
+        seconds = f"{self._failback():g} s without a break (failback{late})"
+        work.note(role, f"{role.value} gets its traffic back after {seconds}")
         if deadline is not None and asyncio.get_running_loop().time() + self._failback() > deadline:
             return
         seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)

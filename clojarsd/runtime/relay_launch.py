@@ -149,6 +149,15 @@ class RelayPeer:
         """End the process so that it says where it stands (faulthandler), if it can."""
         self._signal(signal.SIGABRT)
 
+    def give_up(self, unanswered: int, *, is_first: bool) -> None:
+        """End the process, which has not answered so many pings; the first time so that it says where it stands."""
+        if is_first:
+            log.error("relay_aborted", pid=self.pid, reason=f"it has not answered {unanswered} pings")
+            self.abort()
+        else:
+            log.error("relay_killed", pid=self.pid, reason="it has not ended by itself")
+            self.kill()
+
     def _signal(self, number: signal.Signals) -> None:
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -23,7 +23,6 @@ from clojarsd.core.relay_messages import (
     Close,
     Configure,
     Configured,
-    EndDrain,
     HandOver,
     Kept,
     Ping,
@@ -162,6 +161,7 @@ class RelayLink(RelayTraffic):
     def detach(self) -> None:
         """Let go of the relay process, which goes on with what it was told last."""
         self._is_over = True
+        self._forget_pauses()
         self.steering.detach()
         if self._peer is not None:
             self._peer.close()
@@ -186,12 +186,8 @@ class RelayLink(RelayTraffic):
                 continue
             with contextlib.suppress(OSError):  # the relay process says what it lacks
                 self._owner.keep_room(self._runtime_dir)
-            if self._unanswered == MOST_UNANSWERED:
-                log.error("relay_aborted", pid=peer.pid, reason=f"it has not answered {self._unanswered} pings")
-                peer.abort()
-            elif self._unanswered > MOST_UNANSWERED:
-                log.error("relay_killed", pid=peer.pid, reason="it has not ended by itself")
-                peer.kill()
+            if self._unanswered >= MOST_UNANSWERED:
+                peer.give_up(self._unanswered, is_first=self._unanswered == MOST_UNANSWERED)
             number += 1
             self._unanswered += 1
             self._tell(Ping(number))
@@ -295,9 +291,7 @@ class RelayLink(RelayTraffic):
                 raise
             self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
-            self._inherited = set(peer.welcome.draining)
-            for role, eligible in peer.welcome.eligible.items():
-                self._eligible_since[role] = self._loop.time() if eligible else None
+            self._inherit(peer.welcome)
             log.info("relay_adopted", pid=peer.pid)
             await self._adopt(peer)
             return
@@ -316,6 +310,7 @@ class RelayLink(RelayTraffic):
         self._tell_eligible()
         await self._configure(set(self._plans), before=self.views)
         self._adopt_homeless()
+        self._tell_pauses(())
         if self._has_begun:
             self._tell(Begin())
 
@@ -333,10 +328,7 @@ class RelayLink(RelayTraffic):
         }  # fmt: skip
         if moved or {name: one.plan for name, one in standing.items()} != self._plans:
             await self._configure(moved)
-        for role in set(welcome.draining) - set(self._drains) - self._inherited:
-            self._tell(EndDrain(role))
-        self._tell_drains()
-        self._tell_eligible()
+        self._tell_differences(welcome)
         self._adopt_homeless()
         if self._has_begun:
             self._tell(Begin())

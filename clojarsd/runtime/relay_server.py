@@ -26,10 +26,12 @@ from clojarsd.core.relay_messages import (
     Adopt,
     Begin,
     BeginDrain,
+    CapFrontend,
     Close,
     Configure,
     Configured,
     Connections,
+    CountFrom,
     Cut,
     Doubt,
     Drained,
@@ -40,9 +42,11 @@ from clojarsd.core.relay_messages import (
     Hello,
     Kept,
     ListConnections,
+    PauseFrontend,
     Ping,
     Pong,
     Refusal,
+    ResumeFrontend,
     SetEligible,
     Snapshot,
     Standing,
@@ -59,6 +63,7 @@ from clojarsd.runtime.connection_list import Listing
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.handover import hand_over, take_over
 from clojarsd.runtime.relay_caller import Caller
+from clojarsd.runtime.rescued import adopt
 from clojarsd.runtime.traffic import Traffic
 from clojarsd.system.channel import Descriptors
 from clojarsd.system.relay import RelayResources
@@ -171,6 +176,7 @@ class RelayServer:
             frontends=tuple(Standing(one.plan, len(one.listeners), one.view()) for one in frontends),
             eligible={role: self.traffic.eligible_since[role] is not None for role in Role},
             draining=tuple(self._drains),
+            paused=self.traffic.paused(),
         )
         caller.channel.send(to_supervisor(welcome), [one.fileno() for some in listeners for one in some])
         while self._events:
@@ -196,8 +202,8 @@ class RelayServer:
                     frontend.begin()
             case SetEligible(role, eligible, seconds):
                 self.traffic.set_eligible(role, eligible, seconds)
-            case BeginDrain(number, role, go_on):
-                self._begin_drain(number, role, go_on)
+            case BeginDrain():
+                self._begin_drain(message)
             case EndDrain(role):
                 self._drains.pop(role, None)
                 self.traffic.end_drain(role)
@@ -205,12 +211,13 @@ class RelayServer:
             case Cut(role):
                 self.traffic.cut(role)
             case Adopt(name, role):
-                self.traffic.adopt(name, role, [socket.socket(fileno=number) for number in descriptors.take()])
+                adopt(self.traffic, name, role, [socket.socket(fileno=number) for number in descriptors.take()])
             case StopAccepting():
                 self._accepting = False
-                for frontend in self.traffic.frontends.values():
-                    frontend.stop_accepting()
+                self.traffic.stop_accepting()
                 self._show()
+            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom():
+                self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))
             case ListConnections(number, name):
@@ -325,11 +332,13 @@ class RelayServer:
 
     # Drains.
 
-    def _begin_drain(self, number: int, role: Role, go_on: bool) -> None:
+    def _begin_drain(self, message: BeginDrain) -> None:
+        number, role = message.number, message.role
         drain = self._drains.get(role)
-        if not go_on or drain is None:
+        is_sooner = message.within is not None and drain is not None and not drain.is_over
+        if not message.go_on or drain is None or is_sooner:
             drain = self._drains[role] = _DrainNumber(number)
-            self.traffic.begin_drain(role, partial(self._drained, role, drain))
+            self.traffic.begin_drain(role, partial(self._drained, role, drain), message.within)
             self._show()
             return
         drain.number = number

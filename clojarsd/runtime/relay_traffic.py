@@ -5,31 +5,37 @@ from __future__ import annotations
 import asyncio
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from clojarsd.core.connections import ConnectionList, ConnectionView, joined
 from clojarsd.core.errors import Failed
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     Adopt,
     BeginDrain,
+    CapFrontend,
     Connections,
+    CountFrom,
     Cut,
     Doubt,
     Drained,
     EndDrain,
     Happened,
     ListConnections,
+    PauseFrontend,
+    ResumeFrontend,
     SetEligible,
     Snapshot,
     ToRelay,
     ToSupervisor,
+    Welcome,
 )
+from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime.frontend import History
+from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
 from clojarsd.system.sockets import close_with_reset
@@ -56,9 +62,9 @@ class RelayTraffic(ABC):
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
+        self._pauses: dict[str, _Paused] = {}
         self._plans: dict[str, FrontendPlan] = {}
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
-        self._trusted: set[Role] = set()
         self._drains: dict[Role, _Drain] = {}
         self._inherited: set[Role] = set()
         """Instances whose drain an earlier supervisor has begun and this one has not asked about."""
@@ -103,39 +109,99 @@ class RelayTraffic(ABC):
         """The instances whose drain an earlier supervisor has begun; `begin_drain` goes on with it."""
         return frozenset(self._inherited)
 
-    def trust(self, role: Role) -> None:
-        """Leave it as the relay process has it whether the instance is eligible, until it is said to be or `settle`.
-
-        For an instance that was adopted and whose checks have not said anything yet.
-        """
-        self._trusted.add(role)
-
-    def settle(self, role: Role) -> None:
-        """Trust no more: an instance that nobody has said to be eligible since then is not."""
-        if role in self._trusted:
-            self._trusted.discard(role)
-            self.set_eligible(role, False)
-
     def set_eligible(self, role: Role, eligible: bool) -> None:
         """Whether the instance may get new connections; the relay process hears it at once."""
-        if role in self._trusted and not eligible:
-            return
-        self._trusted.discard(role)
         if eligible != (self._eligible_since[role] is not None):
             self._eligible_since[role] = self._loop.time() if eligible else None
             self.steering.set_eligible(self._eligible_since)
             self._tell(SetEligible(role, eligible))
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left in any."""
-        self.settle(role)
+    # What operators order about one frontend.
+
+    @property
+    def paused(self) -> Mapping[str, Pause]:
+        """The frontends whose new connections wait by order."""
+        return {name: paused.pause for name, paused in self._pauses.items()}
+
+    def pause(self, name: str, until: float, by: str) -> None:
+        """Have new connections of a frontend wait until that instant of the loop, whatever was wished before.
+
+        The pause ends by itself, in the relay process as well, so also when there is no supervisor any more.
+        """
+        self._forget_pause(name)
+        self._keep_pause(name, Pause(until, by))
+        self._tell(PauseFrontend(name, max(until - self._loop.time(), 0.0), by))
+
+    def resume(self, name: str) -> None:
+        """Let new connections wait no more, if they do by order."""
+        if name in self._pauses:
+            self._tell(ResumeFrontend(name))
+            self._end_pause(name)
+
+    def cap(self, name: str, caps: Caps) -> None:
+        """Have no more connections than that, until the settings of the frontend say something else about it."""
+        self._tell(CapFrontend(name, caps))
+
+    def count_from(self, name: str, counted_from: CountedFrom) -> None:
+        """Show what is counted from there on."""
+        self._tell(CountFrom(name, counted_from))
+
+    def _keep_pause(self, name: str, pause: Pause) -> None:
+        self._pauses[name] = _Paused(pause, self._loop.call_at(pause.until, self._end_pause, name))
+        self.steering.set_paused(self._pauses)
+
+    def _forget_pause(self, name: str) -> None:
+        if (paused := self._pauses.pop(name, None)) is not None:
+            paused.end.cancel()
+
+    def _end_pause(self, name: str) -> None:
+        self._forget_pause(name)
+        self.steering.set_paused(self._pauses)
+
+    def _forget_pauses(self) -> None:
+        for name in list(self._pauses):
+            self._forget_pause(name)
+
+    def _inherit(self, welcome: Welcome) -> None:
+        """Know what an earlier supervisor has told the relay process."""
+        now = self._loop.time()
+        self._inherited = set(welcome.draining)
+        for role, eligible in welcome.eligible.items():
+            self._eligible_since[role] = now if eligible else None
+        for name, (seconds, by) in welcome.paused.items():
+            self._keep_pause(name, Pause(now + seconds, by))
+
+    def _tell_differences(self, welcome: Welcome) -> None:
+        """Tell a relay process that goes on what is to be otherwise."""
+        for role in set(welcome.draining) - set(self._drains) - self._inherited:
+            self._tell(EndDrain(role))
+        self._tell_drains()
+        self._tell_pauses(welcome.paused)
+        self._tell_eligible()
+
+    def _tell_pauses(self, known: Collection[str]) -> None:
+        """Tell a relay process that knows of those."""
+        for name in set(known) - set(self._pauses):
+            self._tell(ResumeFrontend(name))
+        for name in set(self._pauses) - set(known):
+            pause = self._pauses[name].pause
+            self._tell(PauseFrontend(name, max(pause.until - self._loop.time(), 0.0), pause.by))
+
+    # Drains.
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any.
+
+        Args:
+            within: seconds for all of them, where that is sooner; a drain under way is never made longer by another.
+        """
         self._number += 1
         drain = self._drains[role] = _Drain(self._number, when_drained)
-        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True))
+        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True), within)
         if self._is_mourning:
             self._loop.call_soon(self._drained, drain.number, role)
         else:
-            self._tell(BeginDrain(drain.number, role, go_on=role in self._inherited))
+            self._tell(BeginDrain(drain.number, role, go_on=role in self._inherited, within=within))
         self._inherited.discard(role)
 
     def end_drain(self, role: Role) -> None:
@@ -282,9 +348,19 @@ class RelayTraffic(ABC):
         """Have a view for each plan and no others."""
         for name in set(self.views) - set(self._plans):
             del self.views[name]
+        for name in set(self._pauses) - set(self._plans):
+            self._forget_pause(name)
         for name, plan in self._plans.items():
             if name not in self.views:
                 self.views[name] = Shown(plan, partial(self.steering.show, name))
+
+
+@dataclass(slots=True)
+class _Paused:
+    """A pause that was ordered and has not ended."""
+
+    pause: Pause
+    end: asyncio.TimerHandle
 
 
 @dataclass(slots=True)

@@ -41,7 +41,11 @@ class Shown:
     def show(self, view: FrontendView) -> bool:
         """Take another one. Whether what somebody may wait for is different: who is active, or whether clients wait."""
         before, self._now, self.last = self._now, view, view
-        return before.active is not view.active or bool(before.connections[None]) != bool(view.connections[None])
+        return (
+            before.active is not view.active
+            or (before.paused, before.caps, before.counted_from) != (view.paused, view.caps, view.counted_from)
+            or bool(before.connections[None]) != bool(view.connections[None])
+        )
 
     def mourn(self) -> None:
         """The process has gone, and with it all connections; new ones wait."""

@@ -10,7 +10,7 @@ import structlog
 
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
-from clojarsd.core.routing import Route, choose
+from clojarsd.core.routing import Failback, Route, choose
 from clojarsd.core.view import Next
 
 
@@ -18,7 +18,7 @@ class Router:
     """Keeps the route of one frontend true; the frontend makes and closes it.
 
     Args:
-        failback: seconds for which the primary must have been eligible before it gets connections back.
+        failback: for how long the primary must have been eligible before it gets connections back.
         on_change: called when somebody else is active, or nobody. The argument is the role that was active before when
             it was another one, also with a time between in which nobody was; None otherwise.
     """
@@ -27,7 +27,7 @@ class Router:
         self,
         loop: asyncio.AbstractEventLoop,
         log: structlog.typing.FilteringBoundLogger,
-        failback: float,
+        failback: Failback,
         on_change: Callable[[Role | None], None],
     ) -> None:
         self.failback = failback
@@ -54,16 +54,23 @@ class Router:
         """The loop time at which the primary gets new connections again if it stays eligible; None: no such time."""
         return self._route.recheck_at
 
+    @property
+    def failures(self) -> int:
+        """How often in a row the primary has ceased to serve before it had served for long."""
+        return self._route.failures
+
     def next(self) -> Next | None:
-        """When new connections go home again, if they do by themselves."""
+        """When new connections go home again, if they do by themselves, and why that takes longer than usual."""
         if self.changes_at is None:
             return None
+        waits, usual = self.failback.after(self.failures), self.failback.delay
+        why = f"it has failed {self.failures} times in a row and must be eligible for {waits:g} s, not {usual:g} s"
         at = datetime.now(UTC) + timedelta(seconds=self.changes_at - self._loop.time())
-        return Next("primary gets its new connections", stamp(at))
+        return Next("primary gets its new connections", stamp(at), why if waits > usual else None)
 
-    def resume(self, active: Role | None, *, primary_has_served: bool) -> None:
+    def resume(self, active: Role | None, *, primary_has_served: bool, failures: int = 0) -> None:
         """Begin where another process has ended, until it is said who is eligible."""
-        self._route = Route(active, primary_has_served=primary_has_served)
+        self._route = Route(active, primary_has_served=primary_has_served, failures=failures)
         self._last_active = active
 
     def freeze(self) -> tuple[Route, Role | None]:

@@ -35,9 +35,8 @@ class Standstill:
         """Stop accepting and connecting; `head` and `connections`, called once each, stop the rest."""
         stands = cls(frontend, accepts=frontend._acceptor.is_on)
         frontend._acceptor.end()
-        if frontend._release is not None:
-            frontend._release.cancel()
-            frontend._release = None
+        frontend.waiting.stand_still()
+        frontend.gate.close()
         for dial in frontend._dials:
             dial.abandon()
         frontend._idle.close()
@@ -55,9 +54,12 @@ class Standstill:
             route=route,
             last_active=last_active,
             eligible_since=frontend._router.eligible_since,
-            accepted=frontend._accepted,
-            held_since=frontend._held_since,
+            accepted=frontend.accepted_total(),
+            held_since=frontend.waiting.since,
             drains=drains,
+            pause=frontend.gate.paused,
+            caps=frontend.gate.caps,
+            counted_from=frontend.gate.counted_from,
         )
         return frozen, [listener.fileno() for listener in frontend._listeners]
 
@@ -67,7 +69,7 @@ class Standstill:
         One that was being connected to an instance is connected anew: nothing of what it said was sent yet.
         """
         frontend, told = self.frontend, self.frontend._told
-        clients: list[tuple[Client, Role | None]] = [(client, None) for client in frontend._hold.freeze()]
+        clients: list[tuple[Client, Role | None]] = [(client, None) for client in frontend.waiting.hold.freeze()]
         clients += [(dial.client, dial.role) for dial in frontend._dials]
         found: list[tuple[FrozenConnection, tuple[int, ...]]] = [
             (FrozenConnection(role, client.freeze(), None, told.freeze(client)), (client.socket.fileno(),))
@@ -98,8 +100,9 @@ class Standstill:
         frontend._idle.close()
         frontend._listeners = list(listeners)
         frontend._router.thaw(frozen.route, frozen.last_active, frozen.eligible_since)
-        frontend._accepted.update(frozen.accepted)
-        frontend._held_since = frozen.held_since
+        frontend._accepted.update({role: frozen.accepted[role] for role in Role})
+        frontend.waiting.accepted, frontend.waiting.since = frozen.accepted[None], frozen.held_since
+        frontend.gate.thaw(frozen.pause, frozen.caps, frozen.counted_from)
         for role, deadline in frozen.drains.items():
             frontend._drains[role] = Drain.thaw(frontend, role, partial(when_drained, role), deadline)
         return cls(frontend, accepts=frozen.accepts)
@@ -111,7 +114,7 @@ class Standstill:
             client = Client.thaw(state, descriptors[0])
             frontend._told.thaw(client, frozen.record)
             if role is None:
-                frontend._hold.thaw(client)
+                frontend.waiting.hold.thaw(client)
             else:
                 frontend._dials.add(make_dial(frontend._loop, client, role, frontend.plan, frontend._dialled))
         else:
@@ -130,14 +133,15 @@ class Standstill:
         for sessions in frontend._sessions.values():
             for session in sessions:
                 session.unfreeze()
-        frontend._hold.unfreeze()
+        frontend.waiting.hold.unfreeze()
+        frontend.gate.watch()
         dials, frontend._dials = frontend._dials, set()
         if self.accepts:
             frontend.begin()
         frontend._router.look()
         for dial in dials:
-            frontend._admit(dial.client)
-        frontend._release_held()
+            frontend.admit(dial.client)
+        frontend.waiting.heed(frontend.gate.paused)
         for drain in list(frontend._drains.values()):
             drain.unfreeze()
 
@@ -151,7 +155,7 @@ class Standstill:
                 session.let_go()
                 frontend._budget.give_back()
             sessions.clear()
-        for client in [*frontend._hold.take(), *(dial.client for dial in frontend._dials)]:
+        for client in [*frontend.waiting.hold.take(), *(dial.client for dial in frontend._dials)]:
             client.socket.close()
             frontend._budget.give_back()
         frontend._dials.clear()

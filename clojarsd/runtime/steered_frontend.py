@@ -103,7 +103,7 @@ class SteeredFrontend:
         self._route_changed = route_changed
         self._log = log.bind(frontend=plan.name)
         self._loop = asyncio.get_running_loop()
-        self.router = Router(self._loop, self._log, plan.failback, self._changed)
+        self.router = Router(self._loop, self._log, plan.when_home, self._changed)
         self._trouble: dict[Role, str] = {}
         """Why the kernel cannot serve a role that may get connections."""
         self._order = kernel.order(plan.name)
@@ -124,7 +124,7 @@ class SteeredFrontend:
     def replan(self, plan: FrontendPlan) -> None:
         """Go by another plan of the same name."""
         before, self.plan = self.plan, plan
-        self.router.failback = plan.failback
+        self.router.failback = plan.when_home
         if before.backends != plan.backends:
             for role in Role:
                 if before.backends[role] != plan.backends[role] and self._may_serve(role):
@@ -205,4 +205,5 @@ class SteeredFrontend:
             },
             accepted_total=accepted,
             next=self.router.next(),
+            failures=self.router.failures,
         )

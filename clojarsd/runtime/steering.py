@@ -21,7 +21,7 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime.frontend import History
+from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
 
@@ -63,6 +63,7 @@ class Steering:
         self._frontends: dict[str, SteeredFrontend] = {}
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
         self._has_begun = False
+        self._paused: frozenset[str] = frozenset()
         self.changed: Callable[[], None] = lambda: None
 
     @classmethod
@@ -145,6 +146,7 @@ class Steering:
         assert self._kernel is not None
         made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed)
         made.has_begun = self._has_begun
+        made.is_paused = plan.name in self._paused
         return made
 
     def begin(self) -> None:
@@ -194,6 +196,7 @@ class Steering:
 
     def set_paused(self, names: Collection[str]) -> None:
         """Have new connections of these frontends come to the relay process, which holds them, and of no others."""
+        self._paused = frozenset(names)
         for name, frontend in self._frontends.items():
             frontend.is_paused = name in names
             frontend.apply()
@@ -211,12 +214,12 @@ class Steering:
 
     # Connections.
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
         """Let the instance's steered connections end, each within its frontend's time; call back when none is left."""
         if self._connections is None:
             self._loop.call_soon(when_drained)
         else:
-            self._connections.begin(role, when_drained)
+            self._connections.begin(role, when_drained, within)
 
     def end_drain(self, role: Role) -> None:
         """Leave the connections alone again."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
+from clojarsd.core.relay_messages import CapFrontend, CountFrom, PauseFrontend, ResumeFrontend
 from clojarsd.runtime.frontend import Frontend
-from clojarsd.system.relay import Session
-from clojarsd.system.sockets import close_with_reset
 
 
 class Traffic:
@@ -69,6 +68,7 @@ class Traffic:
         """Stop accepting in one, let its connections end within its drain's time, then close it."""
         frontend = self._frontends.pop(name)
         self._retiring[frontend] = set(Role)
+        frontend.gate.resume()
         frontend.stop_accepting()
         for role in Role:
             frontend.begin_drain(role, partial(self._retired, frontend, role))
@@ -92,49 +92,43 @@ class Traffic:
         for frontend in self._frontends.values():
             frontend.set_eligible(self._eligible_since)
 
-    def adopt(self, name: str, role: Role, clients: Sequence[socket.socket]) -> None:
-        """Serve clients elsewhere that an instance had in its accept queue; the sockets are the callee's.
+    def stop_accepting(self) -> None:
+        """Refuse clients from now on; who waits is served, if somebody can, also where operators have paused."""
+        for frontend in self._frontends.values():
+            frontend.gate.resume()
+            frontend.stop_accepting()
 
-        One may be the far end of a connection that a session here has made to the instance. What the session's client
-        has sent is in that socket, and more will come; it goes on between the two, and its session, which was counted
-        with the instance and would hold up its drain, belongs to the other one from now on.
+    def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom) -> None:
+        """Do what an operator has ordered about a frontend, if it is still there."""
+        if (frontend := self._frontends.get(order.frontend)) is None:
+            return
+        match order:
+            case PauseFrontend(_, seconds, by):
+                frontend.gate.pause(Pause(self._loop.time() + seconds, by))
+            case ResumeFrontend():
+                frontend.gate.resume()
+            case CapFrontend(_, caps):
+                frontend.gate.cap(caps)
+            case CountFrom(_, counted_from):
+                frontend.gate.count_from(counted_from)
+
+    def paused(self) -> dict[str, tuple[float, str]]:
+        """The frontends whose new connections wait by order, the seconds left, and by whose order."""
+        now = self._loop.time()
+        pauses = {name: frontend.gate.paused for name, frontend in self._frontends.items()}
+        return {name: (max(pause.until - now, 0.0), pause.by) for name, pause in pauses.items() if pause is not None}
+
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any.
 
         Args:
-            name: the frontend that gets the others, who reached the instance without a session.
-            role: the instance.
+            within: seconds for all of them, where that is sooner.
         """
-        dialled = self._dialled(role)
-        for client in clients:
-            try:
-                frontend, session = dialled.get(client.getpeername()[:2], (None, None))
-            except OSError:
-                client.close()  # it has gone
-                continue
-            if frontend is not None and session is not None:
-                frontend.count_elsewhere(session, role)
-            if frontend is None or frontend in self._retiring:
-                frontend = self._frontends.get(name)
-            if frontend is None:
-                close_with_reset(client)
-            else:
-                frontend.adopt(client)
-
-    def _dialled(self, role: Role) -> Mapping[tuple[str, int], tuple[Frontend, Session]]:
-        """The sessions of the role that have got no answer yet, by the addresses from which the role was dialled."""
-        return {
-            session.instance.getsockname()[:2]: (frontend, session)
-            for frontend in self.all_frontends
-            for session in frontend.open_sessions(role)
-            if not session.bytes_down
-        }
-
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left in any."""
         drain = self._drains[role] = _WholeDrain(when_drained)
         drain.left.update(self._frontends.values())
         drain.left.update(frontend for frontend, roles in self._retiring.items() if role in roles)
         for frontend in list(self._frontends.values()):
-            frontend.begin_drain(role, partial(drain.over, frontend))
+            frontend.begin_drain(role, partial(drain.over, frontend), within)
         drain.look()
 
     def end_drain(self, role: Role) -> None:

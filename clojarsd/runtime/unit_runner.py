@@ -223,8 +223,8 @@ class UnitRunner(UnitNews):
             case events.SignalMain(_, number):
                 if self._process is not None:
                     self._process.signal_main(number)
-            case events.BeginDrain(incarnation):
-                traffic.begin_drain(self.role, lambda: self.report(events.Drained(incarnation)))
+            case events.BeginDrain(incarnation, within):
+                traffic.begin_drain(self.role, lambda: self.report(events.Drained(incarnation)), within)
             case events.EndDrain():
                 traffic.end_drain(self.role)
             case events.CutConnections():

@@ -75,21 +75,16 @@ class Session:
         is_duplicated: bool = False,
         on_end: Callable[[Session, EndReason], None],
     ) -> None:
-        self.client = client
-        self.instance = instance
-        self.is_duplicated = is_duplicated
+        self.client, self.instance, self.is_duplicated = client, instance, is_duplicated
         self.owed, self.began_at = False, loop.time()
-        self._loop = loop
-        self._resources = resources
-        self._on_end = on_end
-        self._phase = Phase.RELAYING
+        self._loop, self._resources, self._on_end = loop, resources, on_end
+        self._phase, self._give_up_at = Phase.RELAYING, 0.0
         self._lost: Flow | None = None
         """The flow whose source was reset or takes no more."""
         self._said = 0
         """Bytes that the instance had said when the move began."""
         self._seen: int | None = None
         """How far the delivery, or the instance that is left, had come at the last look; None before the first."""
-        self._give_up_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         """When a frozen session's timer was due, or None."""

@@ -69,7 +69,7 @@ TIMEOUT = "not a number of seconds (more than 0, at most 86400)"
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 100_000, "the body is not JSON"),
         (b"[]", 'the body is not a JSON object such as {"force": true}'),
-        (b'{"forced": true}', "forced is not an option of an order (force, timeout, wait, environment)"),
+        (b'{"forced": true}', "forced is not an option of an order (force, timeout, wait, within, environment)"),
         (b'{"force": 1}', "force is 1, not true or false"),
         (b'{"wait": "no"}', 'wait is "no", not true or false'),
         (b'{"timeout": "5m"}', f'timeout is "5m", {TIMEOUT}'),

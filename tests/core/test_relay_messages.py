@@ -11,7 +11,7 @@ import pytest
 from clojarsd.core import relay_messages as module
 from clojarsd.core.codec import Unfit
 from clojarsd.core.connections import ConnectionPhase, ConnectionView
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role, UnixAddress
 from clojarsd.core.relay_messages import (
@@ -19,10 +19,12 @@ from clojarsd.core.relay_messages import (
     Adopt,
     Begin,
     BeginDrain,
+    CapFrontend,
     Close,
     Configure,
     Configured,
     Connections,
+    CountFrom,
     Cut,
     Doubt,
     Drained,
@@ -33,9 +35,11 @@ from clojarsd.core.relay_messages import (
     Hello,
     Kept,
     ListConnections,
+    PauseFrontend,
     Ping,
     Pong,
     Refusal,
+    ResumeFrontend,
     SetEligible,
     Snapshot,
     Standing,
@@ -50,6 +54,7 @@ from clojarsd.core.relay_messages import (
     to_relay,
     to_supervisor,
 )
+from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -77,10 +82,14 @@ FROM_SUPERVISOR: list[ToRelay] = [
     Configure(3, (Wanted(PLAN, 2, VIEW), Wanted(PLAN, None))),
     Begin(),
     SetEligible(P, True, 2.5),
-    BeginDrain(4, B, go_on=True),
+    BeginDrain(4, B, go_on=True, within=5.0),
     EndDrain(B),
     Adopt("http", P),
     Cut(P),
+    PauseFrontend("http", 2.5, "ada"),
+    ResumeFrontend("http"),
+    CapFrontend("http", Caps(3, 2, 1)),
+    CountFrom("http", CountedFrom({P: 1, B: 2, None: 3}, "2026-11-23T12:00:00.000Z", "ada")),
     StopAccepting(),
     Ping(7),
     ListConnections(8, "http"),
@@ -88,7 +97,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     Close(),
 ]
 FROM_RELAY: list[ToSupervisor] = [
-    Welcome(PROTOCOL, "abc", True, (Standing(PLAN, 2, VIEW),), {P: True, B: False}, (B,)),
+    Welcome(PROTOCOL, "abc", True, (Standing(PLAN, 2, VIEW),), {P: True, B: False}, (B,), {"http": (2.5, "ada")}),
     Refusal(PROTOCOL, "busy", 42),
     Configured(3),
     Drained(4, B),

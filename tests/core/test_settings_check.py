@@ -208,7 +208,10 @@ def test_stall_shorter_than_its_samples() -> None:
     assert one(stall={"sample": '"1s"'}) == 'stall.after: "300ms": is shorter than stall.sample, 1s'
 
 
-@pytest.mark.parametrize(("key", "value"), [("quickack", "true"), ("max_connections", "1"), ("proxy_protocol", "true")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("quickack", "true"), ("max_connections", "1"), ("max_per_instance", "1"), ("proxy_protocol", "true")],
+)
 def test_keys_of_the_relay_with_mode_steer(key: str, value: str) -> None:
     assert one(frontends__http={**HTTP, "mode": '"steer"', key: value}) == (
         f'frontends.http.{key}: {value}: needs the relay, and mode is "steer" (mode "auto" or "relay")'

@@ -28,7 +28,7 @@ def keys(**tables: dict[str, str]) -> list[str]:
         {"stall": {"enabled": "true", "after": '"1s"'}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
         {"warmup": {"requests": "[]", "rounds": "3"}},
         *({"frontends__http": {**HTTP, "mode": mode}} for mode in ('"steer"', '"relay"')),
-        {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "0", "proxy_protocol": "false"}},
+        {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "5", "proxy_protocol": "true"}},
         {"checks": {"kind": '"http"', "port": '"http"'}},
     ],
 )
@@ -43,10 +43,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
         ({"checks": {"kind": '"exec"', "command": '["x"]'}}, ['checks[0].kind "exec"']),
         ({"hang": {"restart_after": '"30s"', "thread_dump": "true"}}, ["hang.restart_after", "hang.thread_dump"]),
         ({"warmup": {"requests": '["/"]'}}, ["warmup.requests"]),
-        (
-            {"frontends__http": {**HTTP, "max_connections": "1", "proxy_protocol": "true"}},
-            ["frontends.http.max_connections"],
-        ),
         (
             {"deploy": DEPLOY, "admin": {}, "hooks": {"on": '["oom"]', "exec": '["x"]'}},
             ["deploy", "admin", "hooks"],

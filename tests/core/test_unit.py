@@ -62,7 +62,10 @@ REPORTS: tuple[Event, ...] = (
     *(HookEnded(FIRST, hook, failure) for hook in HookName for failure in (None, "/bin/no exited with 1")),
     TimeAsked(FIRST, 500.0),
 )
-ORDERS: tuple[Order, ...] = (Start(), Stop(), Restart(), Drain(), Undrain(), Reload())
+ORDERS: tuple[Order, ...] = (
+    *(Start(), Stop(), Restart(), Drain(), Undrain(), Reload()),
+    *(Stop(5.0), Restart(5.0), Drain(5.0)),
+)
 EVENTS: tuple[Event, ...] = (*ORDERS, *REPORTS, DeadlinePassed())
 
 STOPPED = Unit()
@@ -260,6 +263,32 @@ def test_a_stop_of_a_drained_unit_gets_a_deadline() -> None:
 
 def test_a_second_order_does_not_lengthen_a_drain() -> None:
     assert after(DRAINING, Stop())[0].deadline == DRAINING.deadline
+
+
+@pytest.mark.parametrize("order", [Stop, Restart])
+def test_an_order_says_how_long_its_drain_may_take_where_that_is_sooner(order: type[Stop] | type[Restart]) -> None:
+    for within, seconds in ((5.0, 5.0), (0.0, 0.0), (300.0, 30.0)):
+        draining, effects = after(READY, order(within))
+        assert draining.deadline == NOW + seconds
+        assert effects == (BeginDrain(FIRST, within), Announce(EventName.DRAIN_STARTED))
+
+
+def test_a_second_order_shortens_a_drain_that_is_under_way() -> None:
+    assert DRAINING.deadline is not None
+    assert DRAINING.deadline > NOW + 5.0
+    for order in (Stop(5.0), Restart(5.0), Drain(5.0)):
+        became, effects = after(DRAINING, order)
+        assert became.deadline == NOW + 5.0
+        assert effects == (BeginDrain(FIRST, 5.0),)
+    assert after(DRAINING, Stop(3000.0))[0].deadline == DRAINING.deadline
+
+
+def test_an_operators_drain_can_be_shortened_and_has_no_deadline_of_its_own() -> None:
+    assert after(READY, Drain(5.0)) == (PARKED, (BeginDrain(FIRST, 5.0), Announce(EventName.DRAIN_STARTED)))
+    assert after(PARKED, Drain(2.0)) == (PARKED, (BeginDrain(FIRST, 2.0),))
+    assert after(PARKED, Drain()) == (PARKED, ())
+    became, effects = after(PARKED, Restart(2.0))
+    assert (became.deadline, effects) == (NOW + 2.0, (BeginDrain(FIRST, 2.0),))
 
 
 def test_a_drain_by_wish_survives_a_crash() -> None:

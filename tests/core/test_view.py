@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.routing import Caps
 from clojarsd.core.unit import Unit
-from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView, PausedView
 
 PRIMARY = InstanceView(
     role=Role.PRIMARY,
@@ -60,8 +62,13 @@ HTTP = FrontendView(
     None,
     Role.PRIMARY,
     {Role.PRIMARY: 2},
-    {None: 7},
-    Next("primary gets its new connections", "2026-11-23T12:00:14.000Z"),
+    {Role.PRIMARY: 5, None: 11},
+    Next("primary gets its new connections", "2026-11-23T12:00:14.000Z", "it has failed twice"),
+    paused=PausedView("2026-11-23T12:00:20.000Z", "ada"),
+    caps=Caps(100, 60),
+    counted_from=CountedFrom({Role.PRIMARY: 5, None: 4}, "2026-11-23T12:00:01.000Z", "ada"),
+    draining={Role.PRIMARY: "2026-11-23T12:00:30.000Z"},
+    failures=2,
 )
 LINE = FrontendView(
     ("127.0.0.1:8700",), "relay", "no CAP_BPF", None, {None: 1}, {Role.PRIMARY: 100, Role.BACKUP: 3, None: 4}
@@ -157,7 +164,16 @@ def test_the_whole_picture() -> None:
                 "active": "primary",
                 "connections": {"primary": 2, "backup": 0, "held": 0},
                 "accepted_total": {"primary": 0, "backup": 0, "held": 7},
-                "next": {"what": "primary gets its new connections", "at": "2026-11-23T12:00:14.000Z"},
+                "next": {
+                    "what": "primary gets its new connections",
+                    "at": "2026-11-23T12:00:14.000Z",
+                    "reason": "it has failed twice",
+                },
+                "paused": {"until": "2026-11-23T12:00:20.000Z", "by": "ada"},
+                "caps": {"total": 100, "primary": 60, "backup": 0},
+                "counters_since": {"at": "2026-11-23T12:00:01.000Z", "by": "ada"},
+                "draining": {"primary": {"until": "2026-11-23T12:00:30.000Z", "left": 2}},
+                "recent_failovers": 2,
             },
             "line": {
                 "listen": ["127.0.0.1:8700"],
@@ -167,6 +183,11 @@ def test_the_whole_picture() -> None:
                 "connections": {"primary": 0, "backup": 0, "held": 1},
                 "accepted_total": {"primary": 100, "backup": 3, "held": 4},
                 "next": None,
+                "paused": None,
+                "caps": {"total": 0, "primary": 0, "backup": 0},
+                "counters_since": None,
+                "draining": {},
+                "recent_failovers": 0,
             },
         },
         "release": {"current": "clojars-web-0.8.1-standalone.jar", "previous": None},

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from clojarsd.core.api import Verb
+from clojarsd.core.connections import ConnectionList, ConnectionPhase, ConnectionView
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import EventName
-from clojarsd.core.names import Health, Role, UnitState
+from clojarsd.core.names import Address, Health, Role, UnitState
 from tests.support.control import AT, DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
 from tests.support.waiting import until
 
@@ -464,6 +465,72 @@ async def test_top_goes_on_until_interrupted(room: Room) -> None:
         assert (await run.end())[::2] == (130, "")
 
 
+# Frontends.
+
+
+async def test_a_pause_and_its_end(room: Room) -> None:
+    code, out, err = await ctl(room.path, "pause", "http", "--for", "90s")
+    assert (code, err) == (0, "")
+    assert out.startswith("new connections of http wait until ")
+    (pause,) = room.frontends.paused.values()
+    assert pause.by
+    code, out, _ = await ctl(room.path, "status")
+    assert f"http: paused by {pause.by} until " in out
+    assert await ctl(room.path, "resume", "http") == (0, "new connections of http wait no more\n", "")
+    assert await ctl(room.path, "resume", "http") == (0, "http is not paused\n", "")
+    code, out, err = await ctl(room.path, "pause", "http", "--json")
+    assert (code, json.loads(out)["result"], err) == (0, "done", "")
+
+
+async def test_limits_and_counters(room: Room) -> None:
+    assert await ctl(room.path, "cap", "http", "100") == (0, "the connections of http are at most 100\n", "")
+    told = "the connections of http to backup are at most 5\n"
+    assert await ctl(room.path, "cap", "http", "backup", "5") == (0, told, "")
+    assert await ctl(room.path, "reset", "all") == (0, "connections of http are counted anew\n", "")
+    code, out, err = await ctl(room.path, "frontends")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["frontend", "listens", "on", "mode", "serves", "limits", "open", "p/b/held", "total", "p/b/held"],
+        ["http", "127.0.0.1:8080", "relay", "primary", "100", "connections,", "5", "to", "backup", "2/0/0", "0/0/0"],
+    ]
+    code, out, _ = await ctl(room.path, "frontends", "http", "--json")
+    assert json.loads(out)["http"]["caps"] == {"total": 100, "primary": 0, "backup": 5}
+
+
+async def test_single_connections(room: Room) -> None:
+    one = ConnectionView(
+        "http",
+        "relay",
+        Role.PRIMARY,
+        Address("10.0.0.1", 5000),
+        ConnectionPhase.OPEN,
+        150.04,
+        0.5,
+        10,
+        2**20,
+        owed=True,
+    )
+    held = ConnectionView("http", "relay", None, None, ConnectionPhase.HELD, None, None, 0, 0, owed=False)
+    room.frontends.listed = ConnectionList((one, held), 3)
+    code, out, err = await ctl(room.path, "connections")
+    assert (code, err) == (0, "3 more are not listed\n")
+    assert [line.split() for line in out.splitlines()] == [
+        ["client", "frontend", "instance", "state", "age", "silent", "up", "down", "owes"],
+        ["10.0.0.1:5000", "http", "primary", "open", "150", "s", "0.5", "s", "10", "B", "1024", "KiB", "an", "answer"],
+        ["?", "http", "nobody", "held", "?", "?", "0", "B", "0", "B"],
+    ]
+    code, out, err = await ctl(room.path, "connections", "http", "--json")
+    assert (code, len(json.loads(out)["connections"]), err) == (0, 2, "")
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart", "drain"])
+async def test_an_order_that_says_how_long_its_drain_may_take(room: Room, verb: str) -> None:
+    for text, seconds in (("5s", 5.0), ("0s", 0.0)):
+        code, _, err = await ctl(room.path, verb, "primary", "--within", text, "--no-wait")
+        assert (code, err) == (0, "")
+        assert room.orders.withins.pop() == seconds
+
+
 async def test_an_order_for_all(room: Room) -> None:
     async with running(room.path, "stop", "all") as run:
         (await next_work(room)).finish("both are stopped")
@@ -716,6 +783,15 @@ async def test_a_stop_that_fails_or_is_refused(room: Room) -> None:
             "there is no instance third (primary, backup, all, clojars, clojars-backup)",
         ),
         (["why", "third"], "there is no instance third (primary, backup, clojars, clojars-backup)"),
+        (["pause", "ftp"], "there is no frontend ftp (http)"),
+        (["frontends", "ftp"], "there is no frontend ftp (http)"),
+        (["connections", "ftp"], "there is no frontend ftp (http)"),
+        (["reset", "ftp"], "there is no frontend ftp (http, all)"),
+        (["pause", "http", "--for", "0s"], "Error: Invalid value for '--for': 0s is no time at all"),
+        (["cap", "http", "many"], "Error: many is not a number of connections"),
+        (["cap", "http", "third", "5"], "Error: third 5 is not a limit ([total|primary|backup] N)"),
+        (["cap", "http", "2000000"], "total is 2000000, not a number of connections (0 to 1000000)"),
+        (["start", "primary", "--within", "5s"], "Error: No such option '--within'."),
         (["daemon", "restart"], "Error: No such command 'restart'."),
         (["start", "third"], "there is no instance third (primary, backup, all, clojars, clojars-backup)"),
         (["start", "../status"], "there is no instance ../status (primary, backup, all, clojars, clojars-backup)"),
@@ -1023,7 +1099,8 @@ async def run_help(*words: str) -> str:
 async def test_help_lists_every_verb_in_a_line_each() -> None:
     text = await run_help()
     looking, ordering = ["status", "top", "why", "check"], ["start", "stop", "restart", "reload", "drain", "undrain"]
-    verbs = [*looking, *ordering, "wait", "logs", "events", "config", "daemon"]
+    fronts = ["frontends", "connections", "pause", "resume", "cap", "reset"]
+    verbs = [*looking, *ordering, "wait", "logs", "events", *fronts, "config", "daemon"]
     listed = text[text.index("Commands:") :].splitlines()[1:]
     assert [line.split()[0] for line in listed] == verbs
     assert not any(line.endswith("...") for line in listed)

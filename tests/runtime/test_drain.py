@@ -7,7 +7,7 @@ import socket
 import structlog
 
 from clojarsd.core.history import EventName
-from tests.support.fronts import Front, P, pending_timers
+from tests.support.fronts import NEVER, Front, P, pending_timers
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -234,4 +234,32 @@ def test_the_owner_may_end_the_drain_when_it_hears_that_it_is_over(rig: Rig) -> 
         assert over == [True]
         for end in ends:
             end.close()
+        assert rig.call(pending_timers) == 0
+
+
+def test_it_lasts_no_longer_than_is_wished(rig: Rig) -> None:
+    with Front(rig) as front:
+        client = front.client(b"x")
+        with front.primary.accept():
+            front.eligible(primary=False, backup=True)
+            calls = Calls(front)
+            rig.call(lambda: front.frontend.begin_drain(P, calls, 0.1))
+            assert receive_to_the_end(client) == (b"", True)
+            calls.until_one()
+
+
+def test_a_second_one_makes_it_shorter_and_never_longer(rig: Rig) -> None:
+    with Front(rig) as front:
+        client = front.client(b"x")
+        with front.primary.accept():
+            first = drain(front)
+            second, third = Calls(front), Calls(front)
+            until = rig.call(lambda: front.frontend.view().draining)[P]
+            rig.call(lambda: front.frontend.begin_drain(P, second, NEVER * 2))
+            assert rig.call(lambda: front.frontend.view().draining)[P][:19] == until[:19]
+            rig.call(lambda: front.frontend.begin_drain(P, third, 0.1))
+            assert receive_to_the_end(client) == (b"", True)
+            third.until_one()
+        assert (first.count, second.count) == (0, 0), "who asks last is told"
+        assert rig.call(front.frontend.view).draining == {}
         assert rig.call(pending_timers) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address
-from clojarsd.runtime.frontend import RELEASES_A_TURN
+from clojarsd.core.pacing import FIRST
 from tests.support.fronts import LOOPBACK, B, Front, Instance, P, pending_timers
 from tests.support.sockets import (
     Rig,
@@ -227,7 +227,8 @@ def test_a_thousand_connections_leave_nothing_behind(rig: Rig) -> None:
 
 
 def test_clients_that_have_waited_go_on_in_their_order_and_not_all_at_once(rig: Rig) -> None:
-    count = 3 * RELEASES_A_TURN
+    """One that does not answer keeps a place for a moment; the next ones come then."""
+    count = 3 * FIRST
     with Front(rig, primary=False, backup=False) as front:
         for number in range(count):
             front.client(number.to_bytes(2))
@@ -239,7 +240,7 @@ def test_clients_that_have_waited_go_on_in_their_order_and_not_all_at_once(rig: 
             counts = front.frontend.view().connections
             return counts[P], counts[None]
 
-        assert rig.call(release) == (RELEASES_A_TURN, count - RELEASES_A_TURN)
+        assert rig.call(release) == (FIRST, count - FIRST)
         front.until(primary=count)
         order = []
         for _ in range(count):

@@ -15,8 +15,9 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import HookName, Role
 from clojarsd.core.unit_events import Start
 from clojarsd.runtime.life import End, Life
-from clojarsd.runtime.orders import Orders, Work
+from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.unit_parts import HookPlan
+from clojarsd.runtime.work import Work
 from tests.support.units import LONG, POLICY, TERMED, Units
 from tests.support.waiting import PATIENCE, until
 

@@ -14,7 +14,8 @@ from clojarsd.core.api import Verb
 from clojarsd.core.errors import Failed, LaunchFailed, Refused
 from clojarsd.core.names import LaunchStage, Role, UnitState
 from clojarsd.core.unit_events import Start, Stop
-from clojarsd.runtime.orders import Orders, Work
+from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.work import Work
 from tests.support.units import BAD, CRASHED, GOOD, POLICY, TERMED, Units
 from tests.support.waiting import PATIENCE, until
 

@@ -15,10 +15,11 @@ import pytest
 import structlog
 
 from clojarsd.core.errors import Failed
-from clojarsd.core.frontend_plan import FrontendPlan
+from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.relay_messages import PROTOCOL, Hello, Refusal, from_relay, to_relay
+from clojarsd.core.routing import Caps
 from clojarsd.runtime import relay_link as module
 from clojarsd.runtime.relay_launch import SOCKET
 from clojarsd.runtime.relay_link import RelayLink
@@ -288,26 +289,6 @@ async def test_a_failback_comes_also_when_nobody_supervises(pair: Pair) -> None:
         await link.close()
 
 
-async def test_a_new_supervisor_trusts_what_the_relay_knows_until_it_knows_better(pair: Pair) -> None:
-    async with pair.link() as link:
-        view = await pair.listening(link)
-        await until(lambda: link.views["line"].view().active is P, "the primary")
-        await leave_without_ceremony(link)
-    async with pair.link(begin=False) as link:
-        link.trust(P)
-        link.trust(B)
-        link.set_eligible(P, False)
-        link.set_eligible(B, False)
-        await link.configure([pair.plan(hold=1.0)])
-        assert await (await pair.client(view)).ask() == b"p"
-        link.settle(P)
-        await until(lambda: link.views["line"].view().active is B, "the backup")
-        link.set_eligible(B, True)
-        link.set_eligible(B, False)
-        await until(lambda: link.views["line"].view().active is None, "nobody")
-        await link.close()
-
-
 async def test_a_drain_goes_on_over_the_death_of_its_supervisor(pair: Pair) -> None:
     drained: list[str] = []
     async with pair.link() as link:
@@ -330,6 +311,141 @@ async def test_a_drain_goes_on_over_the_death_of_its_supervisor(pair: Pair) -> N
         await until(lambda: counts(link) == (0, 0, 0), "that nobody is left")
         link.begin_drain(P, lambda: drained.append("was over before"))
         await until(lambda: drained == ["was over before"], "the end of the drain")
+        await link.close()
+
+
+async def test_a_shorter_drain_is_heard_of_by_a_later_supervisor_too(pair: Pair) -> None:
+    async with pair.link() as link:
+        client = await pair.client(await pair.listening(link))
+        assert await client.ask() == b"p"
+        link.set_eligible(P, False)
+        link.begin_drain(P, lambda: None)
+        await until(lambda: P in link.views["line"].view().draining, "the drain in the view")
+        await leave_without_ceremony(link)
+    drained: list[str] = []
+    async with pair.link(begin=False) as link:
+        link.begin_drain(P, lambda: drained.append("over"))
+        link.begin_drain(P, lambda: drained.append("over at once"), 0.0)
+        assert await client.is_cut()
+        await until(lambda: drained == ["over at once"], "the end of the drain")
+        await until(lambda: not link.views["line"].view().draining, "no drain in the view")
+        await link.close()
+
+
+# What operators order.
+
+
+def paused_by(link: RelayLink) -> str | None:
+    seen = link.views["line"].view().paused
+    return seen.by if seen is not None else None
+
+
+async def test_a_pause_ends_by_itself_on_both_sides(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        until_then = asyncio.get_running_loop().time() + 0.3
+        link.pause("line", until_then, "ada")
+        assert link.paused == {"line": Pause(until_then, "ada")}
+        await until(lambda: paused_by(link) == "ada", "the pause")
+        client = await pair.client(view)
+        client.writer.write(b"?")
+        await until(lambda: counts(link) == (0, 0, 1), "the one who waits")
+        assert await client.hear() == b"p"
+        await until(lambda: link.paused == {}, "the end on our side")
+        await until(lambda: paused_by(link) is None, "the end in the view")
+        await link.close()
+
+
+async def test_a_pause_can_be_ended_and_nothing_is_said_of_one_that_is_not(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        link.resume("line")
+        link.pause("line", asyncio.get_running_loop().time() + NEVER, "ada")
+        await until(lambda: paused_by(link) == "ada", "the pause")
+        link.resume("line")
+        assert link.paused == {}
+        assert await (await pair.client(view)).ask() == b"p"
+        await link.close()
+
+
+async def test_a_pause_goes_on_and_ends_without_a_supervisor(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        link.pause("line", asyncio.get_running_loop().time() + 0.5, "ada")
+        await until(lambda: paused_by(link) == "ada", "the pause")
+        await leave_without_ceremony(link)
+    client = await pair.client(view)
+    client.writer.write(b"?")
+    assert await client.hear() == b"p"
+    async with pair.link() as link:
+        assert link.paused == {}
+        await link.close()
+
+
+async def test_the_next_supervisor_knows_of_a_pause_and_can_end_it(pair: Pair) -> None:
+    loop = asyncio.get_running_loop()
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        link.pause("line", loop.time() + NEVER, "ada")
+        await until(lambda: paused_by(link) == "ada", "the pause")
+        await leave_without_ceremony(link)
+    async with pair.link() as link:
+        assert paused_by(link) == "ada"
+        assert link.paused["line"].by == "ada"
+        assert link.paused["line"].until == pytest.approx(loop.time() + NEVER, abs=NEVER / 2)
+        client = await pair.client(view)
+        client.writer.write(b"?")
+        await until(lambda: counts(link)[2] == 1, "the one who waits")
+        link.resume("line")
+        assert await client.hear() == b"p"
+        await link.close()
+
+
+async def test_pauses_limits_and_counts_go_on_when_the_relay_process_dies_or_is_replaced(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        assert await (await pair.client(view)).ask() == b"p"
+        await until(lambda: accepted(link) == (1, 0, 0), "the number")
+        link.pause("line", asyncio.get_running_loop().time() + NEVER, "ada")
+        link.cap("line", Caps(7, 5, 3))
+        since = CountedFrom({P: 1, B: 0, None: 0}, "2026-11-23T12:00:00.000Z", "ada")
+        link.count_from("line", since)
+
+        def all_there() -> bool:
+            seen = link.views["line"].view()
+            return paused_by(link) == "ada" and seen.caps == Caps(7, 5, 3) and seen.counted_from == since
+
+        await until(all_there, "what was ordered")
+        await link.replace()
+        await until(all_there, "what was ordered, in another process")
+        before = pid_of(link)
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: link.pid not in (None, before), "the next one")
+        await until(all_there, "what was ordered, in a process that knew nothing")
+        client = await pair.client(view)
+        client.writer.write(b"?")
+        await until(lambda: counts(link)[2] == 1, "the one who waits")
+        await link.close()
+
+
+async def test_a_pause_of_a_frontend_that_is_removed_is_forgotten(pair: Pair) -> None:
+    async with pair.link(pair.plan(), pair.plan("old")) as link:
+        link.pause("old", asyncio.get_running_loop().time() + NEVER, "ada")
+        await link.configure([pair.plan()])
+        assert link.paused == {}
+        await link.close()
+
+
+async def test_who_waits_because_of_a_pause_is_served_when_clients_are_refused_from_now_on(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        link.pause("line", asyncio.get_running_loop().time() + NEVER, "ada")
+        await until(lambda: paused_by(link) == "ada", "the pause")
+        client = await pair.client(view)
+        client.writer.write(b"?")
+        await until(lambda: counts(link)[2] == 1, "the one who waits")
+        link.stop_accepting()
+        assert await client.hear() == b"p"
         await link.close()
 
 

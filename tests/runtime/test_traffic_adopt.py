@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from clojarsd.core.names import Address
+from clojarsd.core.proxy_protocol import header
+from clojarsd.runtime.rescued import adopt
 from clojarsd.runtime.traffic import Traffic
 from tests.support.fronts import LOOPBACK, B, Front, P
 from tests.support.sockets import (
@@ -49,7 +52,7 @@ class Stuck:
         return self.front.primary.accept()
 
     def adopt(self, *clients: socket.socket, name: str = "line") -> None:
-        self.rig.call(lambda: self.traffic.adopt(name, P, clients))
+        self.rig.call(lambda: adopt(self.traffic, name, P, clients))
 
     def begin_drain(self, role: object) -> None:
         def over() -> None:
@@ -248,3 +251,28 @@ def test_where_there_is_no_room_it_is_reset_and_the_rest_goes_on(stuck: Stuck) -
         assert receive_to_the_end(another) == (b"", True)
         assert stuck.front.connections() == (1, 0, 0)
         client.close()
+
+
+def test_who_was_announced_by_the_first_session_is_not_announced_again(rig: Rig) -> None:
+    """The header that the stuck instance would have read is in the rescued socket, and names the client."""
+    with Front(rig, primary=False, backup=False, proxy_protocol=True) as front:
+        stuck = Stuck(rig, front)
+        client, end = stuck.relayed(b"x")
+        own = stuck.front.address
+        with client, end:
+            source = Address(*client.getsockname()[:2])
+            assert receive_exactly(end, len(header(source, own)) + 1) == header(source, own) + b"x"
+            end.sendall(b"y")
+            assert receive_exactly(client, 1) == b"y"
+
+
+def test_who_came_by_the_instances_own_port_is_announced(rig: Rig) -> None:
+    with Front(rig, primary=False, backup=False, proxy_protocol=True) as front:
+        stuck = Stuck(rig, front)
+        with direct(stuck, b"x") as client:
+            waiting = stuck.rescued()
+            stuck.stall()
+            stuck.adopt(waiting)
+            said = header(Address(*client.getsockname()[:2]), front.primary.address)
+            with front.backup.accept() as end:
+                assert receive_exactly(end, len(said) + 1) == said + b"x"

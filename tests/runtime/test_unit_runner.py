@@ -410,7 +410,7 @@ async def test_a_bug_ends_the_daemon(units: Units) -> None:
 
 
 async def test_an_error_out_of_an_effect_ends_the_daemon(ready: Units) -> None:
-    def broken(role: Role, when_drained: Callable[[], None]) -> None:
+    def broken(role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
         raise RuntimeError("a bug")
 
     ready.traffic.begin_drain = broken  # type: ignore[method-assign]

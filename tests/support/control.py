@@ -10,20 +10,25 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from clojarsd.core.api import Access, Step, Verb
+from clojarsd.core.connections import ConnectionList
 from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.frontend_plan import CountedFrom, Pause
 from clojarsd.core.history import PastEvent
-from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.names import Address, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.routing import Caps
 from clojarsd.core.unit import Unit
-from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView
+from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, PausedView
 from clojarsd.runtime.control import ControlServer
 from clojarsd.runtime.history import History
 from clojarsd.runtime.status import Board
 from clojarsd.system.control_socket import ControlSocket
+from tests.support.fronts import make_plan
 
 AT = "2026-11-23T12:00:09.000Z"
 DEADLINE_S = 30.0 * float(os.environ.get("CLOJARSD_TEST_TIME", "1"))
@@ -97,6 +102,7 @@ class PaperOrders:
     refusal: BaseException | None = None
     given: list[tuple[Verb, tuple[Role, ...], str, bool, float | None]] = field(default_factory=list)
     environments: list[Mapping[str, str]] = field(default_factory=list)
+    withins: list[float | None] = field(default_factory=list)
     may_begin: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -113,12 +119,14 @@ class PaperOrders:
         force: bool = False,
         timeout: float | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
+        within: float | None = None,
     ) -> PaperWork:
         await self.may_begin.wait()
         if self.refusal is not None:
             raise self.refusal
         self.given.append((verb, roles, by, force, timeout))
         self.environments.append(dict(environment))
+        self.withins.append(within)
         work = PaperWork()
         self.works.put_nowait(work)
         return work
@@ -175,11 +183,48 @@ class PaperFrontend:
 
     def __init__(self, active: Role | None = Role.PRIMARY) -> None:
         self.active = active
+        self.shown: dict[str, Any] = {}
 
     def view(self) -> FrontendView:
         counts = {Role.PRIMARY: 2, Role.BACKUP: 0, None: 0}
         totals = {Role.PRIMARY: 100, Role.BACKUP: 3, None: 0}
-        return FrontendView(("127.0.0.1:8080",), "relay", None, self.active, counts, totals)
+        return FrontendView(("127.0.0.1:8080",), "relay", None, self.active, counts, totals, **self.shown)
+
+
+class PaperFrontends:
+    """Frontends that obey at once, unless they are deaf."""
+
+    def __init__(self, frontend: PaperFrontend) -> None:
+        self.views = {"http": frontend}
+        self.plans = {"http": make_plan({role: Address("127.0.0.1", 1) for role in Role}, name="http", hold=20.0)}
+        self.paused: dict[str, Pause] = {}
+        self.listed = ConnectionList(())
+        self.is_deaf = False
+        self.board: Board
+
+    def pause(self, name: str, until: float, by: str) -> None:
+        self.paused[name] = Pause(until, by)
+        seconds = until - asyncio.get_running_loop().time()
+        until_at = (datetime.fromisoformat(AT) + timedelta(seconds=round(seconds))).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        self._show(paused=PausedView(until_at, by))
+
+    def resume(self, name: str) -> None:
+        del self.paused[name]
+        self._show(paused=None)
+
+    def cap(self, name: str, caps: Caps) -> None:
+        self._show(caps=caps)
+
+    def count_from(self, name: str, counted_from: CountedFrom) -> None:
+        self._show(counted_from=counted_from)
+
+    async def connections(self, frontend: str | None = None) -> ConnectionList:
+        return self.listed
+
+    def _show(self, **shown: Any) -> None:
+        if not self.is_deaf:
+            self.views["http"].shown.update(shown)
+            self.board.wake()
 
 
 def instance(role: Role, **changes: Any) -> InstanceView:
@@ -208,6 +253,7 @@ class Room:
     config: PaperConfig
     life: PaperLife
     server: ControlServer
+    frontends: PaperFrontends
 
     def connect(self) -> socket.socket:
         """A connection that the test closes."""
@@ -287,8 +333,11 @@ async def control_room(
     with ControlSocket.bind(directory / "run" / "control.sock") as listener:
         async with History(store or MemoryStore()) as history, asyncio.TaskGroup() as group:
             config, life = PaperConfig(), PaperLife()
-            about_itself: dict[str, Any] = {"config": config, "life": life} if is_whole else {}
+            frontends = PaperFrontends(frontend)
+            frontends.board = board
+            whole: dict[str, Any] = {"config": config, "life": life, "frontends": frontends}
+            about_itself = whole if is_whole else {}
             control = ControlServer(listener, orders, board, history, access, logs, **about_itself)
             task = group.create_task(control.serve())
-            yield Room(listener.path, orders, board, frontend, history, logs, task, config, life, control)
+            yield Room(listener.path, orders, board, frontend, history, logs, task, config, life, control, frontends)
             task.cancel()

@@ -34,8 +34,12 @@ class Client:
     async def ask(self, text: bytes = b"?") -> bytes:
         """What the instance answers: the name of its role, once for each byte that was said."""
         self.writer.write(text)
+        return await self.hear(len(text))
+
+    async def hear(self, count: int = 1) -> bytes:
+        """So many bytes of the answer to what was said before."""
         async with asyncio.timeout(PATIENCE):
-            return await self._reader.readexactly(len(text))
+            return await self._reader.readexactly(count)
 
     async def is_cut(self) -> bool:
         """Whether the connection ends with a reset, however long that takes."""

@@ -97,7 +97,7 @@ class FakeTraffic:
             self.eligible[role] = eligible
             self.deeds.append(f"{role.value} {'eligible' if eligible else 'not eligible'}")
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
         self.deeds.append(f"{role.value} drain")
         self.when_drained[role] = when_drained
         if self.calls_back_at_once:
