@@ -125,6 +125,8 @@ class StallWatch:
         self._rescue_at = 0.0
         self._rescue_pause = FIRST_RESCUE
         self._rescued = 0
+        self._not_rescued: str | None = None
+        """Why nobody could be rescued when that was tried last: said once for each stall."""
         self._untold: Callable[[], None] | None = None
         """Records the stall, as soon as it is known how many were rescued."""
         self._since = 0.0
@@ -318,7 +320,7 @@ class StallWatch:
             )
             return
         worst = max(stalled, key=lambda watched: watched.strangers)
-        self._since, self._rescued = worst.thought.since, 0
+        self._since, self._rescued, self._not_rescued = worst.thought.since, 0, None
         self._rescue_pause, self._rescue_at = FIRST_RESCUE, now
         count, seconds = worst.strangers, now - worst.thought.since
         what = f"{count} waiting connection{'' if count == 1 else 's'}"
@@ -378,7 +380,9 @@ class StallWatch:
             count = await self._rescuer.rescue(self._role, listeners)
         except Failed as failed:
             count = 0
-            self._log.warning("not_rescued", reason=str(failed))
+            if str(failed) != self._not_rescued:
+                self._log.warning("not_rescued", reason=str(failed))
+            self._not_rescued = str(failed)
         finally:
             self._is_rescuing = False
         if count:
