@@ -23,7 +23,7 @@ from bench.scenarios import FIGURES, SCENARIOS, Sizes, Subject, idle
 from bench.targets import DIRECT, NAMES, opened, other
 
 DEFAULT = (DIRECT, "steer", "relay", "haproxy", "nginx")
-DESCRIPTORS = 8192
+DESCRIPTORS = 20000
 Values = dict[str, dict[str, list[float]]]
 """figure -> target -> one number for each round."""
 

@@ -84,6 +84,7 @@ def table(results: Mapping[tuple[str, str], Mapping[str, Result]]) -> str:
         for found in results.values():
             result = found.get(goal.text)
             verdict = "" if result is None else "reached" if result.reached else "NOT REACHED"
-            line += f"{'' if result is None else f'{result.value:.2f}':>14}{result.goal if result else '':>10} {verdict:<13}"
+            value, goal_text = (f"{result.value:.2f}", result.goal) if result else ("", "")
+            line += f"{value:>14}{goal_text:>10} {verdict:<13}"
         lines.append(line.rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The programs of the benches that are in C: a client or a server that takes the time of Python would be what is measured.
+"""The programs of the benches that are in C: clients and a server as slow as Python would be what is measured.
 
 They are compiled into `build/bench` when they are not there or are older than their source.
 """

@@ -24,7 +24,7 @@ START_S = 10.0
 HAPROXY = """
 global
     nbthread 1
-    maxconn 20000
+    maxconn 8000
     stats socket {home}/haproxy.sock mode 600 level admin
 defaults
     mode tcp
@@ -41,10 +41,10 @@ NGINX = """
 load_module {module};
 daemon off;
 worker_processes 1;
-worker_rlimit_nofile 65536;
+worker_rlimit_nofile 20000;
 pid {home}/nginx.pid;
 error_log {home}/nginx.log warn;
-events {{ worker_connections 20000; }}
+events {{ worker_connections 16000; }}
 stream {{
     upstream bench {{
 {servers}
@@ -112,9 +112,8 @@ def nginx(home: Path, backends: Sequence[int], *, port: int | None = None) -> It
     program, port = find("nginx"), port or free_ports(1)[0]
     if not STREAM_MODULE.exists():
         raise NotThere("nginx has no stream module here; `tools/setup bench` gets it")
-    servers = [
-        f"        server 127.0.0.1:{backend}{' backup' if number else ''};" for number, backend in enumerate(backends)
-    ]
+    options = ["", " backup"]
+    servers = [f"        server 127.0.0.1:{one}{option};" for one, option in zip(backends, options, strict=False)]
     config = home / "nginx.conf"
     config.write_text(NGINX.format(home=home, port=port, module=STREAM_MODULE, servers="\n".join(servers)))
     command = [program, "-p", str(home), "-c", str(config), "-e", str(home / "nginx.log")]

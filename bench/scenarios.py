@@ -13,6 +13,8 @@ from bench.pairs import cpu_seconds, memory_kib
 from bench.targets import Target
 
 GB = 1e9
+MS = 1000
+"""Milliseconds in a second."""
 AT_ONCE = 32
 
 
@@ -69,17 +71,17 @@ class Subject:
     def port(self) -> int:
         return self.target.port
 
-    def load(self, *words: object) -> tuple[Loaded, Mapping[str, float]]:
-        """What a load has seen, and `cpu`: seconds that it took of the target's processes for each unit done.
+    def load(self, cpu_figure: str, per: float, *words: object) -> tuple[Loaded, Mapping[str, float]]:
+        """What a load has seen, and as that figure the CPU seconds that it took of the target for `per` units done.
 
-        The background is taken off. Without processes there is no `cpu`.
+        The background is taken off. Without processes there is no such figure.
         """
         before, began = cpu_seconds(self.target.pids), time.monotonic()
         seen = sound_load(self.port, *words)
         taken, seconds = cpu_seconds(self.target.pids) - before, time.monotonic() - began
         if not self.target.pids:
             return seen, {}
-        return seen, {"cpu": max(taken - self.background * seconds, 0.0) / seen.done}
+        return seen, {cpu_figure: max(taken - self.background * seconds, 0.0) / seen.done * per}
 
 
 Scenario = Callable[[Subject], Mapping[str, float]]
@@ -96,13 +98,14 @@ def background(subject: Subject) -> Mapping[str, float]:
 
 
 def new_connections(subject: Subject) -> Mapping[str, float]:
-    seen, spent = subject.load("new", AT_ONCE, subject.sizes.seconds, 0)
-    return {"new_connections": seen.rate, **{"cpu_per_1000_connections": one * 1e6 for one in spent.values()}}
+    words = ("new", AT_ONCE, subject.sizes.seconds, 0)
+    seen, spent = subject.load("cpu_per_1000_connections", 1000 * MS, *words)
+    return {"new_connections": seen.rate, **spent}
 
 
 def keep_alive(subject: Subject) -> Mapping[str, float]:
-    seen, spent = subject.load("keep", AT_ONCE, subject.sizes.seconds)
-    return {"keep_alive_32": seen.rate, **{"cpu_per_1000_requests": one * 1e6 for one in spent.values()}}
+    seen, spent = subject.load("cpu_per_1000_requests", 1000 * MS, "keep", AT_ONCE, subject.sizes.seconds)
+    return {"keep_alive_32": seen.rate, **spent}
 
 
 def latency(subject: Subject) -> Mapping[str, float]:
@@ -113,9 +116,8 @@ def latency(subject: Subject) -> Mapping[str, float]:
 def bulk(subject: Subject) -> Mapping[str, float]:
     figures: dict[str, float] = {}
     for name in ("download", "upload"):
-        seen, spent = subject.load(name, subject.sizes.bulk)
-        figures[name] = seen.rate / 1e6
-        figures.update({f"cpu_per_gb_{name}": one * GB for one in spent.values()})
+        seen, spent = subject.load(f"cpu_per_gb_{name}", GB, name, subject.sizes.bulk)
+        figures |= {name: seen.rate / 1e6, **spent}
     return figures
 
 

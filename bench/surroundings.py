@@ -1,4 +1,4 @@
-"""What a bench needs of the machine around it: mounts of its own, descriptors, and an end that leaves nothing behind."""
+"""What a bench needs of the machine around it: mounts of its own, descriptors, and an end with nothing left."""
 
 from __future__ import annotations
 
@@ -51,6 +51,5 @@ def need_descriptors(count: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(count, hard)))
     except (ValueError, OSError):
-        raise SystemExit(
-            f"cannot have {count} descriptors: the limit is {hard}; try fewer connections, or root"
-        ) from None
+        text = f"cannot have {count} descriptors: the limit is {hard}; try fewer connections, or root"
+        raise SystemExit(text) from None

@@ -99,7 +99,7 @@ def other(words: str) -> Target:
 
 @contextlib.contextmanager
 def opened(names: Sequence[str], others: Sequence[Target], backend_port: int | None) -> Iterator[list[Target]]:
-    """The targets of these names and the others, in this order, with their backend. In the end what was made is gone."""
+    """The targets of these names and the others, in this order, with their backend; in the end all is gone."""
     modes = [name for name in DAEMON_MODES if name in names]
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clojarsd-bench-")))
