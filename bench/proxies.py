@@ -24,7 +24,7 @@ START_S = 10.0
 HAPROXY = """
 global
     nbthread 1
-    maxconn 8000
+    maxconn 4000
     stats socket {home}/haproxy.sock mode 600 level admin
 defaults
     mode tcp
