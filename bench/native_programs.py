@@ -14,6 +14,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).with_name("native")
 BUILT = Path(__file__).parents[1] / "build" / "bench"
+NAILGUN = Path("/usr/share/java/nailgun-server.jar")
 LOAD_TIMEOUT_S = 3600.0
 
 
@@ -37,6 +38,18 @@ def compiled(name: str) -> Path:
         raise SystemExit(f"cannot compile {sources[0]}:\n{made.stderr}")
     fresh.replace(program)
     return program
+
+
+def java_command(*words: str, nailgun: bool = False) -> list[str]:
+    """What runs `java/BenchInstance.java` with these options. Ends the bench where there is no JDK or no nailgun."""
+    source, classes = SOURCES.with_name("java") / "BenchInstance.java", BUILT / "java"
+    made = classes / "BenchInstance.class"
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        if shutil.which("javac") is None or not NAILGUN.exists():
+            raise SystemExit(f"cannot compile {source}: no javac, or no {NAILGUN}; `tools/setup bench` gets both")
+        subprocess.run(["javac", "-cp", str(NAILGUN), "-d", str(classes), str(source)], check=True)
+    path = f"{classes}:{NAILGUN}" if nailgun else str(classes)
+    return ["java", "-Xmx128m", "-cp", path, "BenchInstance", *words]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,11 @@ def running(command: Sequence[str], output: Path, port: int) -> Iterator[int]:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said) as process,
     ):
         try:
-            _await_listening(process, port, output)
+            await_listening(port, process)
             yield process.pid
+        except SystemExit:
+            print(output.read_text(errors="replace"), file=sys.stderr)
+            raise
         finally:
             process.terminate()
             try:
@@ -139,11 +143,14 @@ def running(command: Sequence[str], output: Path, port: int) -> Iterator[int]:
                 process.kill()
 
 
-def _await_listening(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+def await_listening(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when somebody listens on the port; end the bench when the process that is to do so has ended."""
     deadline = time.monotonic() + START_S
     while not is_listening(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{process.args!r} does not listen on {port}:\n{output.read_text(errors='replace')}")
+        if process is not None and process.poll() is not None:
+            raise SystemExit(f"{process.args!r} has ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise SystemExit(f"nobody listens on {port} within {START_S:g} s")
         time.sleep(0.01)
 
 
