@@ -31,9 +31,9 @@ start_timeout = "1h"
 stop_timeout = "10s"
 {app}
 [instances.primary]
-ports = {{ http = {primary} }}
+ports = {{ http = {primary[0]}, {second_port} = {primary[1]} }}
 [instances.backup]
-ports = {{ http = {backup} }}
+ports = {{ http = {backup[0]}, {second_port} = {backup[1]} }}
 
 [[checks]]
 kind = "http"
@@ -50,7 +50,7 @@ restart_after = "never"
 FRONTEND = """
 [frontends.{mode}]
 listen = "127.0.0.1:{port}"
-port = "http"
+port = "{front_port}"
 mode = "{mode}"
 drain = "{drain}"
 failback = "{failback}"
@@ -64,7 +64,9 @@ class BenchPair(Pair):
 
     Attributes:
         modes: of its frontends, one for each, which lead to the same port of the instances; at most two.
-        frontend_more: lines of each frontend besides.
+        frontend_more: lines of the relay frontend besides.
+        front_port: which port of the instances the frontends lead to.
+        second_port: what the instances' second port is called.
     """
 
     check_path: str = "/last"
@@ -74,6 +76,8 @@ class BenchPair(Pair):
     failback: str = "100ms"
     modes: Sequence[str] = ("relay",)
     frontend_more: str = ""
+    front_port: str = "http"
+    second_port: str = "line"
 
     def write_config(self) -> Path:
         """The configuration file, written; also again with another interval, for a reload."""
@@ -83,6 +87,7 @@ class BenchPair(Pair):
                 port=self.front(mode),
                 drain=self.drain,
                 failback=self.failback,
+                front_port=self.front_port,
                 more=self.frontend_more if mode == "relay" else "",
             )
             for mode in self.modes
@@ -94,8 +99,9 @@ class BenchPair(Pair):
                 home=self.home,
                 command=json.dumps(list(self.command)),
                 app=self.app,
-                primary=self.primary[0],
-                backup=self.backup[0],
+                primary=self.primary,
+                backup=self.backup,
+                second_port=self.second_port,
                 check_path=self.check_path,
                 interval=self.interval,
                 check_timeout=self.check_timeout,

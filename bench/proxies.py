@@ -90,8 +90,8 @@ def find(program: str) -> str:
 
 
 @contextlib.contextmanager
-def haproxy(home: Path, backends: Sequence[int], *, check: str = "", port: int | None = None) -> Iterator[Proxy]:
-    """HAProxy with one thread in front of these ports. check: lines and `check` options, see `haproxy_servers`."""
+def haproxy(home: Path, backends: Sequence[int], *, check: str | None = "", port: int | None = None) -> Iterator[Proxy]:
+    """HAProxy with one thread in front of these ports. check: see `haproxy_servers`."""
     program, port = find("haproxy"), port or free_ports(1)[0]
     config = home / "haproxy.cfg"
     config.write_text(HAPROXY.format(home=home, port=port, servers=haproxy_servers(backends, check)))
@@ -99,11 +99,13 @@ def haproxy(home: Path, backends: Sequence[int], *, check: str = "", port: int |
         yield Proxy("haproxy", port, pid, home / "haproxy.sock")
 
 
-def haproxy_servers(backends: Sequence[int], check: str) -> str:
-    """The lines of `listen`. check: a path that is asked each second, or nothing for a connect each second."""
+def haproxy_servers(backends: Sequence[int], check: str | None) -> str:
+    """The lines of `listen`. check, each second: a path that is asked for; "" for a connect; None for no check."""
     lines = [f"option httpchk GET {check}"] if check else []
     for name, backend in zip(("primary", "backup"), backends, strict=False):
-        lines.append(f"server {name} 127.0.0.1:{backend} check inter 1s{' backup' if name == 'backup' else ''}")
+        options = ["check inter 1s"] if check is not None else []
+        options += ["backup"] if name == "backup" else []
+        lines.append(" ".join(["server", name, f"127.0.0.1:{backend}", *options]))
     return "\n".join(f"    {line}" for line in lines)
 
 

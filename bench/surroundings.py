@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -43,13 +44,18 @@ def _mount(libc: ctypes.CDLL, what: bytes, where: bytes, kind: bytes | None, fla
         raise OSError(ctypes.get_errno(), f"cannot mount {where.decode()}")
 
 
-def need_descriptors(count: int) -> None:
-    """Let this process and its children open so many. Ends the bench where that is not allowed."""
+def get_descriptors(wanted: int) -> int:
+    """Let this process and its children open so many, or as many as may be; returns how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= count:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(count, hard)))
-    except (ValueError, OSError):
-        text = f"cannot have {count} descriptors: the limit is {hard}; try fewer connections, or root"
-        raise SystemExit(text) from None
+    for soft_wanted, hard_wanted in ((wanted, max(wanted, hard)), (min(wanted, hard), hard)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, soft_wanted), hard_wanted))
+            break
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def need_descriptors(count: int) -> None:
+    """The same for what cannot do with less: ends the bench then."""
+    limit = get_descriptors(count)
+    if limit < count:
+        raise SystemExit(f"cannot have {count} descriptors: the limit is {limit}, and nobody here may raise it")
