@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NOTHING = 0.005
-"""CPU seconds or KiB per unit below which a target takes nothing: what two decimals show as 0."""
+NO_CPU = 0.005
+"""CPU seconds a GB below which a target takes none: what two decimals show as 0."""
+NO_MEMORY = 0.1
+"""KiB a connection below which a target takes none: a supervisor's memory moves by as much while it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +18,18 @@ class Goal:
 
     Attributes:
         figure: which of `scenarios.FIGURES`.
-        steer: what the ratio of steer to direct must be at least, or at most; None: nothing may be taken at all.
+        steer: what the ratio of steer to direct must be at least, or at most.
         relay: the same of relay to HAProxy.
         at_least: whether more is better.
+        nothing: where the steering daemon is to take nothing, the number itself must be below this one instead.
     """
 
     text: str
     figure: str
-    steer: float | None
+    steer: float
     relay: float
     at_least: bool
+    nothing: float | None = None
 
 
 GOALS = (
@@ -35,9 +39,9 @@ GOALS = (
     Goal("latency p99", "latency_p99", 1.03, 1.05, False),
     Goal("download GB/s", "download", 0.97, 1.3, True),
     Goal("upload GB/s", "upload", 0.97, 1.3, True),
-    Goal("CPU per GB, download", "cpu_per_gb_download", None, 0.5, False),
-    Goal("CPU per GB, upload", "cpu_per_gb_upload", None, 0.5, False),
-    Goal("memory per idle connection", "memory_per_idle_connection", None, 0.6, False),
+    Goal("CPU per GB, download", "cpu_per_gb_download", 0.0, 0.5, False, NO_CPU),
+    Goal("CPU per GB, upload", "cpu_per_gb_upload", 0.0, 0.5, False, NO_CPU),
+    Goal("memory per idle connection", "memory_per_idle_connection", 0.0, 0.6, False, NO_MEMORY),
 )
 COMPARISONS = (("steer", "direct"), ("relay", "haproxy"))
 
@@ -60,10 +64,10 @@ def compare(seen: Seen, subject: str, base: str) -> dict[str, Result]:
     for goal in GOALS:
         wanted = goal.steer if subject == "steer" else goal.relay
         own, other = (seen.get(goal.figure, {}).get(name, []) for name in (subject, base))
-        if wanted is None and own:
+        if subject == "steer" and goal.nothing is not None and own:
             value = statistics.median(own)
-            results[goal.text] = Result(value, "0", value < NOTHING)
-        elif wanted is not None and own and other:
+            results[goal.text] = Result(value, f"< {goal.nothing:g}", value < goal.nothing)
+        elif own and other:
             value = ratio(own, other)
             reached = value >= wanted if goal.at_least else value <= wanted
             results[goal.text] = Result(value, f"{'>=' if goal.at_least else '<='} {wanted:.2f}", reached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from clojarsd.system.sockets import free_ports
 from tests.support.pair import connection, get
 from tests.support.real import unavailable
 from tests.support.waiting import PATIENCE
-from tests.test_bench import TINY, run, until
+from tests.test_bench import DEADLINE_S, TINY, run, until
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("haproxy", "nginx", "sshd", "ng-nailgun", "javac")
@@ -62,6 +63,19 @@ def test_every_proxy_is_measured_and_the_comparison_says_what_was_reached(
     assert set(compared) == {goal.text for goal in goals.GOALS}
     assert "relay against haproxy" in shown
     assert ("reached" in shown) or ("NOT REACHED" in shown)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_steering_is_measured_where_the_kernel_lets_this_user_steer(tmp_path: Path, native: None) -> None:
+    command = [sys.executable, "-m", "bench", *TINY, "--targets", "steer", "--json", str(tmp_path / "bench.json")]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    if "cannot measure mode steer" in shown.stderr:
+        unavailable(shown.stderr.strip().splitlines()[-1])
+    assert shown.returncode == 0, shown.stderr
+    assert "steer against direct" in shown.stdout
+    compared = json.loads((tmp_path / "bench.json").read_text())["comparisons"]["steer_against_direct"]
+    assert set(compared) == {goal.text for goal in goals.GOALS}
 
 
 @pytest.mark.slow
@@ -219,11 +233,11 @@ def test_slow_clients_are_answered_when_they_have_said_all(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.real
 def test_real_uploads_come_whole_by_every_way(tmp_path: Path, programs: None) -> None:
-    words = ("--rounds", "1", "--size", "5000")
+    words = ("--rounds", "1", "--size", "2500")
     picture, shown = run("bench.scp", tmp_path / "scp.json", *words)
     assert set(picture["ways"]) == {"direct", "relay", "haproxy"}
     for one in picture["ways"].values():
-        assert one["bytes"] == 5000
+        assert one["bytes"] == 2500
         assert one["seconds"][0] > 0
     assert "scaled to 10 MB" in shown
 
@@ -247,7 +261,8 @@ def test_a_jvm_answers_as_the_stand_in_does(programs: None) -> None:
 def test_a_bench_that_is_ended_leaves_no_process_behind(
     number: signal.Signals, tmp_path: Path, native: None, programs: None
 ) -> None:
-    command = [sys.executable, "-m", "bench", "--targets", "relay,haproxy,nginx", "--json", str(tmp_path / "x.json")]
+    words = [*TINY, "--rounds", "10000", "--targets", "relay,haproxy,nginx", "--json", str(tmp_path / "bench.json")]
+    command = [sys.executable, "-m", "bench", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         assert bench.stderr is not None
         for line in bench.stderr:
