@@ -168,11 +168,14 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def memory_kib(pids: Iterable[int]) -> int:
-    """Memory of the processes that they share with nobody else, and their share of the rest."""
+    """Memory that the processes have of their own, so that it changes by nothing that others do.
+
+    Their share of files that others have mapped too is not in it: it moves whenever another Python starts or ends.
+    """
     found = 0
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        found += next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
     return found
 
 

@@ -140,5 +140,5 @@ def idle(subject: Subject) -> Mapping[str, float]:
         return {"memory_per_idle_connection": max(memory_kib(subject.target.pids) - before, 0) / subject.sizes.idle}
 
 
-SCENARIOS: tuple[Scenario, ...] = (idle, background, new_connections, keep_alive, latency, bulk, latency_beside_bulk)
-"""The memory comes first, while the process has none to reuse; it is measured in the first round alone."""
+SCENARIOS: tuple[Scenario, ...] = (background, idle, new_connections, keep_alive, latency, bulk, latency_beside_bulk)
+"""The memory comes before all load, while a process has none to reuse; it is measured in the first round alone."""
