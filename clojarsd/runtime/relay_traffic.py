@@ -71,6 +71,11 @@ class RelayTraffic(ABC):
         """Say it to the relay process, if there is one."""
 
     @property
+    def plans(self) -> Mapping[str, FrontendPlan]:
+        """The frontends that are wanted, by name."""
+        return self._plans
+
+    @property
     def eligible(self) -> frozenset[Role]:
         """The instances that get connections, as far as the relay process was told by anybody."""
         return frozenset(role for role, since in self._eligible_since.items() if since is not None)
