@@ -346,7 +346,8 @@ async def test_what_was_given_up_is_named_and_comes_again(
         assert world.plans["http"].mode_reason is not None
         world.kernel.breaks.clear()
         await until(lambda: world.kernel.orders == {"http": (B,)}, "the kernel again")
-        assert (world.plans["http"].is_steered, world.plans["http"].mode_reason) == (True, None)
+        again = world.plans["http"]
+        assert (again.is_steered, again.mode_reason) == (True, None)
         assert steering.show("http", SEEN).mode == "steer"
         world.eligible(steering, P, B)
         assert world.kernel.orders == {"http": (P, B)}
