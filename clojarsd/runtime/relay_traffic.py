@@ -116,12 +116,17 @@ class RelayTraffic(ABC):
             self.steering.set_eligible(self._eligible_since)
             self._tell(SetEligible(role, eligible))
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left in any."""
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left in any.
+
+        Args:
+            within: seconds for those that the kernel steers, where that is less; the relay process itself remembers
+                since when it drains.
+        """
         self.settle(role)
         self._number += 1
         drain = self._drains[role] = _Drain(self._number, when_drained)
-        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True))
+        self.steering.begin_drain(role, partial(self._drained, self._number, role, in_kernel=True), within)
         if self._is_mourning:
             self._loop.call_soon(self._drained, drain.number, role)
         else:

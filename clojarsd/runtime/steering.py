@@ -272,12 +272,16 @@ class Steering:
 
     # Connections.
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let the instance's steered connections end, each within its frontend's time; call back when none is left."""
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let the instance's steered connections end, each within its frontend's time; call back when none is left.
+
+        Args:
+            within: seconds, where that is less than the frontend's time.
+        """
         if self._connections is None:
             self._loop.call_soon(when_drained)
         else:
-            self._connections.begin(role, when_drained)
+            self._connections.begin(role, when_drained, within)
 
     def end_drain(self, role: Role) -> None:
         """Leave the connections alone again."""

@@ -124,8 +124,12 @@ class Traffic(Protocol):
     def set_eligible(self, role: Role, eligible: bool) -> None:
         """Whether the instance may get new connections."""
 
-    def begin_drain(self, role: Role, when_drained: Callable[[], None]) -> None:
-        """Let open connections end, each within its frontend's time; call back when none is left."""
+    def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
+        """Let open connections end, each within its frontend's time; call back when none is left.
+
+        Args:
+            within: seconds that are left of a drain which an earlier daemon may have begun; None: there is no deadline.
+        """
 
     def end_drain(self, role: Role) -> None:
         """Leave open connections alone again."""

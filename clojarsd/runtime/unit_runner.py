@@ -279,7 +279,8 @@ class UnitRunner:
                 if self._process is not None:
                     self._process.signal_main(number)
             case events.BeginDrain(incarnation):
-                traffic.begin_drain(self.role, lambda: self.report(events.Drained(incarnation)))
+                drained, left = events.Drained(incarnation), self._unit.time_left(self._loop.time())
+                traffic.begin_drain(self.role, lambda: self.report(drained), left)
             case events.EndDrain():
                 traffic.end_drain(self.role)
             case events.CutConnections():
@@ -383,9 +384,8 @@ class UnitRunner:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if self._unit.deadline is not None:
-            self._timer = self._loop.call_at(self._unit.deadline, self.report, events.DeadlinePassed())
+        due = self._unit.deadline
+        self._timer = None if due is None else self._loop.call_at(due, self.report, events.DeadlinePassed())
 
     def _view(self) -> InstanceView:
         return view(self.role, self._unit, self._memory, self._plan, self.pid, self._loop.time())
