@@ -17,6 +17,7 @@ from clojarsd.core.errors import BadSettings, ClojarsdError, Failed
 from clojarsd.core.settings import Settings
 from clojarsd.core.settings_check import cautions
 from clojarsd.core.settings_features import features_not_acted_on
+from clojarsd.system.capabilities import lower_ambient
 from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile
@@ -123,6 +124,7 @@ def _run(settings: Settings, config: Path, when_up: Callable[[], None], director
 
     from clojarsd.daemon import Successor, serve
 
+    capabilities = lower_ambient()  # before there is a thread or a child that would have them
     hold_signals_back()  # until there are handlers, and from all threads that begin before
     inherited = Inherited.take()
     temporary = str(directory) if directory is not None else inherited.directory if inherited is not None else None
@@ -139,7 +141,7 @@ def _run(settings: Settings, config: Path, when_up: Callable[[], None], director
     if successor is not None:
         flush_logs(1.0)
         try:
-            execute(config, successor.inherited, successor.environment, successor.signals)
+            execute(config, successor.inherited, successor.environment, successor.signals, capabilities)
         except OSError as error:
             raise Failed(f"cannot execute the new code: {error}; the pair runs on, start clojarsd again") from error
     if temporary is not None:

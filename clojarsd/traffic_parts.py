@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.settings import ServiceSettings
@@ -20,7 +21,7 @@ from clojarsd.system.cgroup import Groups
 from clojarsd.system.family import descendants_of
 from clojarsd.system.instance_reach import InstanceReach
 from clojarsd.system.process import Processes
-from clojarsd.system.steering import KernelSteering
+from clojarsd.system.steering import KernelSteering, take_away
 from clojarsd.system.steering_directory import ROOT, is_left
 from clojarsd.system.world import account_of
 
@@ -55,7 +56,8 @@ class TrafficParts:
         reach = InstanceReach(self.processes_of)
         is_there = partial(is_left, service.name, ROOT)
         connections = partial(SteeredConnections, self.processes_of)
-        self.steering = Steering(partial(KernelSteering.open, service.name), is_there, reach, connections)
+        left = partial(take_away, service.name)
+        self.steering = Steering(partial(KernelSteering.open, service.name), is_there, reach, connections, left)
 
     async def open(self, stack: AsyncExitStack, frontends: Iterable[FrontendPlan], history: History) -> None:
         """Take up, or begin, everything; nobody is accepted yet.
@@ -71,6 +73,15 @@ class TrafficParts:
         self.relay.attach(history)
         self._group_relay()
         self.relay.changed = self.steering.changed = self._relay_changed
+        self.steering.configure_again = self._configure_again
+
+    async def _configure_again(self) -> None:
+        """Steer, or relay, what can be now, and let the relay process know."""
+        try:
+            await self.relay.configure(self.relay.plans.values())
+        except Failed as failed:  # the addresses are those that we have
+            log.error("not_configured_again", reason=str(failed))
+        self.changed()
 
     def processes_of(self, role: Role) -> list[int]:
         """The numbers of the role's processes, the main one first."""

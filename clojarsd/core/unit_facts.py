@@ -85,6 +85,10 @@ class Unit:
         """Whether there is a process of this incarnation, or one is being made."""
         return self.state in _WITH_PROCESS and self.hook not in (HookName.PRE_START, HookName.POST_STOP)
 
+    def time_left(self, now: float) -> float | None:
+        """Seconds until the deadline, not below 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - now)
+
 
 _WITH_PROCESS = frozenset({UnitState.STARTING, UnitState.READY, UnitState.DRAINING, UnitState.STOPPING})
 

@@ -77,7 +77,7 @@ class RelayLink(RelayTraffic):
         self._made_at = self._loop.time()
         self._delay = 0.0
         self._held_back: list[tuple[ToRelay, list[int]]] | None = None
-        """What is to be said as soon as it is known which process is in charge; None: that is known."""
+        """What is to be said as soon as it is known which process is in charge; None: it is."""
         self._kept: str | None = None
 
     @classmethod
@@ -130,7 +130,7 @@ class RelayLink(RelayTraffic):
 
     def stop_accepting(self) -> None:
         """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
-        self.steering.remove()
+        self.steering.end()
         self._tell(StopAccepting())
         self._listeners.close()
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import CannotSteer, Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Backend, Role
 from clojarsd.core.steering import Steered
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 class Kernel(Protocol):
-    """What steers; see `system.steering.KernelSteering`."""
+    """What steers; see `system.steering.KernelSteering`. What it cannot do raises CannotSteer or OSError."""
 
     def configure(self, frontends: Sequence[Steered]) -> None:
         """Steer these frontends and no others."""
@@ -42,6 +42,15 @@ class Kernel(Protocol):
 
     def counters(self, frontend: str) -> Mapping[Role | None, int]:
         """How many connections each role has got."""
+
+    def lacks(self) -> str | None:
+        """What somebody has taken away under us, or None."""
+
+    def mend(self) -> None:
+        """Make it again. Raises CannotSteer."""
+
+    def is_attached(self) -> bool:
+        """Whether connections are steered."""
 
     def detach(self) -> None:
         """Let go of it; the kernel goes on."""
@@ -82,6 +91,7 @@ class SteeredFrontend:
 
     Args:
         route_changed: called with the name, who is active now, and who was before if it was another one.
+        failed: called when the kernel cannot be told or asked; closes this, so that it is not told anything else.
 
     Attributes:
         is_paused: whether all new connections are to come to the relay process.
@@ -94,6 +104,7 @@ class SteeredFrontend:
         kernel: Kernel,
         reach: Reach,
         route_changed: Callable[[str, Role | None, Role | None], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self.plan = plan
         self.is_paused = False
@@ -101,11 +112,16 @@ class SteeredFrontend:
         self._kernel = kernel
         self._reach = reach
         self._route_changed = route_changed
+        self._failed = failed
+        self._is_closed = False
         self._log = log.bind(frontend=plan.name)
         self._loop = asyncio.get_running_loop()
         self.router = Router(self._loop, self._log, plan.when_home, self._changed)
         self._trouble: dict[Role, str] = {}
         """Why the kernel cannot serve a role that may get connections."""
+        self._fetched: set[Role] = set()
+        """Whose sockets this daemon has given to the kernel, now or for an earlier incarnation."""
+        self._counted: Mapping[Role | None, int] = {}
         self._order = kernel.order(plan.name)
         if self._order:  # an earlier daemon has left it so
             first = self._order[0]
@@ -119,6 +135,7 @@ class SteeredFrontend:
 
     def close(self) -> None:
         """Decide no more; the kernel is left as it is."""
+        self._is_closed = True
         self.router.close()
 
     def replan(self, plan: FrontendPlan) -> None:
@@ -129,8 +146,9 @@ class SteeredFrontend:
             for role in Role:
                 if before.backends[role] != plan.backends[role] and self._may_serve(role):
                     self._fetch(role)
-        self.router.look()
-        self.apply()
+        if not self._is_closed:
+            self.router.look()
+            self.apply()
 
     def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
         """Act at once on who may get connections."""
@@ -140,14 +158,21 @@ class SteeredFrontend:
                 self._trouble.pop(role, None)
             elif before[role] != eligible_since[role]:
                 self._fetch(role)
-        self.router.set_eligible(eligible_since)
-        self.apply()
+        if not self._is_closed:
+            self.router.set_eligible(eligible_since)
+            self.apply()
 
     def look_for_sockets(self) -> None:
-        """Get the sockets of those who may serve and whose are not there, or not any more."""
+        """Get the sockets of those who may serve and whose are not there, or not any more; and set the order right."""
         for role in Role:
-            if self._may_serve(role) and (role in self._trouble or not self._kernel.has(self.plan.name, role)):
+            if self._may_serve(role) and (role in self._trouble or not self._has(role)):
                 self._fetch(role)
+        if self._is_closed:
+            return
+        try:
+            self._order = self._kernel.order(self.plan.name)
+        except (CannotSteer, OSError) as error:
+            self._fail(error)
         self.apply()
 
     def _may_serve(self, role: Role) -> bool:
@@ -155,31 +180,53 @@ class SteeredFrontend:
 
     def _fetch(self, role: Role) -> None:
         """Give the kernel the listening sockets of the role's instance, and keep nothing of them."""
+        if self._is_closed:
+            return
         try:
             with contextlib.ExitStack() as taken:
                 found = self._reach.listening(role, self.plan.backends[role])
                 sockets = [taken.enter_context(one) for one in found]
                 self._kernel.put(self.plan.name, role, sockets)
         except (Failed, OSError) as error:
-            if self._kernel.has(self.plan.name, role):
+            if role not in self._fetched and self._has(role):
                 return  # they are there since an earlier daemon, and may not be had again
             if role not in self._trouble:
                 self._log.warning("not_steered", role=role.value, reason=str(error))
             self._trouble[role] = f"{role.value} is relayed: {error}"
         else:
             self._trouble.pop(role, None)
+            self._fetched.add(role)
+
+    def _has(self, role: Role) -> bool:
+        """Whether the kernel has a socket of the role."""
+        if self._is_closed:
+            return False
+        try:
+            return bool(self._kernel.has(self.plan.name, role))
+        except (CannotSteer, OSError) as error:
+            self._fail(error)
+            return False
+
+    def _fail(self, error: Exception) -> None:
+        """The kernel cannot be told or asked; what it says after we were closed means nothing."""
+        if not self._is_closed:
+            self._failed(error)
 
     def apply(self) -> None:
         """Tell the kernel the order, if it is another one."""
-        if not self.has_begun:
+        if self._is_closed or not self.has_begun:
             return
         eligible = [role for role in Role if self._may_serve(role)]
         order = order_of(self.router.active, eligible, [role for role in eligible if role not in self._trouble])
         if self.is_paused:
             order = ()
         if order != self._order:
-            self._kernel.set_order(self.plan.name, order)
-            self._order = order
+            try:
+                self._kernel.set_order(self.plan.name, order)
+            except (CannotSteer, OSError) as error:
+                self._fail(error)
+            else:
+                self._order = order
 
     def _changed(self, moved_from: Role | None) -> None:
         self.apply()
@@ -192,7 +239,9 @@ class SteeredFrontend:
         accepted, connections = dict(seen.accepted_total), dict(seen.connections)
         for instance, count in opened.items():
             connections[instance] = connections.get(instance, 0) + count
-        for role, count in self._kernel.counters(self.plan.name).items():
+        with contextlib.suppress(CannotSteer, OSError):  # the next look heeds what is wrong with the kernel
+            self._counted = self._kernel.counters(self.plan.name)
+        for role, count in self._counted.items():
             if role is not None:
                 accepted[role] = accepted.get(role, 0) + count
         return replace(

@@ -7,7 +7,8 @@ address family or an instance that the kernel cannot serve.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn, Self
 
@@ -28,7 +29,10 @@ from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFro
 log = structlog.get_logger()
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks whether the kernel still has the listening sockets of those who may serve."""
+"""Seconds between two looks whether the kernel still has what it was given."""
+FIRST_RETRY = 1.0
+LONGEST_RETRY = 60.0
+"""Seconds until what steers is asked for again when it was not to be had; doubled each time."""
 
 
 class Steering:
@@ -37,10 +41,12 @@ class Steering:
     Args:
         open_kernel: gives what steers; raises CannotSteer. Called when a frontend is to be steered.
         is_left: whether an earlier daemon has left something in the kernel.
+        take_away: takes that out, where what steers is not to be had; raises CannotSteer.
         count: gives what knows of steered connections; called when something is steered for the first time.
 
     Attributes:
         changed: called when a route has changed; set by the owner.
+        configure_again: has the frontends planned and configured once more; set by the owner.
     """
 
     def __init__(
@@ -49,9 +55,11 @@ class Steering:
         is_left: Callable[[], bool],
         reach: Reach,
         count: Callable[[], SteeredConnections],
+        take_away: Callable[[], object] = lambda: None,
     ) -> None:
         self._open_kernel = open_kernel
         self._is_left = is_left
+        self._take_away = take_away
         self._reach = reach
         self._loop = asyncio.get_running_loop()
         self._count = count
@@ -62,9 +70,17 @@ class Steering:
         self._history: History | None = None
         self._frontends: dict[str, SteeredFrontend] = {}
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
-        self._has_begun = False
         self._paused: frozenset[str] = frozenset()
+        self._has_begun = False
+        self._is_over = False
+        self._without: str | None = None
+        """Why there is nothing that steers although something is to be steered."""
+        self._lacking: str | None = None
+        """What was taken away under us and cannot be made again, while connections are steered all the same."""
+        self._retry = Retry()
+        self._given_up = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
+        self.configure_again: Callable[[], Awaitable[None]] = _nothing_to_configure
 
     @classmethod
     def absent(cls) -> Self:
@@ -84,19 +100,39 @@ class Steering:
     def plan(self, plans: Iterable[FrontendPlan]) -> dict[str, FrontendPlan]:
         """The plans, each with whether it is steered, and why not; the kernel is asked for it if any is to be."""
         plans = list(plans)
-        no_kernel = None
-        if self._kernel is None and (self._is_left() or any(wants_steering(plan) for plan in plans)):
-            try:
-                self._kernel = self._open_kernel()
-            except CannotSteer as refusal:
-                no_kernel = str(refusal)
+        is_wanted = any(wants_steering(plan) for plan in plans)
+        if self._kernel is None and (is_wanted or self._is_left()):
+            self._have_kernel()
+        no_kernel = self._without if is_wanted and self._kernel is None else None
         decided = {}
         for plan in plans:
             elsewhere = {role: why for role in Role if (why := self._why_elsewhere(plan, role)) is not None}
             reason = why_relayed(plan, no_kernel, elsewhere)
             is_steered = wants_steering(plan) and reason is None
             decided[plan.name] = replace(plan, mode_reason=reason, is_steered=is_steered)
+        if not is_wanted:
+            self._without = None
         return decided
+
+    def _have_kernel(self) -> None:
+        """Ask for what steers, unless it has failed just now; `_without` is why it is not to be had."""
+        if self._without is not None and not self._retry.is_due(self._loop.time()):
+            return
+        try:
+            self._kernel = self._open_kernel()
+            self._without = None
+        except (CannotSteer, OSError) as refusal:
+            self._do_without(refusal)
+
+    def _do_without(self, why: Exception) -> None:
+        """What an earlier daemon, or this one, has told the kernel is not to hold where nobody can change it."""
+        self._retry.put_off(self._loop.time())
+        self._without = str(why)
+        try:
+            self._take_away()
+        except (CannotSteer, OSError) as left:
+            log.error("steering_left", reason=str(left))
+            self._without = f"{why}; and {left}, so that connections go where the last daemon has sent them"
 
     def _why_elsewhere(self, plan: FrontendPlan, role: Role) -> str | None:
         why = self._reach.why_elsewhere(plan.backends[role])
@@ -118,10 +154,19 @@ class Steering:
         try:
             self._have_connections()
             self._kernel.configure([Steered(name, plan.listen) for name, plan in wanted.items()])
-        except CannotSteer as reason:
+            self._have_frontends(wanted)
+        except (CannotSteer, OSError) as reason:
             log.error("not_steered", reason=str(reason))
             self.remove()
+            self._do_without(reason)
             return {name: plan.relayed(str(reason)) for name, plan in plans.items()}
+        assert self._connections is not None
+        self._connections.configure(wanted.values())
+        if self._has_begun:
+            self._look()
+        return dict(plans)
+
+    def _have_frontends(self, wanted: Mapping[str, FrontendPlan]) -> None:
         for name in self._frontends.keys() - wanted.keys():
             self._frontends.pop(name).close()
         for name, plan in wanted.items():
@@ -129,11 +174,6 @@ class Steering:
                 self._frontends[name] = self._make(plan)
             else:
                 self._frontends[name].replan(plan)
-        assert self._connections is not None
-        self._connections.configure(wanted.values())
-        if self._has_begun:
-            self._look()
-        return dict(plans)
 
     def _have_connections(self) -> None:
         if self._connections is None:
@@ -144,7 +184,7 @@ class Steering:
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
-        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed)
+        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up)
         made.has_begun = self._has_begun
         made.is_paused = plan.name in self._paused
         return made
@@ -164,6 +204,7 @@ class Steering:
         """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
         if not self._has_begun and not any(frontend.order for frontend in self._frontends.values()):
             self.remove()  # nothing was steered yet, and we do not begin
+        self._is_over = True
         self._forget()
         if self._kernel is not None:
             self._kernel.detach()
@@ -177,11 +218,28 @@ class Steering:
         self._forget()
         if self._connections is not None:
             self._connections.configure(())
-        if self._kernel is not None:
-            self._kernel.remove()
-            self._kernel = None
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            try:
+                kernel.remove()
+            except (CannotSteer, OSError) as left:
+                log.error("steering_left", reason=str(left))
+
+    def end(self) -> None:
+        """Remove it for good."""
+        self._is_over = True
+        self.remove()
+
+    def _give_up(self, error: Exception) -> None:
+        """The kernel cannot be told where connections are to go: let it send them nowhere. Tried again later."""
+        reason = f"the kernel could not be told: {_sentence(error)}"
+        log.error("steering_given_up", reason=reason)
+        self.remove()
+        self._do_without(CannotSteer(reason))
+        self._given_up.set()
 
     def _forget(self) -> None:
+        self._lacking = None
         for frontend in self._frontends.values():
             frontend.close()
         self._frontends.clear()
@@ -197,12 +255,12 @@ class Steering:
     def set_paused(self, names: Collection[str]) -> None:
         """Have new connections of these frontends come to the relay process, which holds them, and of no others."""
         self._paused = frozenset(names)
-        for name, frontend in self._frontends.items():
+        for name, frontend in list(self._frontends.items()):
             frontend.is_paused = name in names
             frontend.apply()
 
     def _look(self) -> None:
-        for frontend in self._frontends.values():
+        for frontend in list(self._frontends.values()):
             frontend.set_eligible(self._eligible_since)
 
     def _route_changed(self, name: str, active: Role | None, moved_from: Role | None) -> None:
@@ -215,7 +273,11 @@ class Steering:
     # Connections.
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
-        """Let the instance's steered connections end, each within its frontend's time; call back when none is left."""
+        """Let the instance's steered connections end, each within its frontend's time; call back when none is left.
+
+        Args:
+            within: seconds, where that is less than the frontend's time.
+        """
         if self._connections is None:
             self._loop.call_soon(when_drained)
         else:
@@ -244,15 +306,76 @@ class Steering:
                 log.warning("steered_connections_unseen", reason=(error.strerror or str(error)).lower())
 
     async def run(self) -> NoReturn:
-        """See to it that the kernel has the sockets of those who may serve, until cancelled."""
+        """See to it that the kernel has what it is to have, and try again what was given up, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
-            for frontend in self._frontends.values():
-                frontend.look_for_sockets()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._given_up.wait()
+            must_tell = self._given_up.is_set()
+            self._given_up.clear()
+            self._see_to_kernel()
+            is_due = self._without is not None and self._retry.is_due(self._loop.time())
+            if (must_tell or is_due) and not self._is_over:
+                await self.configure_again()
+
+    def _see_to_kernel(self) -> None:
+        """Make again what somebody has taken away, and give the kernel what it lacks."""
+        if self._kernel is None:
+            return
+        try:
+            self._mend(self._kernel)
+        except (CannotSteer, OSError) as error:
+            self._give_up(error)
+        for frontend in list(self._frontends.values()):
+            frontend.look_for_sockets()
+
+    def _mend(self, kernel: Kernel) -> None:
+        lost = kernel.lacks()
+        lacking = None
+        if lost is not None:
+            try:
+                kernel.mend()
+                log.warning("steering_mended", reason=lost)
+            except CannotSteer as failed:
+                if not kernel.is_attached():
+                    raise
+                lacking = f"{lost}, and steering ends with this daemon: {failed}"
+        if lacking is not None and lacking != self._lacking:
+            log.error("steering_not_mended", reason=lacking)
+        self._lacking = lacking
 
     # What others see.
 
     def show(self, name: str, seen: FrontendView) -> FrontendView:
         """The frontend, with what the kernel does for it besides what the relay process shows."""
         frontend = self._frontends.get(name)
-        return seen if frontend is None else frontend.show(seen, self._open.get(name, {}))
+        if frontend is None:
+            return seen
+        shown = frontend.show(seen, self._open.get(name, {}))
+        return replace(shown, mode_reason=shown.mode_reason or self._lacking)
+
+
+class Retry:
+    """When to try again what has failed: later each time, until it has held for a while."""
+
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._due_at = 0.0
+
+    def put_off(self, now: float) -> None:
+        """It has failed."""
+        has_held = now - self._due_at > LONGEST_RETRY
+        self._delay = FIRST_RETRY if has_held or not self._delay else min(2 * self._delay, LONGEST_RETRY)
+        self._due_at = now + self._delay
+
+    def is_due(self, now: float) -> bool:
+        """Whether it may be tried."""
+        return now >= self._due_at
+
+
+async def _nothing_to_configure() -> None:
+    pass
+
+
+def _sentence(error: Exception) -> str:
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)

@@ -125,7 +125,11 @@ class Traffic(Protocol):
         """Whether the instance may get new connections."""
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
-        """Let open connections end, each within its frontend's time, if not sooner; call back when none is left."""
+        """Let open connections end, each within its frontend's time; call back when none is left.
+
+        Args:
+            within: seconds, where that is less; None: nothing but the frontends' times counts.
+        """
 
     def end_drain(self, role: Role) -> None:
         """Leave open connections alone again."""

@@ -224,7 +224,8 @@ class UnitRunner(UnitNews):
                 if self._process is not None:
                     self._process.signal_main(number)
             case events.BeginDrain(incarnation, within):
-                traffic.begin_drain(self.role, lambda: self.report(events.Drained(incarnation)), within)
+                drained, left = events.Drained(incarnation), self._unit.time_left(self._loop.time())
+                traffic.begin_drain(self.role, lambda: self.report(drained), left if within is None else within)
             case events.EndDrain():
                 traffic.end_drain(self.role)
             case events.CutConnections():
@@ -323,6 +324,5 @@ class UnitRunner(UnitNews):
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if self._unit.deadline is not None:
-            self._timer = self._loop.call_at(self._unit.deadline, self.report, events.DeadlinePassed())
+        due = self._unit.deadline
+        self._timer = None if due is None else self._loop.call_at(due, self.report, events.DeadlinePassed())

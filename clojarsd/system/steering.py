@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Final, Self
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.names import Role
 from clojarsd.core.steering import ADDRESS_SIZE, IPV4, IPV6, MOST_FRONTENDS, Steered, address_keys, program
-from clojarsd.core.steering_reasons import UNLIMITED_KERNEL, Act, Powers, why_no_room, why_not_usable, why_refused
-from clojarsd.system import bpf
+from clojarsd.core.steering_reasons import Act, Powers, why_no_room, why_not_usable, why_refused
+from clojarsd.system import bpf, steering_directory
 from clojarsd.system.bpf import MapKind, MapShape
 from clojarsd.system.steering_directory import (
     LINK,
@@ -32,7 +31,8 @@ from clojarsd.system.steering_directory import (
     refuse_if_impossible,
     sweep,
 )
-from clojarsd.system.steering_maps import LONGEST_NAME, SteeringMaps
+from clojarsd.system.steering_maps import LONGEST_NAME, SHAPES, SteeringMaps
+from clojarsd.system.steering_powers import powers_of_this_process, room_in_memory
 
 _NAMESPACE: Final = Path("/proc/self/ns/net")
 _SO_COOKIE: Final = 57
@@ -53,6 +53,9 @@ class KernelSteering:
         self._powers = powers
         self._indexes = maps.names()
         self._link = -1
+        self._program: int | None = None
+        """The kernel's number of the program that we have put into the link; None: it was there before us."""
+        self._keys: Mapping[bytes, int] = {}
 
     @classmethod
     def open(cls, name: str, root: Path = ROOT) -> Self:
@@ -179,6 +182,57 @@ class KernelSteering:
         index = self._indexes[frontend]
         return {counted: self._maps.counter(index, counted) for counted in (*Role, None)}
 
+    def lacks(self) -> str | None:
+        """What somebody has taken away under us, for the middle of a sentence; None: all is as it was made.
+
+        Ten system calls, and no look at what stands in the maps. Raises OSError.
+        """
+        link = bpf.link_of(self._link)
+        if link.namespace == 0:
+            return "the program was detached"
+        if self._program not in (None, link.program):
+            return "another program was put in its place"
+        if not self._directory.holds((LINK, *SHAPES)):
+            return f"what was pinned in {self._directory.path} is gone"
+        return None
+
+    def mend(self) -> None:
+        """Make again what was taken away.
+
+        Raises:
+            CannotSteer: it cannot be; says whether connections are steered on.
+        """
+        try:
+            if not self._directory.holds((LINK, *SHAPES)):
+                self._pin_again()
+            link = bpf.link_of(self._link)
+            if link.namespace == 0 or self._program not in (None, link.program):
+                self._run(self._keys)
+        except OSError as error:
+            raise CannotSteer(why_refused(Act.PIN, error.errno or 0, reason_of(error), self._powers)) from error
+
+    def _pin_again(self) -> None:
+        """In a directory that is ours before the one that has gone is let go of."""
+        directory = self._directory.again(self._powers)
+        try:
+            with _explained(Act.PIN, self._powers):
+                self._maps.pin(directory)
+                directory.pin(self._link, LINK)
+        except BaseException:
+            if directory is not self._directory:
+                directory.close()
+            raise
+        if directory is not self._directory:
+            self._directory.close()
+            self._directory = directory
+
+    def is_attached(self) -> bool:
+        """Whether lookups run a program of ours."""
+        try:
+            return bpf.link_of(self._link).namespace != 0
+        except OSError:
+            return False
+
     def detach(self) -> None:
         """Let another daemon take it up; the kernel steers on."""
         self._close()
@@ -188,14 +242,18 @@ class KernelSteering:
         """Steer no more, and leave nothing in the kernel nor in the file system.
 
         Raises:
-            CannotSteer: something is left, and the next daemon will find it; the text says what.
+            CannotSteer: something is left, and the next daemon will find it; the text says what. Nothing is steered.
         """
+        if self._link >= 0:
+            with contextlib.suppress(OSError):  # the namespace is gone; or it takes closing, and removing the pin
+                bpf.detach(self._link)
         self._close()
         try:
             self._directory.remove()
         except OSError as error:
-            self._directory.close()
             raise CannotSteer(f"cannot remove {self._directory.path}: {reason_of(error)}") from error
+        finally:
+            self._directory.close()
 
     def _close(self) -> None:
         self._maps.close()
@@ -218,7 +276,7 @@ class KernelSteering:
 
     def _run(self, keys: Mapping[bytes, int]) -> None:
         """Let lookups run a program with these addresses, in place of the one before, at one instant."""
-        with _room_in_memory(self._powers), contextlib.ExitStack() as closing:
+        with room_in_memory(self._powers), contextlib.ExitStack() as closing:
             with _explained(Act.MAKE_MAPS, self._powers):
                 shape = MapShape(MapKind.HASH, ADDRESS_SIZE, 4, max(1, len(keys)))
                 addresses = bpf.create_map(shape, "clojarsd_addr")
@@ -230,14 +288,19 @@ class KernelSteering:
                 loaded = bpf.load_lookup_program(text, "clojarsd")
                 closing.callback(os.close, loaded)
             with _explained(Act.ATTACH, self._powers):
-                if self._link >= 0:
-                    try:
-                        bpf.replace_program(self._link, loaded)
-                        return
-                    except OSError as error:
-                        if error.errno != errno.ENOLINK:
-                            raise
-                self._attach(loaded)
+                self._have_attached(loaded)
+                self._program = bpf.link_of(self._link).program
+        self._keys = keys
+
+    def _have_attached(self, loaded: int) -> None:
+        if self._link >= 0:
+            try:
+                bpf.replace_program(self._link, loaded)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOLINK:
+                    raise
+        self._attach(loaded)
 
     def _attach(self, loaded: int) -> None:
         """Make a link with the program and pin it: there was none, or somebody has cut it."""
@@ -270,15 +333,22 @@ def cleanup(root: Path = ROOT) -> list[str]:
     return removed
 
 
-def powers_of_this_process() -> Powers:
-    """What this process may do, and on which kernel."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    memlock, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return Powers(os.uname().release, os.geteuid(), int(status["CapEff"], 16), memlock)
+def take_away(name: str, root: Path = ROOT) -> bool:
+    """Take out what a dead daemon of that service name has left; whether there was anything that nobody holds.
+
+    Removing pins is enough where nothing else may be done, as by a plain user who has lost his capabilities.
+
+    Raises:
+        CannotSteer: something cannot be taken out.
+    """
+    try:
+        return steering_directory.take_away(name, root)
+    except OSError as error:
+        raise CannotSteer(f"what steers as {name} cannot be removed: {reason_of(error)}") from error
 
 
 def _make_maps(powers: Powers) -> SteeringMaps:
-    with _room_in_memory(powers), _explained(Act.MAKE_MAPS, powers):
+    with room_in_memory(powers), _explained(Act.MAKE_MAPS, powers):
         return SteeringMaps.make()
 
 
@@ -289,23 +359,6 @@ def _explained(act: Act, powers: Powers) -> Iterator[None]:
     except OSError as error:
         # what the verifier says is long, and stays with the cause
         raise CannotSteer(why_refused(act, error.errno or 0, reason_of(error), powers)) from error
-
-
-@contextlib.contextmanager
-def _room_in_memory(powers: Powers) -> Iterator[None]:
-    """Where maps count against RLIMIT_MEMLOCK, as much of it as may be had, until the context is left."""
-    if powers.kernel >= UNLIMITED_KERNEL:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    most = resource.RLIM_INFINITY if powers.may_mount else before[1]
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most if powers.may_mount else before[1]))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
 def _why_unusable(one: socket.socket) -> str | None:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
@@ -51,7 +51,19 @@ class SteeringDirectory:
         Raises:
             CannotSteer: it cannot be, or is another's; what was made on the way is gone again.
         """
-        path = root / FAMILY / _file_name(name)
+        return cls._open(root, root / FAMILY / _file_name(name), name, powers)
+
+    def again(self, powers: Powers) -> Self:
+        """This directory if it stands; else another one in its place, as `open` makes it, beside which this one stays.
+
+        Raises:
+            CannotSteer: as `open`.
+            OSError: it cannot be looked at.
+        """
+        return self if self.holds(()) else self._open(self._root, self.path, self.path.name, powers)
+
+    @classmethod
+    def _open(cls, root: Path, path: Path, name: str, powers: Powers) -> Self:
         for _ in range(_ATTEMPTS):
             _have_file_system(root, powers)
             try:
@@ -84,6 +96,15 @@ class SteeringDirectory:
         bpf.pin(descriptor, new)
         new.rename(self.path / name)
 
+    def holds(self, names: Iterable[str]) -> bool:
+        """Whether it is where it was made, and something is pinned by each of the names. Raises OSError."""
+        try:
+            for name in names:
+                (self.path / name).lstat()
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def close(self) -> None:
         """Let another daemon have the directory; what is pinned stays."""
         if self._descriptor >= 0:
@@ -97,13 +118,14 @@ class SteeringDirectory:
         stays, and is empty. Raises OSError: something cannot be taken out.
         """
         link = self.pinned(LINK)
-        if link is not None:
-            try:
+        try:
+            if link is not None:
                 with contextlib.suppress(OSError):  # the namespace is gone, or it is no link
                     bpf.detach(link)
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / LINK).unlink()
-            finally:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / LINK).unlink()  # takes no descriptor, and is enough where nobody else has the link
+        finally:
+            if link is not None:
                 os.close(link)
         with contextlib.suppress(FileNotFoundError):  # somebody has removed it under us
             for entry in self.path.iterdir():
@@ -120,6 +142,24 @@ def is_left(name: str, root: Path) -> bool:
         return (root / FAMILY / _file_name(name)).exists()
     except OSError:
         return False
+
+
+def take_away(name: str, root: Path) -> bool:
+    """Take out what a dead daemon of that service name has left. False: there is nothing, or a living one holds it.
+
+    Raises:
+        OSError: something cannot be taken out.
+    """
+    path = root / FAMILY / _file_name(name)
+    try:
+        directory = SteeringDirectory(root, path, _locked(path))
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    try:
+        directory.remove()
+    finally:
+        directory.close()
+    return True
 
 
 def left_behind(root: Path) -> Iterator[SteeringDirectory]:

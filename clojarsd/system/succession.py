@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from clojarsd.core.errors import Failed
+from clojarsd.system.capabilities import lower_ambient, raise_ambient
 from clojarsd.system.program import Program
 
 VARIABLE = "CLOJARSD_INHERITED"
@@ -135,13 +136,18 @@ def _told(lines: Sequence[str]) -> str:
 
 
 def execute(
-    config: Path, inherited: Inherited, environment: Mapping[str, str], signals: Collection[signal.Signals]
+    config: Path,
+    inherited: Inherited,
+    environment: Mapping[str, str],
+    signals: Collection[signal.Signals],
+    capabilities: Collection[int] = (),
 ) -> NoReturn:
     """Become the code that is installed now, under the same process number.
 
     Args:
         environment: variables of the service manager, which only the daemon itself may have.
         signals: what has come since the decision; the new code gets it.
+        capabilities: what `lower_ambient` has kept from children, and the new code must have.
 
     Raises:
         OSError: it cannot be executed; this process is what it was.
@@ -153,7 +159,11 @@ def execute(
         os.kill(os.getpid(), number)
     command = [*program(), "--config", str(config)]
     variables = {**os.environ, **environment, VARIABLE: json.dumps(asdict(inherited))}
-    os.execve(command[0], command, variables)
+    try:
+        raise_ambient(capabilities)
+        os.execve(command[0], command, variables)
+    finally:
+        lower_ambient(capabilities)
 
 
 def hold_signals_back() -> None:

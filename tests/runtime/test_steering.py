@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,6 +42,8 @@ class World:
         self.reach = OwnReach(self.listeners)
         self.past = Past()
         self.since: dict[Role, float | None] = {P: None, B: None}
+        self.plans: dict[str, FrontendPlan] = {}
+        self.cannot_take_away: str | None = None
         self._made: list[Steering] = []
 
     def plan(self, name: str = "http", **changes: Any) -> FrontendPlan:
@@ -53,8 +58,18 @@ class World:
         return steering
 
     def make(self, open_kernel: Callable[[], RememberingKernel], *, is_left: bool = False) -> Steering:
-        self._made.append(Steering(open_kernel, lambda: is_left, self.reach, nothing_open))
-        return self._made[-1]
+        steering = Steering(open_kernel, lambda: is_left, self.reach, nothing_open, self.take_away)
+        steering.configure_again = partial(self._configure_again, steering)
+        self._made.append(steering)
+        return steering
+
+    def take_away(self) -> None:
+        if self.cannot_take_away is not None:
+            raise CannotSteer(self.cannot_take_away)
+        self.kernel.frontends, self.kernel.orders = {}, {}
+
+    async def _configure_again(self, steering: Steering) -> None:
+        self.plans = self.configure(steering, *self.plans.values())
 
     def close(self) -> None:
         for steering in self._made:
@@ -63,7 +78,8 @@ class World:
             listener.close()
 
     def configure(self, steering: Steering, *plans: FrontendPlan) -> dict[str, FrontendPlan]:
-        return steering.configure(steering.plan(plans), lambda name: HTTP)
+        self.plans = steering.configure(steering.plan(plans), lambda name: HTTP)
+        return self.plans
 
     def eligible(self, steering: Steering, *roles: Role) -> None:
         now = asyncio.get_running_loop().time()
@@ -279,3 +295,194 @@ async def test_who_never_began_leaves_nothing_behind_and_what_he_found(world: Wo
     world.eligible(world.steering(), P)
     world.steering(begin=False).detach()
     assert world.kernel.orders == {"http": (P,)}
+
+
+# What the kernel refuses while the daemon runs.
+
+
+BROKEN = {
+    "memory": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "permission": PermissionError(errno.EPERM, "Operation not permitted"),
+    "descriptor": OSError(errno.EBADF, "Bad file descriptor"),
+    "words": CannotSteer("not today"),
+}
+EACH = pytest.mark.parametrize("error", BROKEN.values(), ids=BROKEN)
+
+
+@asynccontextmanager
+async def looking(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """`run`, with times that suit a test."""
+    for name, seconds in (("LOOK_EVERY", 0.01), ("FIRST_RETRY", 0.01), ("LONGEST_RETRY", 0.05)):
+        monkeypatch.setattr(module, name, seconds)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(steering.run())
+        yield
+        running.cancel()
+
+
+@EACH
+async def test_an_order_that_cannot_be_told_leaves_nobody_in_the_kernel(world: World, error: Exception) -> None:
+    """The instance that may serve no more gets nothing: all comes to the relay process."""
+    steering = world.steering(world.plan("one"), world.plan("two"))
+    world.eligible(steering, P, B)
+    world.kernel.breaks["set_order"] = error
+    world.eligible(steering, B)
+    assert world.kernel.frontends == {}
+    assert not world.kernel.is_open
+    assert not any(map(steering.is_steered, ("one", "two")))
+    assert steering.show("one", SEEN) is SEEN
+
+
+@EACH
+async def test_what_was_given_up_is_named_and_comes_again(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = world.steering(world.plan(failback=0.0))
+    world.eligible(steering, P, B)
+    world.kernel.breaks = {"set_order": error, "open": error}
+    async with looking(steering, monkeypatch):
+        world.eligible(steering, B)
+        await until(lambda: not world.plans["http"].is_steered, "the relay")
+        assert world.plans["http"].mode_reason is not None
+        world.kernel.breaks.clear()
+        await until(lambda: world.kernel.orders == {"http": (B,)}, "the kernel again")
+        again = world.plans["http"]
+        assert (again.is_steered, again.mode_reason) == (True, None)
+        assert steering.show("http", SEEN).mode == "steer"
+        world.eligible(steering, P, B)
+        assert world.kernel.orders == {"http": (P, B)}
+
+
+@EACH
+@pytest.mark.parametrize("act", ["has", "order", "lacks"])
+async def test_a_look_that_fails_gives_the_kernel_up(
+    world: World, act: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    async with looking(steering, monkeypatch):
+        world.kernel.breaks = {act: error, "open": error}
+        await until(lambda: not world.plans["http"].is_steered, "the relay")
+        assert world.kernel.frontends == {}
+
+
+@EACH
+async def test_counters_that_cannot_be_read_are_shown_as_they_were(world: World, error: Exception) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    world.kernel.counts["http"][P] = 7
+    before = steering.show("http", SEEN)
+    world.kernel.breaks["counters"] = error
+    assert steering.show("http", SEEN) == before
+
+
+@EACH
+async def test_a_socket_that_is_not_taken_leaves_the_instance_to_the_relay(world: World, error: Exception) -> None:
+    """Also where the kernel has one of an earlier incarnation, that somebody else may have."""
+    steering = world.steering(world.plan(failback=60.0))
+    world.eligible(steering, P, B)
+    world.eligible(steering, B)
+    world.kernel.breaks["put"] = error
+    world.eligible(steering, P, B)
+    assert world.kernel.orders == {"http": (B,)}
+    world.eligible(steering, P)
+    assert world.kernel.orders == {"http": ()}
+    assert steering.show("http", SEEN).mode == "relay"
+
+
+@EACH
+async def test_a_frontend_that_cannot_be_begun_is_relayed(world: World, error: Exception) -> None:
+    world.kernel.breaks["order"] = error
+    world.steering()
+    assert not world.plans["http"].is_steered
+    assert world.kernel.frontends == {}
+
+
+@EACH
+async def test_an_end_goes_on_where_something_is_left(world: World, error: Exception) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    world.kernel.breaks["remove"] = error
+    steering.end()
+    assert not steering.is_steered("http")
+
+
+async def test_nothing_is_steered_again_once_it_has_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    async with looking(steering, monkeypatch):
+        world.kernel.breaks["set_order"] = BROKEN["memory"]
+        world.eligible(steering)
+        steering.end()
+        world.kernel.breaks.clear()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not world.kernel.is_open
+
+
+async def test_what_a_dead_daemon_has_left_is_taken_away_where_it_cannot_be_taken_up(world: World) -> None:
+    world.eligible(world.steering(), P)
+    world.kernel.breaks["open"] = CannotSteer("no CAP_BPF")
+    world.steering()
+    assert world.kernel.orders == {}
+    assert world.plans["http"].mode_reason == "no CAP_BPF"
+
+
+async def test_what_cannot_be_taken_away_is_named(world: World) -> None:
+    world.eligible(world.steering(), P)
+    world.kernel.breaks["open"] = CannotSteer("no CAP_BPF")
+    world.cannot_take_away = "what steers as demo cannot be removed: permission denied"
+    world.steering()
+    assert world.plans["http"].mode_reason == (
+        "no CAP_BPF; and what steers as demo cannot be removed: permission denied, "
+        "so that connections go where the last daemon has sent them"
+    )
+
+
+async def test_what_was_taken_away_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    async with looking(steering, monkeypatch):
+        world.kernel.lost = "the program was detached"
+        await until(lambda: world.kernel.lost is None, "the program")
+        world.kernel.orders["http"] = (B,)
+        await until(lambda: world.kernel.orders["http"] == (P,), "the order that somebody has changed")
+    assert steering.show("http", SEEN).mode_reason is None
+
+
+async def test_pins_that_cannot_be_made_again_are_named_while_the_kernel_steers_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    world.kernel.lost, world.kernel.cannot_mend = "what was pinned is gone", "only root may mount"
+    async with looking(steering, monkeypatch):
+        await until(lambda: steering.show("http", SEEN).mode_reason is not None, "the reason")
+        shown = steering.show("http", SEEN)
+        reason = "what was pinned is gone, and steering ends with this daemon: only root may mount"
+        assert (shown.mode, shown.mode_reason) == ("steer", reason)
+        world.kernel.cannot_mend = None
+        await until(lambda: steering.show("http", SEEN).mode_reason is None, "the pins")
+
+
+async def test_a_program_that_cannot_be_attached_again_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    world.kernel.lost, world.kernel.cannot_mend, world.kernel.attached = "the program was detached", "no memory", False
+    world.kernel.breaks["open"] = CannotSteer("no memory")
+    async with looking(steering, monkeypatch):
+        await until(lambda: not world.plans["http"].is_steered, "the relay")
+
+
+async def test_a_frontend_that_is_steered_again_is_still_paused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    steering = world.steering()
+    world.eligible(steering, P)
+    steering.set_paused({"http"})
+    world.kernel.breaks["lacks"] = BROKEN["memory"]
+    async with looking(steering, monkeypatch):
+        await until(lambda: not world.kernel.is_open, "the end")
+        world.kernel.breaks.clear()
+        await until(lambda: "http" in world.kernel.orders, "the kernel again")
+        assert world.kernel.orders == {"http": ()}

@@ -21,6 +21,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import Address, ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance
+from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import (
     DeadlinePassed,
     Drain,
@@ -551,6 +552,18 @@ async def test_a_running_instance_is_adopted_and_serves_without_a_break() -> Non
     assert not units.seen(ROLE).is_eligible
     units.exit(ROLE, CRASHED)
     assert units.seen(ROLE).unit.state is UnitState.BACKOFF
+
+
+@pytest.mark.parametrize("cause", [EndCause.STOP, None])
+async def test_a_drain_that_is_taken_up_has_the_time_that_is_left(cause: EndCause | None) -> None:
+    """And a drain by wish all the time that there is."""
+    before = served(Units())
+    assert before.process is not None
+    deadline = asyncio.get_running_loop().time() + 5.0 if cause else None
+    unit = replace(before.unit, state=UnitState.DRAINING, cause=cause, deadline=deadline)
+    units = Units(before={ROLE: replace(before, unit=unit, process=replace(before.process, pid=901))}, running=[901])
+    within = units.traffic.within[ROLE]
+    assert within is None if cause is None else within is not None and 4.0 < within <= 5.0
 
 
 async def test_one_whose_executable_cannot_be_seen_is_checked_on_with_what_is_known() -> None:

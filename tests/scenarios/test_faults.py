@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fault_matrix import FAULTS
+from tests.support.fault_matrix import FAULTS, STEERED, play
 from tests.support.faults import CannotInject, Outcome, Scene, table
 from tests.support.pair import CHECKOUT
 from tests.support.real import unavailable
@@ -50,10 +50,19 @@ def test_the_benchmark_shows_and_writes_the_same_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_only_what_it_must(fault: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
-    scene = Scene(fault, tmp_path)
+    outcomes += played(Scene(fault, tmp_path))
+
+
+@pytest.mark.parametrize("fault", STEERED)
+def test_a_fault_costs_a_steered_pair_only_what_it_must(fault: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
+    outcomes += played(Scene(fault, tmp_path, mode="auto"))
+
+
+def played(scene: Scene) -> list[Outcome]:
     try:
-        FAULTS[fault](scene)
+        play(scene)
     except CannotInject as reason:
         unavailable(str(reason))
-    assert [one.fault for one in scene.outcomes] == [fault]
-    outcomes += scene.outcomes
+    assert len(scene.outcomes) == 1
+    assert scene.outcomes[0].fault.startswith(scene.fault)
+    return scene.outcomes

@@ -57,13 +57,24 @@ class Scene:
 
     Attributes:
         bulk: bytes of a large transfer.
+        mode: of the frontend `http`; `steer` and `auto` need namespaces of their own.
         outcomes: one row, when it is over.
     """
 
     fault: str
     home: Path
     bulk: int = BULK
+    mode: str = "relay"
     outcomes: list[Outcome] = field(default_factory=list)
+
+    def pair(self, **options: Any) -> Pair:
+        """The pair to which it happens."""
+        return Pair(self.home, mode=self.mode, **options)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether the kernel gives the clients of `http` to the instances."""
+        return self.mode != "relay"
 
     def tell(self, load: Load, happened: str, seconds: float | None, *, failed: int | None = None) -> None:
         """Add a row. The load has ended.
@@ -271,7 +282,8 @@ def is_normal(seen: dict[str, Any]) -> bool:
 
 def until_normal(pair: Pair, since: float, more: Callable[[dict[str, Any]], object] = lambda seen: True) -> float:
     """Seconds since the instant at which everything is as it was before the fault."""
-    pair.until(lambda seen: is_normal(seen) and more(seen))
+    wanted = "relay" if pair.mode == "relay" else "steer"
+    pair.until(lambda seen: is_normal(seen) and seen["frontends"]["http"]["mode"] == wanted and more(seen))
     return time.monotonic() - since
 
 

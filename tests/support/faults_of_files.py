@@ -50,7 +50,7 @@ def _make_foreign(path: Path) -> None:
 
 
 def _damaged_state(scene: Scene, damage: Callable[[Path], None], why: str | None) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before, path = pids(pair), scene.home / "state" / "state.json"
             pair.kill()
@@ -97,7 +97,7 @@ def missing_state(scene: Scene) -> None:
 @fault("the primary's pid belongs to another process")
 def reused_pid(scene: Scene) -> None:
     with (
-        Pair(scene.home) as pair,
+        scene.pair() as pair,
         subprocess.Popen(["sleep", "600"], start_new_session=True) as sleep,
     ):
         try:
@@ -129,7 +129,7 @@ def reused_pid(scene: Scene) -> None:
 @fault("disk of state and logs full")
 def full_disk(scene: Scene) -> None:
     disks = [scene.home / name for name in ("state", "log")]
-    with _small_disks(disks) as program, Pair(scene.home, program=program) as pair:
+    with _small_disks(disks) as program, scene.pair(program=program) as pair:
         assert pair.daemon is not None
         seen_from_outside = Path(f"/proc/{pair.daemon.pid}/root")
         with Load(pair) as load:
@@ -195,7 +195,7 @@ def _fill(path: Path) -> None:
 @fault("log directory removed")
 def removed_logs(scene: Scene) -> None:
     logs = scene.home / "log"
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()
@@ -217,7 +217,7 @@ def removed_logs(scene: Scene) -> None:
 def removed_sockets(scene: Scene) -> None:
     run = scene.home / "run"
     names = ("control.sock", "relay/relay.sock", "notify-primary.sock", "notify-backup.sock")
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()
@@ -240,7 +240,7 @@ def removed_sockets(scene: Scene) -> None:
 @fault("the whole runtime directory removed")
 def removed_runtime_directory(scene: Scene) -> None:
     run = scene.home / "run"
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()

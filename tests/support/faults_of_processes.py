@@ -34,7 +34,7 @@ STAYS = 50_000_000
 
 @fault("kill -9 of the primary")
 def killed_instance(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair, inside=5) as load:
             began = time.monotonic()
             gone_at = kill(pair.pid("primary"))
@@ -51,7 +51,7 @@ def killed_instance(scene: Scene) -> None:
 
 @fault("kill -9 of both instances")
 def killed_instances(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair, inside=5) as load:
             began = time.monotonic()
             gone_at = kill(pair.pid("primary"), pair.pid("backup"))
@@ -66,7 +66,7 @@ def killed_instances(scene: Scene) -> None:
 
 @fault("kill -9 of the daemon")
 def killed_daemon(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with (
             Load(pair, kept=20, inside=5, slow_ms=2000, kept_pause=0.05) as load,
             Transfer(pair.http, STAYS) as transfer,
@@ -89,7 +89,7 @@ def killed_daemon(scene: Scene) -> None:
 
 @fault("kill -9 of the daemon, then of the primary")
 def killed_daemon_and_instance(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair, inside=5) as load:
             primary = pair.pid("primary")
             pair.kill()
@@ -107,7 +107,7 @@ def killed_daemon_and_instance(scene: Scene) -> None:
 
 @fault("kill -9 of the relay process")
 def killed_relay(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair, inside=5) as load:
             before = pids(pair)
             began = time.monotonic()
@@ -125,7 +125,7 @@ def killed_relay(scene: Scene) -> None:
 
 @fault("kill -9 of the daemon and the relay process")
 def killed_daemon_and_relay(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         before = pids(pair)
         with Load(pair, inside=5) as load:
             pair.kill()
@@ -141,7 +141,7 @@ def killed_daemon_and_relay(scene: Scene) -> None:
 
 @fault("SIGSTOP of the primary")
 def frozen_instance(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             frozen = pair.pid("primary")
             began = time.monotonic()
@@ -164,7 +164,7 @@ def frozen_instance(scene: Scene) -> None:
 
 @fault("SIGSTOP of the daemon")
 def frozen_daemon(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         assert pair.daemon is not None
         with Load(pair, inside=5, slow_ms=1000) as load:
             before = pids(pair)
@@ -184,7 +184,7 @@ def frozen_daemon(scene: Scene) -> None:
 
 @fault("SIGSTOP of the relay process")
 def frozen_relay(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()
@@ -201,7 +201,7 @@ def frozen_relay(scene: Scene) -> None:
 
 @fault("SIGTERM of the daemon")
 def ended_daemon(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         made = pair.processes()
         # kept connections are silent for longer than drain_idle: the last instance's that ask on and on are cut
         with Load(pair, inside=10, slow_ms=1000, kept_pause=0.7) as load:
@@ -227,7 +227,7 @@ def ended_daemon(scene: Scene) -> None:
 
 @fault("daemon upgrade")
 def upgraded_daemon(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with (
             Load(pair, kept=100, inside=5, slow_ms=2000, kept_pause=0.25) as load,
             Transfer(pair.http, scene.bulk) as transfer,
@@ -261,7 +261,7 @@ def _is_in_charge(pair: Pair) -> None:
 def deaf_instance(scene: Scene) -> None:
     patience = 'stop_timeout = "500ms"\n'
     command = [*STAND_IN, "--ignore-term"]
-    with Pair(scene.home, command=command, primary_extra=patience, backup_extra=patience) as pair:
+    with scene.pair(command=command, primary_extra=patience, backup_extra=patience) as pair:
         with Load(pair) as load:
             began = time.monotonic()
             pair.done("restart", "all")
@@ -280,7 +280,7 @@ def double_forking_instance(scene: Scene) -> None:
         *("--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}"),
         *("--leave-listeners", "--daemonize-child"),
     )
-    with Pair(scene.home, command=command) as pair:
+    with scene.pair(command=command) as pair:
         with Load(pair) as load:
             first = _left_by(pair)
             assert len(first) == 4, "a sleep with the ports and one without, of each instance"

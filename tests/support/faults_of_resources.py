@@ -43,7 +43,7 @@ PIDS_CGROUP = Path("/sys/fs/cgroup/pids")
 
 @fault("no free descriptors in the daemon")
 def daemon_without_descriptors(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         assert pair.daemon is not None
         with Load(pair) as load:
             primary = pair.pid("primary")
@@ -62,7 +62,7 @@ def daemon_without_descriptors(scene: Scene) -> None:
 
 @fault("no free descriptors in the relay process")
 def relay_without_descriptors(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair) as load:
             before = pids(pair)
             with _no_descriptors_left(before["relay"], step_by_step=_served_or(load, lambda: _is_paused(pair))):
@@ -115,7 +115,7 @@ def _no_descriptors_left(pid: int, step_by_step: Callable[[], None] = lambda: No
 
 @fault("no memory for the relay process")
 def relay_without_memory(scene: Scene) -> None:
-    with Pair(scene.home) as pair:
+    with scene.pair() as pair:
         with Load(pair, inside=5) as load, ExitStack() as crowd:
             before = pids(pair)
             began = time.monotonic()
@@ -142,7 +142,7 @@ def relay_without_memory(scene: Scene) -> None:
 
 @fault("no free process numbers for the daemon")
 def daemon_without_processes(scene: Scene) -> None:
-    with Pair(scene.home, command=[*STAND_IN, "--daemonize-child"]) as pair:
+    with scene.pair(command=[*STAND_IN, "--daemonize-child"]) as pair:
         assert pair.daemon is not None
         with Load(pair) as load:
             with _no_processes_left(pair.daemon.pid):
@@ -276,7 +276,7 @@ class _Clock:
 @fault("clock set back by a day, then ahead by two")
 def clock_set(scene: Scene) -> None:
     clock = _Clock(scene.home)
-    with Pair(scene.home, environment=clock.environment) as pair:
+    with scene.pair(environment=clock.environment) as pair:
         assert pair.daemon is not None
         with Load(pair) as load:
             before = pids(pair)

@@ -17,6 +17,8 @@ class RememberingKernel:
         log: every order it was given, as `(frontend, roles)`.
         sockets: whose inodes serve which role of which frontend; a test may take some away.
         refuses: why frontends are not taken, or None.
+        breaks: what each act raises, by its name, as when a descriptor or memory is short.
+        lost: what was taken away, or None; `cannot_mend`: why it cannot be made again, or None.
     """
 
     def __init__(self) -> None:
@@ -26,9 +28,18 @@ class RememberingKernel:
         self.counts: dict[str, dict[Role | None, int]] = {}
         self.log: list[tuple[str, tuple[Role, ...]]] = []
         self.refuses: str | None = None
+        self.breaks: dict[str, Exception] = {}
+        self.lost: str | None = None
+        self.cannot_mend: str | None = None
+        self.attached = True
         self.is_open = False
 
+    def _may_break(self, act: str) -> None:
+        if act in self.breaks:
+            raise self.breaks[act]
+
     def open(self) -> RememberingKernel:
+        self._may_break("open")
         self.is_open = True
         return self
 
@@ -45,28 +56,46 @@ class RememberingKernel:
         self.sockets = {key: some for key, some in self.sockets.items() if key[0] in self.frontends}
 
     def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+        self._may_break("put")
         assert all(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for one in sockets)
         self.sockets[frontend, role] = {one.getsockname()[1] for one in sockets}
 
     def has(self, frontend: str, role: Role) -> frozenset[int]:
+        self._may_break("has")
         return frozenset(self.sockets.get((frontend, role), ()))
 
     def set_order(self, frontend: str, order: Sequence[Role]) -> None:
+        self._may_break("set_order")
         self.orders[frontend] = tuple(order)
         self.log.append((frontend, tuple(order)))
 
     def order(self, frontend: str) -> tuple[Role, ...]:
+        self._may_break("order")
         return self.orders[frontend]
 
     def counters(self, frontend: str) -> Mapping[Role | None, int]:
+        self._may_break("counters")
         return self.counts[frontend]
+
+    def lacks(self) -> str | None:
+        self._may_break("lacks")
+        return self.lost
+
+    def mend(self) -> None:
+        if self.cannot_mend is not None:
+            raise CannotSteer(self.cannot_mend)
+        self.lost = None
+
+    def is_attached(self) -> bool:
+        return self.attached
 
     def detach(self) -> None:
         self.is_open = False
 
     def remove(self) -> None:
-        self.configure(())
         self.is_open = False
+        self._may_break("remove")
+        self.frontends, self.orders, self.counts, self.sockets = {}, {}, {}, {}
 
 
 class OwnReach:

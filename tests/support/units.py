@@ -89,6 +89,7 @@ class FakeTraffic:
         self.eligible = dict.fromkeys(Role, False)
         self.calls_back_at_once = False
         self.when_drained: dict[Role, Callable[[], None]] = {}
+        self.within: dict[Role, float | None] = {}
         self.failing_back = False
         self.connections = 0
 
@@ -99,6 +100,7 @@ class FakeTraffic:
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
         self.deeds.append(f"{role.value} drain")
+        self.within[role] = within
         self.when_drained[role] = when_drained
         if self.calls_back_at_once:
             when_drained()
