@@ -75,8 +75,7 @@ class RelayLink(RelayTraffic):
         self._is_over = False
         self._lost = asyncio.Event()
         self._unanswered = 0
-        self._made_at = self._loop.time()
-        self._delay = 0.0
+        self._made_at, self._delay = self._loop.time(), 0.0
         self._held_back: list[tuple[ToRelay, list[int]]] | None = None
         """What is to be said as soon as it is known which process is in charge; None: it is."""
         self._kept: str | None = None
@@ -294,9 +293,9 @@ class RelayLink(RelayTraffic):
                 raise
             self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
-            self._inherited = set(peer.welcome.draining)
-            for role, eligible in peer.welcome.eligible.items():
-                self._eligible_since[role] = self._loop.time() if eligible else None
+            self._inherited, now = set(peer.welcome.draining), self._loop.time()
+            self._eligible_since |= {role: now if can else None for role, can in peer.welcome.eligible.items()}
+            self.steering.set_eligible(self._eligible_since)
             log.info("relay_adopted", pid=peer.pid)
             await self._adopt(peer)
             return
