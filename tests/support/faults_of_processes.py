@@ -279,7 +279,7 @@ def deaf_instance(scene: Scene) -> None:
             pair.done("restart", "all")
             seconds = until_normal(pair, began)
             load.prove()
-        load.assert_nothing_lost()
+        load.assert_nothing_lost(reopened=scene.is_steered)
         for role in ("primary", "backup"):
             seen = pair.instance(role)
             assert (seen["last_exit"]["signal"], seen["incarnation"]) == (signal.SIGKILL, 2)
@@ -305,7 +305,7 @@ def double_forking_instance(scene: Scene) -> None:
             seconds = until_normal(pair, began)
             assert not any(map(still_runs, first))
             load.prove()
-        load.assert_nothing_lost()
+        load.assert_nothing_lost(reopened=scene.is_steered)
         second = _left_by(pair)
         assert len(second) == 4
         kill(pair.pid("backup"))
