@@ -74,8 +74,7 @@ class RelayLink(RelayTraffic):
         self._is_over = False
         self._lost = asyncio.Event()
         self._unanswered = 0
-        self._made_at = self._loop.time()
-        self._delay = 0.0
+        self._made_at, self._delay = self._loop.time(), 0.0
         self._held_back: list[tuple[ToRelay, list[int]]] | None = None
         """What is to be said as soon as it is known which process is in charge; None: it is."""
         self._kept: str | None = None

@@ -166,8 +166,8 @@ class RelayTraffic(ABC):
         """Know what an earlier supervisor has told the relay process."""
         now = self._loop.time()
         self._inherited = set(welcome.draining)
-        for role, eligible in welcome.eligible.items():
-            self._eligible_since[role] = now if eligible else None
+        self._eligible_since |= {role: now if can else None for role, can in welcome.eligible.items()}
+        self.steering.set_eligible(self._eligible_since)
         for name, (seconds, by) in welcome.paused.items():
             self._keep_pause(name, Pause(now + seconds, by))
 
