@@ -249,9 +249,7 @@ class SteeredFrontend:
             mode="steer" if trouble is None else "relay",
             mode_reason=trouble,
             active=active,
-            connections={
-                role: count + (opened.get(role, 0) if role else 0) for role, count in seen.connections.items()
-            },
+            connections=connections,
             accepted_total=accepted,
             next=self.router.next(),
             failures=self.router.failures,
