@@ -26,6 +26,8 @@ SECOND_LOOK = 0.05
 LAST_PART = 0.1
 LONGEST_LAST_PART = 1.0
 """Of the time, and in seconds at most: who is between two requests then is let go, before the end cuts one of them."""
+SHORT_SILENCE = 0.003
+"""Seconds that are silence enough then; four times that where it cannot be told whether an answer is owed."""
 LOOKS_PER_IDLE_TIME = 4
 SHORTEST_PAUSE = 0.01
 
@@ -173,9 +175,9 @@ class SteeredDrain:
         return min(self._last_part_of(name) - now for name in self._deadlines)
 
     def _between_requests(self, now: float) -> list[Connection]:
-        """Those that would be reset soon, and to which no answer is owed at this moment."""
+        """Those that would be reset soon, and to which no answer is owed at this moment, as far as can be told."""
         near = [name for name in self._deadlines if now >= self._last_part_of(name)]
-        return [one for name in near for one in self._left.get(name, ()) if may_end(one, self._plans[name].drain_idle)]
+        return [one for name in near for one in self._left.get(name, ()) if may_end(one, SHORT_SILENCE)]
 
     def _let_go(self, result: tuple[int, str | None] | OSError) -> None:
         assert not isinstance(result, OSError)
