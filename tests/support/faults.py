@@ -194,7 +194,7 @@ class Load:
         Args:
             reopened: save those that are an instance's own, and end with it between two requests.
         """
-        assert not self.errors
+        assert not self.errors, self.failures
         assert (self.cut, self.reopened > 0 and not reopened) == (0, False), self.reopened
 
     def assert_only_inside(self, gone_at: float, refused: bool = False) -> None:
