@@ -288,9 +288,9 @@ class RelayLink(RelayTraffic):
             except BaseException:
                 peer.close()
                 raise
+            self._inherit(peer.welcome)
             self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
-            self._inherit(peer.welcome)
             log.info("relay_adopted", pid=peer.pid)
             await self._adopt(peer)
             return

@@ -103,6 +103,11 @@ class SteeredDrain:
         if not self._is_cutting:  # of which the log shall tell
             self._stop_waiting()
 
+    def waited_until(self, frontend: str) -> float | None:
+        """The loop time until which connections of the frontend are waited for; None: for none of it."""
+        is_waited_for = not self.is_over and (self._left.get(frontend) or self._queued.get(frontend))
+        return self._deadlines.get(frontend) if is_waited_for else None
+
     def left(self) -> list[ConnectionView]:
         """What is waited for, as the latest look has seen it."""
         return [view_of(name, self._role, one) for name in self._deadlines for one in self._left.get(name, ())]

@@ -47,6 +47,7 @@ class Steering:
     Attributes:
         changed: called when a route has changed; set by the owner.
         configure_again: has the frontends planned and configured once more; set by the owner.
+        shown: what a relay process has shown last of a frontend, also to an earlier daemon; set by the owner.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Steering:
         self._given_up = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
         self.configure_again: Callable[[], Awaitable[None]] = _nothing_to_configure
+        self.shown: Callable[[str], FrontendView | None] = lambda name: None
 
     @classmethod
     def absent(cls) -> Self:
@@ -184,7 +186,9 @@ class Steering:
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
-        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up)
+        before = self.shown(plan.name)
+        failures = before.failures if before is not None else 0
+        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up, failures)
         made.has_begun = self._has_begun
         made.is_paused = plan.name in self._paused
         return made
@@ -199,6 +203,16 @@ class Steering:
     def is_steered(self, name: str) -> bool:
         """Whether the kernel steers the frontend of that name."""
         return name in self._frontends
+
+    def ports_to(self, role: Role, port: int) -> list[int]:
+        """Those from which the kernel steers connections to that port of the role's instance, each once."""
+        plans = [one.plan for one in self._frontends.values() if one.is_backend(role, port)]
+        return list(dict.fromkeys(address.port for plan in plans for address in plan.listen))
+
+    def listeners_changed(self, role: Role) -> None:
+        """The instance has opened other listening sockets: have the kernel get them at once where it lacks them."""
+        for frontend in list(self._frontends.values()):
+            frontend.look_for_sockets([role])
 
     def detach(self) -> None:
         """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
@@ -351,7 +365,8 @@ class Steering:
         frontend = self._frontends.get(name)
         if frontend is None:
             return seen
-        shown = frontend.show(seen, self._open.get(name, {}))
+        until = self._connections.waited_until(name) if self._connections is not None else {}
+        shown = frontend.show(seen, self._open.get(name, {}), until)
         return replace(shown, mode_reason=shown.mode_reason or self._lacking)
 
 

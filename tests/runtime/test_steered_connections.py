@@ -468,6 +468,24 @@ async def test_a_second_order_has_its_own_end_and_never_more_time(steered: Steer
     assert receive_to_the_end(client) == (b"", True)
 
 
+async def test_until_when_it_waits_is_known_while_it_waits(steered: Steered) -> None:
+    steered.configure(drain=NEVER, drain_idle=NEVER)
+    assert steered.known.waited_until("http") == {}
+    client = steered.client(steered.primary, b"no answer")
+    loop = asyncio.get_running_loop()
+    steered.begin(P)
+    await steered.until_left(1)
+    first = steered.known.waited_until("http")
+    assert first.keys() == {P}
+    assert loop.time() + NEVER - DEADLINE_S < first[P] <= loop.time() + NEVER
+    steered.begin(P, "shorter", within=DEADLINE_S)
+    assert steered.known.waited_until("http")[P] <= loop.time() + DEADLINE_S
+    assert steered.known.waited_until("other") == {}
+    client.close()
+    await steered.until_drained("shorter")
+    assert steered.known.waited_until("http") == {}
+
+
 async def test_a_drain_can_begin_again_after_its_end(steered: Steered) -> None:
     steered.begin(P, "first")
     await steered.until_drained("first")
