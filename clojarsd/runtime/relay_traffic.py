@@ -349,7 +349,7 @@ class RelayTraffic(ABC):
         for name in set(self.views) - set(self._plans):
             del self.views[name]
         for name in set(self._pauses) - set(self._plans):
-            self._forget_pause(name)
+            self._end_pause(name)
         for name, plan in self._plans.items():
             if name not in self.views:
                 self.views[name] = Shown(plan, partial(self.steering.show, name))
