@@ -24,7 +24,7 @@ from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.steered_connections import SteeredConnections
-from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
+from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend, with_counts
 
 log = structlog.get_logger()
 
@@ -69,6 +69,8 @@ class Steering:
         """How many connections each instance had at the last look, by frontend."""
         self._history: History | None = None
         self._frontends: dict[str, SteeredFrontend] = {}
+        self._counted: dict[str, Mapping[Role | None, int]] = {}
+        """What the kernel had counted by frontend, and has forgotten because it was not to steer it any more."""
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
         self._paused: frozenset[str] = frozenset()
         self._has_begun = False
@@ -151,6 +153,7 @@ class Steering:
         if self._kernel is None or not wanted:
             self.remove()
             return dict(plans)
+        leaving = {name: frontend.counted() for name, frontend in self._frontends.items() if name not in wanted}
         try:
             self._have_connections()
             self._kernel.configure([Steered(name, plan.listen) for name, plan in wanted.items()])
@@ -160,6 +163,8 @@ class Steering:
             self.remove()
             self._do_without(reason)
             return {name: plan.relayed(str(reason)) for name, plan in plans.items()}
+        self._keep_counts(leaving)
+        self._counted = {name: counted for name, counted in self._counted.items() if name in plans}
         assert self._connections is not None
         self._connections.configure(wanted.values())
         if self._has_begun:
@@ -174,6 +179,11 @@ class Steering:
                 self._frontends[name] = self._make(plan)
             else:
                 self._frontends[name].replan(plan)
+
+    def _keep_counts(self, leaving: Mapping[str, Mapping[Role | None, int]]) -> None:
+        for name, counted in leaving.items():
+            if any(counted.get(role) for role in Role):
+                self._counted[name] = with_counts(counted, self._counted.get(name, {}))
 
     def _have_connections(self) -> None:
         if self._connections is None:
@@ -215,6 +225,7 @@ class Steering:
 
     def remove(self) -> None:
         """Steer no more: every new connection comes to the relay process. Those that are open can still be drained."""
+        self._keep_counts({name: frontend.counted() for name, frontend in self._frontends.items()})
         self._forget()
         if self._connections is not None:
             self._connections.configure(())
@@ -349,6 +360,8 @@ class Steering:
     def show(self, name: str, seen: FrontendView) -> FrontendView:
         """The frontend, with what the kernel does for it besides what the relay process shows."""
         frontend = self._frontends.get(name)
+        if (before := self._counted.get(name)) is not None:
+            seen = replace(seen, accepted_total=with_counts(seen.accepted_total, before))
         if frontend is None:
             return seen
         shown = frontend.show(seen, self._open.get(name, {}))
