@@ -182,6 +182,8 @@ class Frontend:
                 self._suspicion.answered(role)  # whatever is eligible there next is another instance
         if self._router.changes_at != before:
             self.changed()
+        if self.gate.caps.are_set:
+            self.waiting.let_go()  # the route may be as before, and yet the other instance have room
 
     def _route_changed(self, moved_from: Role | None) -> None:
         active = self._router.active
@@ -349,8 +351,7 @@ class Frontend:
         Args:
             within: seconds, where they are fewer; a drain that is under way is never made longer by another.
         """
-        before = self._drains.get(role)
-        if before is not None and before.until is not None:
+        if (before := self._drains.get(role)) is not None and before.until is not None:
             before.go_on(when_drained, within)
         else:
             self._drains[role] = Drain(self, role, when_drained, within)

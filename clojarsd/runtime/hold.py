@@ -7,6 +7,7 @@ import itertools
 import socket
 from collections.abc import Callable
 
+from clojarsd.core.end_reason import EndReason
 from clojarsd.runtime.dial import Client
 from clojarsd.system.poller import ERRORS, FORGET, READ, Poller
 from clojarsd.system.sockets import waited_in_backlog
@@ -19,9 +20,12 @@ class Hold:
 
     Args:
         poller: what they are watched with; attached to the loop here.
-        seconds: how long a connection may wait, counted from when it came, also into the backlog.
-        on_give_up: called with a client whose socket is the callee's from there on, and the seconds it has waited, or
-            None when the client has left.
+        on_give_up: called with a client whose socket is the callee's from there on, and whether it has left or waited
+            as long as it may.
+
+    Attributes:
+        seconds: how long one that comes from here on may wait, counted from when it came, also into the backlog.
+        not_before: instant of the loop before which nobody is given up.
     """
 
     def __init__(
@@ -29,13 +33,13 @@ class Hold:
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
         seconds: float,
-        on_give_up: Callable[[Client, float | None], None],
+        on_give_up: Callable[[Client, EndReason], None],
     ) -> None:
         self._loop = loop
         self._poller = poller
-        self._seconds = seconds
+        self.seconds = seconds
         self._on_give_up = on_give_up
-        self._not_before = 0.0
+        self.not_before = 0.0
         self._places: dict[Client, _Place] = {}
 
     def __len__(self) -> int:
@@ -49,14 +53,15 @@ class Hold:
     def keep(self, client: Client) -> None:
         """Let the client wait; its socket belongs to the hold until it is taken or given up."""
         if client.give_up_at is None:
-            client.give_up_at = self._loop.time() + self._seconds - waited_in_backlog(client.socket)
+            waited = waited_in_backlog(client.socket) if client.is_new else 0.0  # who had an instance has not waited
+            client.give_up_at = self._loop.time() + self.seconds - waited
         place = self._places[client] = _Place(self, client, self._timer(client))
         self._poller.attach(self._loop)
         self._poller.watch(place, READ)
 
     def patient_until(self, not_before: float) -> None:
         """Give nobody up before that instant of the loop, who comes later included."""
-        self._not_before = not_before
+        self.not_before = not_before
         for client, place in self._places.items():
             place.timer.cancel()
             place.timer = self._timer(client)
@@ -84,7 +89,7 @@ class Hold:
     def left(self, client: Client) -> None:
         """The client has gone."""
         self._release(client)
-        self._on_give_up(client, None)
+        self._on_give_up(client, EndReason.LEFT)
 
     # From one process to another.
 
@@ -110,12 +115,11 @@ class Hold:
 
     def _timer(self, client: Client) -> asyncio.TimerHandle:
         assert client.give_up_at is not None
-        return self._loop.call_at(max(client.give_up_at, self._not_before), self._expire, client)
+        return self._loop.call_at(max(client.give_up_at, self.not_before), self._expire, client)
 
     def _expire(self, client: Client) -> None:
         self._release(client)
-        assert client.give_up_at is not None
-        self._on_give_up(client, self._loop.time() - client.give_up_at + self._seconds)
+        self._on_give_up(client, EndReason.TURNED_AWAY)
 
     def _release(self, client: Client) -> None:
         place = self._places.pop(client)

@@ -353,7 +353,7 @@ class RelayTraffic(ABC):
         for name in set(self.views) - set(self._plans):
             del self.views[name]
         for name in set(self._pauses) - set(self._plans):
-            self._forget_pause(name)
+            self._end_pause(name)
         for plan in self._plans.values():
             self._have_view(plan)
 

@@ -62,7 +62,8 @@ def _serve(frontend: Frontend, client: socket.socket, *, is_announced: bool) -> 
         return
     client.setblocking(False)
     frontend._budget.take()
-    frontend.admit(Client(client, is_new=False, is_announced=is_announced))
+    # whoever has sent it may not have closed its own descriptor yet
+    frontend.admit(Client(client, is_new=False, is_duplicated=True, is_announced=is_announced))
 
 
 def _count_elsewhere(frontend: Frontend, session: Session, role: Role) -> None:

@@ -60,6 +60,7 @@ class Standstill:
             pause=frontend.gate.paused,
             caps=frontend.gate.caps,
             counted_from=frontend.gate.counted_from,
+            patient_until=frontend.waiting.hold.not_before,
         )
         return frozen, [listener.fileno() for listener in frontend._listeners]
 
@@ -102,6 +103,7 @@ class Standstill:
         frontend._router.thaw(frozen.route, frozen.last_active, frozen.eligible_since)
         frontend._accepted.update({role: frozen.accepted[role] for role in Role})
         frontend.waiting.accepted, frontend.waiting.since = frozen.accepted[None], frozen.held_since
+        frontend.waiting.hold.patient_until(frozen.patient_until)
         frontend.gate.thaw(frozen.pause, frozen.caps, frozen.counted_from)
         for role, deadline in frozen.drains.items():
             frontend._drains[role] = Drain.thaw(frontend, role, partial(when_drained, role), deadline)

@@ -240,6 +240,12 @@ class SteeredFrontend:
         self.apply()
         self._route_changed(self.plan.name, self.router.active, moved_from)
 
+    def counted(self) -> Mapping[Role | None, int]:
+        """How many connections each role has got from the kernel; as last known when it cannot be asked."""
+        with contextlib.suppress(CannotSteer, OSError):  # the next look heeds what is wrong with the kernel
+            self._counted = self._kernel.counters(self.plan.name)
+        return self._counted
+
     def show(self, seen: FrontendView, opened: Mapping[Role, int], waited_until: Mapping[Role, float]) -> FrontendView:
         """The view of the relay process with what the kernel does.
 
@@ -249,14 +255,6 @@ class SteeredFrontend:
         """
         active = self.router.active
         trouble = self._trouble.get(active) if active is not None else None
-        accepted, connections = dict(seen.accepted_total), dict(seen.connections)
-        for instance, count in opened.items():
-            connections[instance] = connections.get(instance, 0) + count
-        with contextlib.suppress(CannotSteer, OSError):  # the next look heeds what is wrong with the kernel
-            self._counted = self._kernel.counters(self.plan.name)
-        for role, count in self._counted.items():
-            if role is not None:
-                accepted[role] = accepted.get(role, 0) + count
         draining = dict(seen.draining)
         for role, at in waited_until.items():
             draining[role] = max(draining.get(role, ""), wall_clock(self._loop, at))
@@ -265,9 +263,16 @@ class SteeredFrontend:
             mode="steer" if trouble is None else "relay",
             mode_reason=trouble,
             active=active,
-            connections=connections,
-            accepted_total=accepted,
+            connections=with_counts(seen.connections, opened),
+            accepted_total=with_counts(seen.accepted_total, self.counted()),
             next=self.router.next(),
             draining=draining,
             failures=self.router.failures,
         )
+
+
+def with_counts(
+    seen: Mapping[Role | None, int], counted: Mapping[Role, int] | Mapping[Role | None, int]
+) -> dict[Role | None, int]:
+    """The counts of each role together; who fell through is counted by the relay process."""
+    return {role: count + (counted.get(role, 0) if role is not None else 0) for role, count in seen.items()}

@@ -23,8 +23,9 @@ from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
+from clojarsd.runtime.retry import Retry
 from clojarsd.runtime.steered_connections import SteeredConnections
-from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend
+from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend, with_counts
 
 log = structlog.get_logger()
 
@@ -32,7 +33,7 @@ LOOK_EVERY = 1.0
 """Seconds between two looks whether the kernel still has what it was given."""
 FIRST_RETRY = 1.0
 LONGEST_RETRY = 60.0
-"""Seconds until what steers is asked for again when it was not to be had; doubled each time."""
+"""Seconds until what steers is asked for again when it was not to be had: at first, and at most."""
 
 
 class Steering:
@@ -70,6 +71,8 @@ class Steering:
         """How many connections each instance had at the last look, by frontend."""
         self._history: History | None = None
         self._frontends: dict[str, SteeredFrontend] = {}
+        self._counted: dict[str, Mapping[Role | None, int]] = {}
+        """What the kernel had counted by frontend, and has forgotten because it was not to steer it any more."""
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
         self._paused: frozenset[str] = frozenset()
         self._has_begun = False
@@ -78,7 +81,7 @@ class Steering:
         """Why there is nothing that steers although something is to be steered."""
         self._lacking: str | None = None
         """What was taken away under us and cannot be made again, while connections are steered all the same."""
-        self._retry = Retry()
+        self._retry = Retry(FIRST_RETRY, LONGEST_RETRY)
         self._given_up = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
         self.configure_again: Callable[[], Awaitable[None]] = _nothing_to_configure
@@ -153,6 +156,7 @@ class Steering:
         if self._kernel is None or not wanted:
             self.remove()
             return dict(plans)
+        leaving = {name: frontend.counted() for name, frontend in self._frontends.items() if name not in wanted}
         try:
             self._have_connections()
             self._kernel.configure([Steered(name, plan.listen) for name, plan in wanted.items()])
@@ -162,6 +166,8 @@ class Steering:
             self.remove()
             self._do_without(reason)
             return {name: plan.relayed(str(reason)) for name, plan in plans.items()}
+        self._keep_counts(leaving)
+        self._counted = {name: counted for name, counted in self._counted.items() if name in plans}
         assert self._connections is not None
         self._connections.configure(wanted.values())
         if self._has_begun:
@@ -176,6 +182,11 @@ class Steering:
                 self._frontends[name] = self._make(plan)
             else:
                 self._frontends[name].replan(plan)
+
+    def _keep_counts(self, leaving: Mapping[str, Mapping[Role | None, int]]) -> None:
+        for name, counted in leaving.items():
+            if any(counted.get(role) for role in Role):
+                self._counted[name] = with_counts(counted, self._counted.get(name, {}))
 
     def _have_connections(self) -> None:
         if self._connections is None:
@@ -229,6 +240,7 @@ class Steering:
 
     def remove(self) -> None:
         """Steer no more: every new connection comes to the relay process. Those that are open can still be drained."""
+        self._keep_counts({name: frontend.counted() for name, frontend in self._frontends.items()})
         self._forget()
         if self._connections is not None:
             self._connections.configure(())
@@ -363,29 +375,13 @@ class Steering:
     def show(self, name: str, seen: FrontendView) -> FrontendView:
         """The frontend, with what the kernel does for it besides what the relay process shows."""
         frontend = self._frontends.get(name)
+        if (before := self._counted.get(name)) is not None:
+            seen = replace(seen, accepted_total=with_counts(seen.accepted_total, before))
         if frontend is None:
             return seen
         until = self._connections.waited_until(name) if self._connections is not None else {}
         shown = frontend.show(seen, self._open.get(name, {}), until)
         return replace(shown, mode_reason=shown.mode_reason or self._lacking)
-
-
-class Retry:
-    """When to try again what has failed: later each time, until it has held for a while."""
-
-    def __init__(self) -> None:
-        self._delay = 0.0
-        self._due_at = 0.0
-
-    def put_off(self, now: float) -> None:
-        """It has failed."""
-        has_held = now - self._due_at > LONGEST_RETRY
-        self._delay = FIRST_RETRY if has_held or not self._delay else min(2 * self._delay, LONGEST_RETRY)
-        self._due_at = now + self._delay
-
-    def is_due(self, now: float) -> bool:
-        """Whether it may be tried."""
-        return now >= self._due_at
 
 
 async def _nothing_to_configure() -> None:

@@ -77,8 +77,6 @@ class Waiting:
         self._frontend = frontend
         self._loop = loop
         self._log = log
-        self._poller = poller
-        self._seconds = seconds
         self._pause: Pause | None = None
         self._release: asyncio.TimerHandle | None = None
         self.hold = Hold(loop, poller, seconds, self._give_up)
@@ -88,12 +86,7 @@ class Waiting:
 
     def change_time(self, seconds: float) -> None:
         """Let those who come from here on wait so long; the others may as long as they were told."""
-        waiting, self._seconds = self.hold.take(), seconds
-        self.hold = Hold(self._loop, self._poller, seconds, self._give_up)
-        if self._pause is not None:
-            self._be_patient()
-        for client in waiting:
-            self.hold.keep(client)
+        self.hold.seconds = seconds
 
     def heed(self, pause: Pause | None) -> None:
         """Go by a pause, or by its end: nobody is given up before, and all have the time to be sent on their way."""
@@ -112,7 +105,7 @@ class Waiting:
 
     def keep(self, client: Client) -> None:
         """Let the client wait."""
-        if self.since is None and (self._seconds > 0 or self._pause is not None):  # else each is turned away
+        if self.since is None and (self.hold.seconds > 0 or self._pause is not None):  # else each is turned away
             self.since = self._loop.time()
             text = f"connections of frontend {self._frontend.name} wait: {self._frontend.why_wait()}"
             self.history.record(EventName.HOLD_STARTED, text, frontend=self._frontend.name)
@@ -152,10 +145,10 @@ class Waiting:
             self.pacer.connected(client, session)
             self._look_whether_over()
 
-    def _give_up(self, client: Client, waited: float | None) -> None:
-        """A held client has left (`waited` is None), or has waited as long as it may."""
+    def _give_up(self, client: Client, reason: EndReason) -> None:
+        """A held client has left, or has waited as long as it may."""
         close_with_reset(client.socket)
-        self._frontend.has_left(client, EndReason.LEFT if waited is None else EndReason.TURNED_AWAY)
+        self._frontend.has_left(client, reason)
         self._frontend.tell(is_news=False)
         self._look_whether_over()
         self._frontend.look_for_more()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from clojarsd.core.history import EventName
 from clojarsd.core.routing import Caps
-from tests.support.fronts import Front, pending_timers
+from tests.support.fronts import NEVER, Front, P, pending_timers
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent
 
 STARTED, ENDED = EventName.HOLD_STARTED, EventName.HOLD_ENDED
@@ -64,6 +66,19 @@ def test_more_than_the_frontend_may_have_wait_in_the_backlog_and_are_not_refused
                 assert receive_exactly(end, 1) == str(number).encode()
             client.close()
         assert front.happened == []
+
+
+@pytest.mark.parametrize("hold", [NEVER, 0.0], ids=["in the hold", "in the backlog"])
+def test_who_waits_for_room_gets_it_when_the_other_instance_may_serve_too(rig: Rig, hold: float) -> None:
+    with Front(rig, max_per_instance=1, backup=False, hold=hold) as front:
+        front.client(b"a")
+        front.until(primary=1)
+        second = front.client(b"b")
+        assert stays_silent(second)
+        front.eligible(primary=True, backup=True)
+        with front.backup.accept() as end:
+            assert receive_exactly(end, 1) == b"b"
+            assert front.active() is P
 
 
 def test_a_frontend_where_nobody_waits_leaves_them_in_the_backlog(rig: Rig) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 import structlog
 
 from clojarsd.core.history import EventName
+from clojarsd.system.sockets import since_data
 from tests.support.fronts import NEVER, Front, P, pending_timers
-from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent
+from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent, wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -150,6 +152,22 @@ def test_what_changes_sides_while_nobody_serves_is_held_and_served_later(rig: Ri
             answer(client, second)
             assert front.accepted() == (1, 0, 1)
             front.until_happened(EventName.HOLD_STARTED, EventName.HOLD_ENDED)
+
+
+@pytest.mark.slow
+def test_what_changes_sides_after_a_long_silence_may_wait_as_long_as_anybody(rig: Rig) -> None:
+    with Front(rig, movable=True, drain_idle=0.1, hold=1.0) as front:
+        client = front.client()
+        with front.primary.accept() as first:
+            ask(client, first)
+            wait_for(lambda: (since_data(client) or 0.0) > 1.1)
+            drain(front, backup=False)
+            assert receive_to_the_end(first) == (b"", False)
+        front.until(held=1)
+        rig.call(lambda: front.frontend.end_drain(P))
+        front.eligible(primary=True, backup=False)
+        with front.primary.accept() as second:
+            ask(client, second)
 
 
 def test_when_no_instance_is_to_come_a_connection_is_served_to_its_end_where_it_is(rig: Rig) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 
+from clojarsd.core.codec import decode, encode
 from clojarsd.core.frontend_plan import CountedFrom, Pause
+from clojarsd.core.frozen import FrozenFrontend
 from clojarsd.core.history import EventName
+from clojarsd.core.pacing import FIRST
 from clojarsd.runtime import waiting
+from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.standstill import Standstill
 from tests.support.fronts import NEVER, B, Front, P, pending_timers
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent
 
@@ -117,6 +124,43 @@ def test_the_number_of_those_who_wait_is_bounded_and_the_others_are_served_too(r
         for _ in clients:
             with front.primary.accept() as end:
                 assert receive_exactly(end, 1) == b"x"
+
+
+def waiting_after_a_pause(front: Front) -> None:
+    """More wait than are sent on their way at once, and for longer than `hold`."""
+    pause(front, 0.2)
+    for _ in range(30):
+        front.client(b"x")
+    front.until(held=30)
+    front.until(primary=FIRST, held=30 - FIRST)
+
+
+def test_after_a_pause_other_settings_give_nobody_up_who_is_to_be_sent_on_his_way(rig: Rig) -> None:
+    with Front(rig, hold=0.05) as front:
+        waiting_after_a_pause(front)
+        rig.call(lambda: front.frontend.change_plan(replace(front.plan, hold=0.06)))
+        for _ in range(30):
+            with front.primary.accept() as end:
+                assert receive_exactly(end, 1) == b"x"
+
+
+def test_after_a_pause_a_process_that_goes_on_gives_nobody_up_either(rig: Rig) -> None:
+    with Front(rig, hold=0.05) as front:
+        waiting_after_a_pause(front)
+
+        def become() -> tuple[float, float]:
+            standing = Standstill.freeze(front.frontend)
+            frozen = decode(FrozenFrontend, encode(standing.head()[0]))
+            standing.connections()
+            heir = Frontend(front.plan, rig.resources, Budget(100))
+            Standstill.thaw(heir, frozen, [], lambda role: None)
+            standing.unfreeze()
+            heir.close()
+            return frozen.patient_until, heir.waiting.hold.not_before
+
+        until, patient_until = rig.call(become)
+        assert until == patient_until > rig.call(rig.loop.time) + 1.0
+        front.until(primary=30)
 
 
 def test_another_pause_counts_from_now_on(rig: Rig) -> None:

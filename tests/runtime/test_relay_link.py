@@ -368,6 +368,16 @@ async def test_a_pause_can_be_ended_and_nothing_is_said_of_one_that_is_not(pair:
         await link.close()
 
 
+async def test_a_frontend_of_the_same_name_that_comes_later_is_not_paused(pair: Pair) -> None:
+    async with pair.link() as link:
+        link.pause("line", asyncio.get_running_loop().time() + NEVER, "ada")
+        assert link.steering._paused == {"line"}
+        await link.configure([])
+        assert link.paused == {}
+        assert link.steering._paused == set(), "the kernel would not be told of the next one"
+        await link.close()
+
+
 async def test_a_pause_goes_on_and_ends_without_a_supervisor(pair: Pair) -> None:
     async with pair.link() as link:
         view = await pair.listening(link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,16 @@ from clojarsd.runtime.instance_listeners import Target
 from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.rescue import Rescue
 from clojarsd.runtime.stall_watch import StallWatch
-from clojarsd.system.instance_sockets import Listening
+from clojarsd.system.instance_sockets import Listening, duplicate, find_listening
 from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.probe import Prober
 from clojarsd.system.sock_diag import SockDiag
+from clojarsd.system.steering import KernelSteering
 from tests.support.acceptors import Acceptor
 from tests.support.fronts import LOOPBACK, make_plan
+from tests.support.namespaces import apart
 from tests.support.sockets import open_descriptors, receive_exactly, receive_to_the_end
+from tests.support.steered import HTTP
 from tests.support.units import FakeHistory
 from tests.support.waiting import PATIENCE, until
 
@@ -72,7 +75,7 @@ class Watched:
     """A watch, and what it tells to whom.
 
     Attributes:
-        found: what `on_listeners` was told, each time.
+        found: the listeners that were found, each time.
         helpers: the numbers of helpers that have not been reaped.
     """
 
@@ -87,7 +90,13 @@ class Watched:
         owner = Owner(self.helpers.add, self.helpers.discard)
         self.rescue = Rescue(owner, self.own, lambda: self.plans, self.adopter)
         self.watch = StallWatch(P, self.unit, self.history, diag, self.own, self.rescue)
-        self.watch.on_listeners = lambda role, incarnation, found: self.found.append(found)
+        tell = self.watch._listeners._on_found
+
+        def remember(target: Target, found: list[Listening]) -> None:
+            tell(target, found)
+            self.found.append(found)
+
+        self.watch._listeners._on_found = remember
         self.watch.configure(StallPolicy(0.05, 0.3))
 
     def begin(self, *acceptors: Acceptor) -> None:
@@ -206,36 +215,65 @@ async def test_a_slow_accept_loop_with_a_queue_that_is_always_full_is_no_stall(
     """Clients come back as soon as they are served, so that the queue is hardly ever seen shorter."""
     with Acceptor.running(backlog=backlog, pause=pause) as acceptor:
         acceptor.do("serve")
-        async with watching() as watched, asyncio.TaskGroup() as group:
-            served, loop = 0, asyncio.get_running_loop()
+        async with watching() as watched:
+            await is_no_stall(watched, acceptor, acceptor.port, clients)
 
-            async def ask() -> None:
-                nonlocal served
-                while True:
-                    with socket.socket() as client, suppress(ConnectionError):
-                        client.setblocking(False)
-                        await loop.sock_connect(client, (LOOPBACK, acceptor.port))
-                        got = await loop.sock_recv(client, 6)
-                        served += got == b"served"
 
-            tasks = [group.create_task(ask()) for _ in range(clients)]
-            watched.begin(acceptor)
-            await watched.listening()
-            confirmed = 0
-            stages: list[Stage] = []
-            before = served
-            deadline = loop.time() + 4.0
-            while loop.time() < deadline or served < before + 20:
-                assert loop.time() < deadline + PATIENCE
-                now = watched.stages
-                confirmed += Stage.CONFIRMING in now and Stage.CONFIRMING not in stages
-                stages = now
-                await asyncio.sleep(0.01)
-            for task in tasks:
-                task.cancel()
-            assert watched.unit.said == []
-            assert Stage.QUIET not in stages, "it is always suspicious"
-            print(f"{served} served, {confirmed} confirmations")
+@apart
+async def test_a_slow_one_whose_clients_the_kernel_steers_to_it_is_no_stall() -> None:
+    with Acceptor.running(backlog=50, pause=0.05) as acceptor, closing_steering() as steering:
+        steering.configure([HTTP])
+        (found,) = find_listening([acceptor.pid], acceptor.port)
+        with duplicate(found) as listener:
+            steering.put("http", P, [listener])
+        steering.set_order("http", [P])
+        acceptor.do("serve")
+        async with watching() as watched:
+            watched.watch.shared_ports = lambda port: [HTTP.listen[0].port]
+            watched.watch.others_wait = lambda: False
+            await is_no_stall(watched, acceptor, HTTP.listen[0].port, 20)
+
+
+@contextmanager
+def closing_steering() -> Iterator[KernelSteering]:
+    steering = KernelSteering.open("test")
+    try:
+        yield steering
+    finally:
+        steering.remove()
+
+
+async def is_no_stall(watched: Watched, acceptor: Acceptor, port: int, clients: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        served, loop = 0, asyncio.get_running_loop()
+
+        async def ask() -> None:
+            nonlocal served
+            while True:
+                with socket.socket() as client, suppress(ConnectionError):
+                    client.setblocking(False)
+                    await loop.sock_connect(client, (LOOPBACK, port))
+                    got = await loop.sock_recv(client, 6)
+                    served += got == b"served"
+
+        tasks = [group.create_task(ask()) for _ in range(clients)]
+        watched.begin(acceptor)
+        await watched.listening()
+        confirmed = 0
+        stages: list[Stage] = []
+        before = served
+        deadline = loop.time() + 4.0
+        while loop.time() < deadline or served < before + 20:
+            assert loop.time() < deadline + PATIENCE
+            now = watched.stages
+            confirmed += Stage.CONFIRMING in now and Stage.CONFIRMING not in stages
+            stages = now
+            await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        assert watched.unit.said == []
+        assert Stage.QUIET not in stages, "it is always suspicious"
+        print(f"{served} served, {confirmed} confirmations")
 
 
 async def test_a_listener_that_was_opened_again_is_found_again() -> None:

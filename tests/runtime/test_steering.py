@@ -271,6 +271,27 @@ async def test_the_view_adds_up_what_kernel_and_relay_have_carried(world: World)
     assert steering.show("other", SEEN) is SEEN
 
 
+def accepted_by_primary(steering: Steering) -> int:
+    return steering.show("http", SEEN).accepted_total[P]
+
+
+async def test_what_was_counted_stays_counted_when_the_kernel_steers_no_more_or_again(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P, B)
+    world.kernel.counts["http"][P] = 5
+    world.configure(steering, world.plan(mode="relay"), world.plan("other"))
+    assert accepted_by_primary(steering) == 15
+    world.configure(steering, world.plan(), world.plan("other"))
+    assert accepted_by_primary(steering) == 15
+    world.kernel.counts["http"][P] = 2
+    assert accepted_by_primary(steering) == 17
+    world.kernel.breaks["set_order"] = OSError(errno.ENOMEM, "no memory")
+    world.eligible(steering, B)
+    assert not steering.is_steered("http")
+    assert accepted_by_primary(steering) == 17
+    assert steering.show("other", SEEN) is SEEN
+
+
 # Frontends that come and go.
 
 

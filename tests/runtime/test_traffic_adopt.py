@@ -99,6 +99,21 @@ def test_who_waited_at_the_instance_itself_is_served_with_what_it_had_sent(stuck
     assert stuck.front.accepted() == (0, 0, 0), "it was counted where it came in"
 
 
+def test_it_hears_the_end_also_while_who_has_rescued_it_has_not_let_go(stuck: Stuck) -> None:
+    with direct(stuck, b"x") as client:
+        waiting = stuck.rescued()
+        stuck.stall()
+        with waiting.dup():
+            stuck.adopt(waiting)
+            with stuck.front.backup.accept() as end:
+                assert receive_exactly(end, 1) == b"x"
+                client.shutdown(socket.SHUT_WR)
+                assert receive_to_the_end(end) == (b"", False)
+                end.sendall(b"y")
+            assert receive_to_the_end(client) == (b"y", False)
+            stuck.front.until()
+
+
 def test_nobody_eligible_lets_it_wait(stuck: Stuck) -> None:
     with direct(stuck, b"x") as client:
         waiting = stuck.rescued()
