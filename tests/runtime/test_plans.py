@@ -479,7 +479,6 @@ def test_a_frontend_may_stand_before_a_unix_socket_and_a_port() -> None:
     seen = plans.frontends({role: plans.in_force(role) for role in Role})["http"]
     assert seen.backends == {P: UnixAddress("/run/a.sock"), B: Address("127.0.0.1", 8002)}
     assert (seen.source, seen.others) == ("127.0.0.2", {})
-    assert seen.mode_reason == "primary listens on a Unix socket, /run/a.sock"
 
 
 def test_an_instance_is_told_its_socket_and_its_hooks_that_of_its_process() -> None:
