@@ -189,7 +189,7 @@ class Parts:
         self.orders = Orders(
             self.runners,
             self.board,
-            lambda: self.configuration.plans.longest_failback,
+            lambda failures: self.configuration.plans.longest_failback(failures),
             self.configuration.refresh,
             self.keeper.flushed,
         )

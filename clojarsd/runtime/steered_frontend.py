@@ -153,8 +153,8 @@ class SteeredFrontend:
             self.router.look()
             self.apply()
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
-        """Act at once on who may get connections."""
+    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
+        """Act at once on who may get connections, and whether by order."""
         before = self.router.eligible_since
         for role in Role:
             if eligible_since[role] is None:
@@ -162,7 +162,7 @@ class SteeredFrontend:
             elif before[role] != eligible_since[role]:
                 self._fetch(role)
         if not self._is_closed:
-            self.router.set_eligible(eligible_since)
+            self.router.set_eligible(eligible_since, is_ordered=is_ordered)
             self.apply()
 
     def look_for_sockets(self, roles: Iterable[Role] = Role) -> None:
