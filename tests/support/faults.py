@@ -192,8 +192,8 @@ class Load:
         """No request failed, and no connection was even closed.
 
         Args:
-            reopened: save those that are an instance's own, and end with it: at the end of a drain's whole time each that
-                was never silent may have one request in hand.
+            reopened: save those that are an instance's own, and end with it: at the end of a drain's whole time each
+                that was never silent may have one request in hand.
         """
         lost = self.fresh.failures if reopened else self.failures
         assert lost == [], self.errors
