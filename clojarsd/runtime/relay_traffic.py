@@ -172,6 +172,7 @@ class RelayTraffic(ABC):
         self._inherited = set(welcome.draining)
         for role, eligible in welcome.eligible.items():
             self._eligible_since[role] = now if eligible else None
+        self.steering.set_eligible(self._eligible_since)
         for name, (seconds, by) in welcome.paused.items():
             self._keep_pause(name, Pause(now + seconds, by))
 
