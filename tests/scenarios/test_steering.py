@@ -125,7 +125,8 @@ def test_the_daemon_is_killed_and_comes_again_without_a_failed_request(tmp_path:
                 pair.kill()
                 clients.await_answers(10)
                 pair.begin()
-                pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+                seen = pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+                assert seen["frontends"]["http"]["active"] == "primary", "it is not left to the relay meanwhile"
                 clients.await_answers(10)
         assert clients.failures == []
         assert set(clients.answered) == {"primary"}
