@@ -35,7 +35,7 @@ def judge(verb: Verb, role: Role, view: PairView, before: Incarnation) -> Verdic
         case Verb.STOP:
             return _judge_down(seen)
         case Verb.DRAIN:
-            return _judge_out(seen, connections(view, role))
+            return _judge_out(seen, view)
         case Verb.UNDRAIN:
             return _judge_in(seen)
         case Verb.RELOAD:  # what the instance makes of it shows in its checks
@@ -108,6 +108,14 @@ def why_still_waiting(awaited: Awaited, roles: Sequence[Role], view: PairView, p
 def connections(view: PairView, role: Role) -> int:
     """How many connections to the instance are open, over all frontends."""
     return sum(frontend.connections.get(role, 0) for frontend in view.frontends.values())
+
+
+def _waits_for_connections(view: PairView, role: Role) -> bool:
+    """Whether open connections of the instance are still let end; silent ones that the kernel has steered stay."""
+    return any(
+        role in frontend.draining or (frontend.mode != "steer" and frontend.connections.get(role, 0))
+        for frontend in view.frontends.values()
+    )
 
 
 def what_serves(view: PairView) -> str:
@@ -184,13 +192,17 @@ def _judge_down(seen: InstanceView) -> Verdict | None:
     return Verdict(True, f"{seen.role.value} is stopped") if seen.unit.state is UnitState.STOPPED else None
 
 
-def _judge_out(seen: InstanceView, left: int) -> Verdict | None:
+def _judge_out(seen: InstanceView, view: PairView) -> Verdict | None:
     name, unit = seen.role.value, seen.unit
     if unit.rotation is Rotation.IN:
         return Verdict(False, f"{name} was brought back into rotation or stopped meanwhile")
     if unit.state is not UnitState.DRAINING:
         return Verdict(True, f"{name} {_is(seen)} and gets no connections when it is ready")
-    return Verdict(True, f"{name} is out of rotation and has no connections left") if left == 0 else None
+    if _waits_for_connections(view, seen.role):
+        return None
+    is_steered = any(frontend.mode == "steer" for frontend in view.frontends.values())
+    what = "waits for none of its connections" if is_steered else "has no connections left"
+    return Verdict(True, f"{name} is out of rotation and {what}")
 
 
 def _judge_in(seen: InstanceView) -> Verdict | None:

@@ -2,10 +2,13 @@
 
 ::
 
-    quiet ──not empty──► suspicious ──`after` without progress──► confirming ──no progress──► stalled
-      ▲                    ▲                                          │                         │
-      └────────────────────┴──progress: from the start again──────────┘                         │
-      └────────────────────┴──a probe was accepted, and the queue does not grow─────────────────┘
+    quiet ──not empty──► suspicious ──some looks without progress──► confirming ──no progress──► stalled
+      ▲                    ▲                                             │                         │
+      └────────────────────┴──progress: from the start again─────────────┘                         │
+      └────────────────────┴──a probe was accepted, and the queue does not grow────────────────────┘
+
+The close look is most of the time that `after` allows, so that the books (`has_moved`), which alone show that a queue
+moves that is always full, are kept for long, and the verdict comes soon after `after` all the same.
 
 From the start again means quiet when nothing waits, and suspicious otherwise.
 
@@ -21,14 +24,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-CONFIRM_TIME: Final = 0.15
+CONFIRM_TIME: Final = 0.2
 """Seconds that a confirmation takes, at the least."""
 CONFIRM_EVERY: Final = 0.01
 """Seconds between two looks in it."""
-_CONFIRM_LOOKS: Final = 12
-_PROBE_AFTER: Final = 3
+BEYOND_AFTER: Final = 0.05
+"""Seconds of those that are beyond `after`."""
+_CONFIRM_LOOKS: Final = 16
+_PROBE_AFTER: Final = 10
 """Looks of a confirmation before its probe: a queue that moves is mostly seen before, and the application spared."""
 _LEAST_LOOKS: Final = 2
+_ROUNDING: Final = 1e-9
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.25
 """Seconds from one probe of a stalled listener to the next, the first time and at the most."""
@@ -55,15 +61,20 @@ class Probe(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StallPolicy:
-    """The settings: seconds from one look to the next, and for how long something must wait to be looked at closely."""
+    """The settings: seconds from one look to the next, and for how long something may wait without progress."""
 
     sample: float
     after: float
 
     @property
+    def closely_after(self) -> float:
+        """Seconds without progress after which it is looked at closely."""
+        return max(self.after + BEYOND_AFTER - CONFIRM_TIME, self.after / 2)
+
+    @property
     def looks(self) -> int:
-        """Looks without progress that a suspicion needs besides its seconds."""
-        return max(_LEAST_LOOKS, math.ceil(self.after / self.sample))
+        """Looks without progress that a suspicion needs besides those seconds."""
+        return max(_LEAST_LOOKS, math.ceil(self.closely_after / self.sample - _ROUNDING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +194,7 @@ def _suspicious(before: Listener, seen: Look, policy: StallPolicy) -> Listener:
     if _is_progress(before, seen):
         return _begin(seen.at, seen.waiting)
     looks = before.looks + 1
-    if looks >= policy.looks and seen.at - before.since >= policy.after - policy.sample / 2:
+    if looks >= policy.looks and seen.at - before.since >= policy.closely_after - policy.sample / 2:
         return replace(before, stage=Stage.CONFIRMING, entered_at=seen.at, looks=0, waiting=seen.waiting)
     return replace(before, looks=looks, waiting=seen.waiting)
 

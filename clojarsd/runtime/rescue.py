@@ -145,7 +145,7 @@ class Rescue:
         except OSError:
             client.close()  # it has gone
             return None
-        if self._own.claim(remote):
+        if self._own.claim(remote, local.port):
             close_with_reset(client)
             return None
         name = frontend_of(local, role, self._frontends().values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -13,14 +13,15 @@ import structlog
 from clojarsd.core.errors import Failed
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Health, Incarnation, Role, UnitState
-from clojarsd.core.stall import Listener, Look, Probe, Stage, StallPolicy, Waiting, has_moved, look, resumed, settle
+from clojarsd.core.stall import Listener, Look, Probe, Stage, StallPolicy, look, resumed, settle
 from clojarsd.core.unit import Unit
 from clojarsd.runtime.instance_listeners import InstanceListeners, Target
+from clojarsd.runtime.queue_books import Entry, QueueBooks
 from clojarsd.runtime.unit_parts import History
 from clojarsd.system.accept_queue import AcceptQueues, ProbeConnection
 from clojarsd.system.instance_sockets import Listening
 from clojarsd.system.own_connections import OwnConnections
-from clojarsd.system.sock_diag import CLOSE_WAIT, ESTABLISHED, SockDiag
+from clojarsd.system.sock_diag import SockDiag
 
 log = structlog.get_logger()
 
@@ -32,7 +33,6 @@ LONGEST_RESCUE = 2.0
 TOLD_WITHIN = 0.5
 """Seconds after which a stall is recorded, also while the first rescue has not come to its end."""
 _SERVES = frozenset({UnitState.READY, UnitState.DRAINING})
-_IN_QUEUE = frozenset({ESTABLISHED, CLOSE_WAIT})
 
 
 class StalledUnit(Protocol):
@@ -70,8 +70,7 @@ class _Watched:
     found: Listening
     thought: Listener
     probe: ProbeConnection | None = None
-    before: Waiting = field(default_factory=lambda: Waiting(0))
-    with_shared: bool = False
+    entry: Entry | None = None
 
     @property
     def strangers(self) -> int:
@@ -94,7 +93,7 @@ class StallWatch:
         may_rescue: whether who waits may be served by the other instance; set by the owner.
         shared_ports: of a port of the instance: those from which the kernel steers connections to it, and perhaps to
             the other instance; set by the owner.
-        others_wait: whether anything waits in an accept queue of the other instance; set by the owner.
+        others_wait: whether anything that the kernel has steered may wait at the other instance; set by the owner.
     """
 
     def __init__(
@@ -112,6 +111,7 @@ class StallWatch:
         self._own = own
         self._rescuer = rescuer
         self._queues = AcceptQueues(diag)
+        self._books = QueueBooks(diag, self._queues, lambda port: self.shared_ports(port), lambda: self.others_wait())
         self._loop = asyncio.get_running_loop()
         self._broken: asyncio.Future[None] = self._loop.create_future()
         self._group: asyncio.TaskGroup | None = None
@@ -172,12 +172,9 @@ class StallWatch:
         finally:
             self.end()
 
-    def waits(self) -> bool:
-        """Whether anything waits in one of its accept queues now; True when that cannot be seen."""
-        try:
-            return any(self._queues.waiting(watched.found) for watched in self._watched)
-        except (OSError, Failed):
-            return True
+    def may_have_steered(self) -> bool:
+        """Whether anything that the kernel has steered may wait in one of its accept queues now."""
+        return self._books.may_have_steered(watched.found for watched in self._watched)
 
     def _found(self, target: Target, found: list[Listening]) -> None:
         """Watch these listeners of the process, and go on with those that were watched already."""
@@ -232,6 +229,7 @@ class StallWatch:
     def _judge(self, watched: _Watched, waiting: int, now: float, policy: StallPolicy) -> None:
         before = watched.thought
         if before.stage is Stage.QUIET and not waiting:
+            self._own.nothing_waits(watched.found.address.port)
             return  # nearly always
         seen = Look(now, waiting, watched.probe.look() if watched.probe is not None else Probe.NONE)
         watched.thought = look(before, seen, policy)
@@ -239,8 +237,7 @@ class StallWatch:
         if seen.probe in (Probe.ACCEPTED, Probe.LOST):
             watched.drop_probe()
         if stage is Stage.CONFIRMING and before.stage is not stage:
-            cookies, watched.with_shared = self._who_waits(watched.found.address.port, shared=True)
-            watched.before = Waiting(waiting, cookies)
+            watched.entry = self._books.open(watched.found, waiting)
         if before.stage is Stage.CONFIRMING and stage is not before.stage:
             watched.drop_probe()
             self._rescuer.dismiss()
@@ -249,7 +246,7 @@ class StallWatch:
             if stage is Stage.CONFIRMING and self.may_rescue():
                 self._rescuer.prepare()
         if watched.thought.is_confirmed(now):
-            moved = self._has_moved(watched)
+            moved = watched.entry is not None and self._books.have_moved(watched.found, watched.entry)
             watched.thought = settle(watched.thought, now, moved=moved)
             if moved:
                 watched.drop_probe()
@@ -260,43 +257,6 @@ class StallWatch:
         watched.thought = watched.thought.probed(now)
         with suppress(OSError):  # no descriptor is left: the next look tries again
             watched.probe = ProbeConnection(watched.found, self._diag, self._own)
-
-    def _has_moved(self, watched: _Watched) -> bool:
-        port = watched.found.address.port
-        cookies, _ = self._who_waits(port, shared=watched.with_shared)
-        try:
-            accepted = self._cookies([port, *self.shared_ports(port)], accepted=True)
-            length = self._queues.waiting(watched.found)  # after the cookies, see `has_moved`
-        except (OSError, Failed):
-            return True  # it is gone, and something else tells of that
-        return has_moved(watched.before, Waiting(length, cookies, accepted))
-
-    def _who_waits(self, port: int, *, shared: bool) -> tuple[frozenset[int], bool]:
-        """The connections that wait in the accept queue of the port, and whether steered ones are among them.
-
-        A steered connection does not tell to which instance. One that waits before and after a moment at which nothing
-        waited at the other instance is known to wait here.
-        """
-        try:
-            found = self._cookies([port])
-            steered = tuple(self.shared_ports(port)) if shared else ()
-            if not steered:
-                return found, False
-            before = self._cookies(steered)
-            if self.others_wait():
-                return found, False
-            return found | (before & self._cookies(steered)), True
-        except OSError:
-            return frozenset(), False  # the kernel does not tell now; the other signs remain
-
-    def _cookies(self, ports: Iterable[int], *, accepted: bool = False) -> frozenset[int]:
-        """The connections on these ports that wait to be accepted, or those that were and are open."""
-        return frozenset(
-            one.cookie
-            for port in ports
-            for one in self._diag.connections(port, info=False)
-            if bool(one.inode) is accepted and one.state in _IN_QUEUE
-        )
 
     # What follows.
 

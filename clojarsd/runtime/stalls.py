@@ -86,7 +86,7 @@ class Stalls:
         for role, watch in self.watches.items():
             watch.health = partial(self._health, role)
             watch.may_rescue = partial(self._may_rescue, role)
-            watch.others_wait = self.watches[role.other].waits
+            watch.others_wait = self.watches[role.other].may_have_steered
 
     @classmethod
     @contextmanager

@@ -104,9 +104,13 @@ class SteeredDrain:
             self._stop_waiting()
 
     def waited_until(self, frontend: str) -> float | None:
-        """The loop time until which connections of the frontend are waited for; None: for none of it."""
-        is_waited_for = not self.is_over and (self._left.get(frontend) or self._queued.get(frontend))
-        return self._deadlines.get(frontend) if is_waited_for else None
+        """The loop time until which connections of the frontend are waited for; None: for none of it.
+
+        Until two looks have found nothing there may be some.
+        """
+        is_unclear = self._arriving is None or self._looks_in_vain == 1
+        is_waited_for = is_unclear or self._left.get(frontend) or self._queued.get(frontend)
+        return self._deadlines.get(frontend) if is_waited_for and not self.is_over else None
 
     def left(self) -> list[ConnectionView]:
         """What is waited for, as the latest look has seen it."""

@@ -16,25 +16,42 @@ _MOST = 256
 
 
 class OwnConnections:
-    """The local addresses of our own connections that have not come to their end: as the other side sees them."""
+    """Our own connections that have not come to their end: whence they come, and to which port.
+
+    Both, because the kernel gives one port of a client to several connections that go to different places: a client of
+    a steered frontend may come from where a check of ours has come from, and is in the same accept queue.
+    """
 
     def __init__(self) -> None:
-        self._locals: dict[Address, None] = {}
+        self._known: dict[tuple[Address, int], None] = {}
+        self._left: set[tuple[Address, int]] = set()
+        """Those of them that we have given up, and that may wait all the same."""
 
-    def remember(self, local: Address) -> None:
-        """A connection from this address is our own, until it is said to be over."""
-        self._locals[local] = None
-        if len(self._locals) > _MOST:
-            del self._locals[next(iter(self._locals))]
+    def remember(self, local: Address, to: int) -> None:
+        """The connection from this address to that port is our own, until it is said to be over."""
+        self._known[local, to] = None
+        if len(self._known) > _MOST:
+            self.forget(*next(iter(self._known)))
 
-    def forget(self, local: Address) -> None:
+    def leave(self, local: Address, to: int) -> None:
+        """It was given up: it may wait until it is accepted, or until nothing waits there."""
+        if (local, to) in self._known:
+            self._left.add((local, to))
+
+    def nothing_waits(self, to: int) -> None:
+        """The accept queue of that port is empty, so that nothing that was given up is in it."""
+        for one in [one for one in self._left if one[1] == to]:
+            self.forget(*one)
+
+    def forget(self, local: Address, to: int) -> None:
         """It was served, or reset: it waits in no accept queue, and somebody else may get its port."""
-        self._locals.pop(local, None)
+        self._known.pop((local, to), None)
+        self._left.discard((local, to))
 
-    def claim(self, remote: Address) -> bool:
-        """Whether a connection from there, which came out of an accept queue, is our own; asked once for each."""
-        if remote in self._locals:
-            del self._locals[remote]
+    def claim(self, remote: Address, to: int) -> bool:
+        """Whether a connection from there to that port, out of an accept queue, is our own; asked once for each."""
+        if (remote, to) in self._known:
+            self.forget(remote, to)
             return True
         return False
 
@@ -49,6 +66,7 @@ class OwnSocket(socket.socket):
     def __init__(self, own: OwnConnections, family: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._own = own
+        self._to = 0
         self.local: Address | None = None
 
     def connect(self, address: Any) -> None:
@@ -58,9 +76,15 @@ class OwnSocket(socket.socket):
         finally:
             with suppress(OSError):
                 self.local = Address(*self.getsockname()[:2])
-                self._own.remember(self.local)
+                self._to = address[1]
+                self._own.remember(self.local, self._to)
+
+    def is_left(self) -> None:
+        """Nobody waits for its answer any more, if it has had none."""
+        if self.local is not None:
+            self._own.leave(self.local, self._to)
 
     def is_over(self) -> None:
         """It was answered or reset."""
         if self.local is not None:
-            self._own.forget(self.local)
+            self._own.forget(self.local, self._to)

@@ -95,7 +95,11 @@ class Prober:
                 expected = " or ".join(str(status) for status in sorted(check.status))
                 return Result(False, f"{address} answered {answer.status} (expected {expected})", took)
 
-        return await _within(check.timeout, address, ask)
+        try:
+            return await _within(check.timeout, address, ask)
+        finally:
+            for made in sockets:
+                made.is_left()
 
     async def tcp(self, check: Check, address: Backend, *, announced: bool = False) -> Result:
         """Pass when a connection is accepted in time.

@@ -153,6 +153,20 @@ def test_a_drain(unit: Unit, left: int, expected: Verdict | None) -> None:
     assert verdict(Verb.DRAIN, unit, left=left) == expected
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_drain_of_steered_connections_ends_when_none_is_waited_for(left: int) -> None:
+    """Silent ones stay open, and how many there are is only known as of the latest look."""
+    relayed = pair(instance(PARKED), READY, left)
+    frontends = {name: replace(one, mode="steer") for name, one in relayed.frontends.items()}
+    steered = replace(relayed, frontends=frontends)
+    done = Verdict(True, "backup is out of rotation and waits for none of its connections")
+    assert judge(Verb.DRAIN, Role.BACKUP, steered, FIRST) == done
+    frontends["1"] = replace(frontends["1"], draining={Role.PRIMARY: "soon"})
+    assert judge(Verb.DRAIN, Role.BACKUP, steered, FIRST) == done
+    frontends["1"] = replace(frontends["1"], draining={Role.BACKUP: "soon"})
+    assert judge(Verb.DRAIN, Role.BACKUP, steered, FIRST) is None
+
+
 @pytest.mark.parametrize(
     ("unit", "health", "expected"),
     [

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,11 @@ PINS = BPF_FS / "clojarsd" / "demo"
 
 
 @contextlib.contextmanager
-def steered(home: Path, kind: str = "python") -> Iterator[Pair]:
-    """A pair whose http frontend is steered."""
+def steered(home: Path, kind: str = "python", **more: Any) -> Iterator[Pair]:
+    """A pair whose http frontend is steered; `more`: as `Pair` takes it."""
     if kind == "java" and shutil.which("java") is None:
         unavailable("there is no java on this machine")
-    pair = Pair(home, mode="auto") if kind == "python" else Pair(home, mode="auto", command=JAVA)
+    pair = Pair(home, mode="auto", **more) if kind == "python" else Pair(home, mode="auto", command=JAVA, **more)
     with pair:
         seen = pair.status()["frontends"]["http"]
         assert (seen["mode"], seen["mode_reason"]) == ("steer", None), pair.daemon_log()
@@ -124,7 +125,8 @@ def test_the_daemon_is_killed_and_comes_again_without_a_failed_request(tmp_path:
                 pair.kill()
                 clients.await_answers(10)
                 pair.begin()
-                pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+                seen = pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+                assert seen["frontends"]["http"]["active"] == "primary", "it is not left to the relay meanwhile"
                 clients.await_answers(10)
                 pair.until_active("primary")
         assert clients.failures == []

@@ -198,12 +198,13 @@ def test_a_probe_is_known_as_our_own_until_it_is_closed(diag: SockDiag) -> None:
         probe = ProbeConnection(found, diag, own)
         end, where = mine.accept()
         with end:
-            assert own.claim(Address(*where))
-            assert not own.claim(Address(*where)), "it has come out once"
+            assert not own.claim(Address(*where), found.address.port + 1), "a client of another port, from the same one"
+            assert own.claim(Address(*where), found.address.port)
+            assert not own.claim(Address(*where), found.address.port), "it has come out once"
             again = ProbeConnection(found, diag, own)
             other, there = mine.accept()
             again.close()
-            assert not own.claim(Address(*there)), "somebody else may have its port by now"
+            assert not own.claim(Address(*there), found.address.port), "somebody else may have its port by now"
             with other, pytest.raises(ConnectionResetError):
                 other.recv(1)
         probe.close()
@@ -212,9 +213,21 @@ def test_a_probe_is_known_as_our_own_until_it_is_closed(diag: SockDiag) -> None:
 def test_the_oldest_of_our_own_are_forgotten_first() -> None:
     own = OwnConnections()
     for port in range(1, 300):
-        own.remember(Address("127.0.0.1", port))
-    assert not own.claim(Address("127.0.0.1", 1))
-    assert own.claim(Address("127.0.0.1", 299))
+        own.remember(Address("127.0.0.1", port), 80)
+    assert not own.claim(Address("127.0.0.1", 1), 80)
+    assert own.claim(Address("127.0.0.1", 299), 80)
+
+
+def test_what_was_given_up_is_our_own_until_its_queue_is_empty() -> None:
+    own, kept, left = OwnConnections(), Address("127.0.0.1", 1), Address("127.0.0.1", 2)
+    own.remember(kept, 80)
+    for to in (80, 81):
+        own.remember(left, to)
+        own.leave(left, to)
+    own.nothing_waits(80)
+    assert own.claim(kept, 80), "it is on its way"
+    assert not own.claim(left, 80)
+    assert own.claim(left, 81)
 
 
 def test_a_client_that_is_reset_in_the_queue_is_counted_by_it_and_seen_by_nobody(
