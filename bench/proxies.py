@@ -127,10 +127,16 @@ def nginx(home: Path, backends: Sequence[int], *, port: int | None = None) -> It
 
 @contextlib.contextmanager
 def running(command: Sequence[str], output: Path, port: int) -> Iterator[int]:
-    """A child that listens on a port of this machine; its pid. In the end it has been told to end, and has."""
+    """A child that listens on a port of this machine; its pid. In the end it has been told to end, and has.
+
+    It has a session of its own, as our processes and the instances have: where the kernel shares processors by session
+    (sched_autogroup), it would otherwise be compared with them at the load generator's share.
+    """
     with (
         output.open("wb") as said,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        ) as process,
     ):
         try:
             await_listening(port, process)

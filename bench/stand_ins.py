@@ -140,7 +140,8 @@ class Loop:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         with self._output.open("ab") as output:
-            return subprocess.Popen(self._words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            words, nothing = self._words, subprocess.DEVNULL
+            return subprocess.Popen(words, stdin=nothing, stdout=output, stderr=output, start_new_session=True)
 
     def _run(self) -> None:
         while True:

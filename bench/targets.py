@@ -42,7 +42,8 @@ class Target:
 def session(backend_port: int, home: Path, loop: str = "uvloop") -> Iterator[Target]:
     """A process that does nothing but relay, without the daemon around it."""
     command = [sys.executable, "-m", "bench.relay_process", str(backend_port), "--loop", loop]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from clojarsd.core.errors import BadSettings, ClojarsdError, Failed
 from clojarsd.core.settings import Settings
 from clojarsd.core.settings_check import cautions
 from clojarsd.core.settings_features import features_not_acted_on
+from clojarsd.core.view import FrontendView
 from clojarsd.system.capabilities import lower_ambient
 from clojarsd.system.logs import flush_logs, set_up_logs
 from clojarsd.system.settings_file import read_settings
@@ -107,19 +108,24 @@ def cleanup(as_json: bool) -> None:
 def run(
     settings: Settings,
     config: Path,
-    when_up: Callable[[], None] = lambda: None,
+    when_up: Callable[[Mapping[str, FrontendView]], None] = lambda frontends: None,
     directory: Path | None = None,
 ) -> None:
     """Run the daemon until it is told to end, or until other code takes its place.
 
     Args:
-        when_up: called once orders and clients can come.
+        when_up: called with the frontends once orders and clients can come.
         directory: a temporary directory that is removed at the end.
     """
     _exit_on_error(lambda: _run(settings, config, when_up, directory))
 
 
-def _run(settings: Settings, config: Path, when_up: Callable[[], None], directory: Path | None) -> None:
+def _run(
+    settings: Settings,
+    config: Path,
+    when_up: Callable[[Mapping[str, FrontendView]], None],
+    directory: Path | None,
+) -> None:
     import uvloop
 
     from clojarsd.daemon import Successor, serve

@@ -21,6 +21,7 @@ from clojarsd.core.settings_check import cautions
 from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.unit import EndCause
 from clojarsd.core.unit_events import Start, Stop
+from clojarsd.core.view import FrontendView
 from clojarsd.parts import Parts
 from clojarsd.runtime.life import End
 from clojarsd.runtime.unit_parts import BY_DAEMON
@@ -51,7 +52,7 @@ class Successor:
 async def serve(
     settings: Settings,
     config: Path,
-    when_up: Callable[[], None] = lambda: None,
+    when_up: Callable[[Mapping[str, FrontendView]], None] = lambda frontends: None,
     inherited: Inherited | None = None,
     directory: str | None = None,
 ) -> Successor | None:
@@ -59,7 +60,7 @@ async def serve(
 
     Args:
         config: where the settings came from.
-        when_up: called once, when orders and clients can come.
+        when_up: called once, with the frontends, when orders and clients can come.
         inherited: what this code was handed when it took another's place.
         directory: a temporary directory that goes with the daemon's end, for who comes after.
 
@@ -97,7 +98,7 @@ class Daemon:
             if runner.wanted is Goal.UP and (never or unit.cause is EndCause.STOP):
                 runner.order(Start(), BY_DAEMON, remember=False)
 
-    async def live(self, when_up: Callable[[], None]) -> End:
+    async def live(self, when_up: Callable[[Mapping[str, FrontendView]], None]) -> End:
         """Be the daemon until it is to end."""
         async with LoopGuard(), asyncio.TaskGroup() as group:
             with keeping_alive(self.parts.notifier):
@@ -109,7 +110,7 @@ class Daemon:
                 gc.collect()
                 gc.freeze()  # what lives as long as the daemon is not looked at by every collection
                 self.parts.notifier.ready(f"serving {self.parts.settings.service.name}")
-                when_up()
+                when_up({name: shown.view() for name, shown in self.parts.relay.views.items()})
                 end = await self.parts.life.ended()
                 if end is End.STOP:
                     self.parts.notifier.stopping(within=self.parts.configuration.plans.longest_stop)

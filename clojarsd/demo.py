@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.settings import Settings
+from clojarsd.core.view import FrontendView
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.sockets import free_ports
 
@@ -59,8 +60,11 @@ mode   = "relay"
 drain  = "10s"
 """
 
+PATH = "{path of clients}"
+"""Stands in the text for what is known only when the pair runs."""
 NEXT = """
 A pair of {kind} runs here, with its files in {home}; Ctrl-C ends it.
+{path}
 In a second terminal:
 
   export CLOJARSD_SOCKET={socket}
@@ -77,7 +81,10 @@ In a second terminal:
 """
 
 
-def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[], None], Path | None], None]) -> None:
+WhenUp = Callable[[Mapping[str, FrontendView]], None]
+
+
+def run_demo(directory: Path | None, run: Callable[[Settings, Path, WhenUp, Path | None], None]) -> None:
     """Prepare the demo in `directory`, or in a temporary one that is removed at the end, and run it.
 
     Raises:
@@ -88,10 +95,10 @@ def run_demo(directory: Path | None, run: Callable[[Settings, Path, Callable[[],
     try:
         config, told = _prepare(home)
 
-        def tell() -> None:
+        def tell(frontends: Mapping[str, FrontendView]) -> None:
             nonlocal begun
             begun = True
-            print(told, flush=True)
+            print(told.replace(PATH, _path_of_clients(frontends["http"])), flush=True)
 
         run(read_settings(config), config, tell, home if directory is None else None)
     finally:
@@ -111,7 +118,15 @@ def _prepare(home: Path) -> tuple[Path, str]:
     except OSError as error:
         raise Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}") from error
     path = shlex.quote(str(home / "run" / "control.sock"))
-    return config, NEXT.format(kind=kind, home=home, socket=path, ctl=_clojarsctl(), http=ports["http"][0])
+    ctl, port = _clojarsctl(), ports["http"][0]
+    return config, NEXT.format(kind=kind, home=home, socket=path, ctl=ctl, http=port, path=PATH)
+
+
+def _path_of_clients(http: FrontendView) -> str:
+    """How they come to an instance, in one sentence."""
+    if http.mode == "steer":
+        return "The kernel gives connections of http straight to an instance: no proxy, and no need of the daemon."
+    return f"Connections of http are relayed: {http.mode_reason or 'as the settings say'}."
 
 
 def _check_length(home: Path) -> None:

@@ -224,6 +224,9 @@ class Parts:
             Stalls.open(self.runners, self.board, self.history, self.relay, ports, state_dir, self.own, owner)
         )
         self.stalls.configure(self.settings.stall)
+        for role, watch in self.stalls.watches.items():
+            watch.shared_ports = partial(self.steering.ports_to, role)
+            watch.on_listeners = lambda role, incarnation, found: self.steering.listeners_changed(role)
 
     def _surroundings(self) -> Surroundings:
         def launched(role: Role) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import pytest
 from clojarsd.core.names import Role
 from clojarsd.core.settings import Settings
 from clojarsd.demo import PREFERRED_PORTS, run_demo
+from tests.support.namespaces import BPF_FS, apart
 from tests.support.pair import CHECKOUT, CLOJARSCTL, connection, get
 from tests.support.real import unavailable
 from tests.support.waiting import PATIENCE
@@ -82,17 +84,39 @@ class Demo:
             pipe.close()
 
 
+class Demos:
+    """Those that a test has begun; it ends them itself where it is in a process of its own."""
+
+    def __init__(self) -> None:
+        self._made: list[Demo] = []
+
+    def __call__(self, *words: str | Path, **environment: str) -> Demo:
+        self._made.append(Demo(*words, environment={**os.environ, **environment}))
+        return self._made[-1]
+
+    def end(self) -> None:
+        while self._made:
+            self._made.pop().end()
+
+
 @pytest.fixture
-def demo() -> Iterator[Callable[..., Demo]]:
-    made: list[Demo] = []
+def demo() -> Iterator[Demos]:
+    made = Demos()
+    yield made
+    made.end()
 
-    def begin(*words: str | Path, **environment: str) -> Demo:
-        made.append(Demo(*words, environment={**os.environ, **environment}))
-        return made[-1]
 
-    yield begin
-    for one in made:
-        one.end()
+def alone(test: Callable[..., None]) -> Callable[..., Any]:
+    """The test where nothing that the demo's daemon mounts or pins is this machine's; a plain user's does neither."""
+
+    @functools.wraps(test)
+    def run(demo: Demos, **named: Any) -> None:
+        try:
+            test(demo=demo, **named)
+        finally:
+            demo.end()
+
+    return apart(run) if os.geteuid() == 0 else run
 
 
 @pytest.fixture
@@ -134,16 +158,16 @@ def without_java(tmp_path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["python", pytest.param("java", marks=pytest.mark.real)])
-def test_the_demo_runs_a_pair_and_says_how_to_use_it(
-    demo: Callable[..., Demo], tmp_path: Path, short_path: Path, kind: str
-) -> None:
+@alone
+def test_the_demo_runs_a_pair_and_says_how_to_use_it(demo: Demos, tmp_path: Path, short_path: Path, kind: str) -> None:
     if kind == "java" and shutil.which("java") is None:
         unavailable("there is no java on this machine")
     home = short_path / "home"
     running = demo("--dir", home, **({"PATH": without_java(tmp_path)} if kind == "python" else {}))
     running.until_up()
     words = "Python processes (there is no JDK here)" if kind == "python" else "JVMs"
-    assert f"A pair of {words} runs here, with its files in {home}; Ctrl-C ends it." in running.said
+    assert f"A pair of {words} runs here, with its files in {home}; Ctrl-C ends it.\n" in running.said
+    assert re.search(r"^(The kernel gives connections|Connections) of http ", running.said, re.M)
     path, port = SOCKET.search(running.said), HTTP.search(running.said)
     assert path is not None
     assert port is not None
@@ -171,7 +195,43 @@ def test_the_demo_runs_a_pair_and_says_how_to_use_it(
 
 
 @pytest.mark.slow
-def test_without_a_directory_nothing_is_left(demo: Callable[..., Demo], tmp_path: Path, short_path: Path) -> None:
+@alone
+def test_it_says_that_it_steers_and_leaves_nothing_in_the_kernel(demo: Demos, tmp_path: Path, short_path: Path) -> None:
+    if os.geteuid() != 0:
+        unavailable("only root steers without any set-up")
+    running = demo("--dir", short_path / "home", PATH=without_java(tmp_path))
+    running.until_up()
+    path, port = SOCKET.search(running.said), HTTP.search(running.said)
+    assert path is not None
+    assert port is not None
+    assert running.said.splitlines()[2] == (
+        "The kernel gives connections of http straight to an instance: no proxy, and no need of the daemon."
+    )
+    until_both_run(path[1])
+    assert (BPF_FS / "clojarsd" / "demo" / "link").exists()
+    assert status_of(path[1])["frontends"]["http"]["mode"] == "steer"
+    assert running.interrupt() == 0
+    assert list(BPF_FS.glob("clojarsd/*")) == []
+
+
+@pytest.mark.slow
+@alone
+def test_a_second_demo_relays_and_says_why(demo: Demos, tmp_path: Path, short_path: Path) -> None:
+    if os.geteuid() != 0:
+        unavailable("only root steers without any set-up")
+    environment = {"PATH": without_java(tmp_path)}
+    first = demo("--dir", short_path / "1", **environment)
+    first.until_up()
+    second = demo("--dir", short_path / "2", **environment)
+    second.until_up()
+    assert f"Connections of http are relayed: process {first.process.pid} steers as demo already" in second.said
+    assert second.interrupt() == 0
+    assert first.interrupt() == 0
+
+
+@pytest.mark.slow
+@alone
+def test_without_a_directory_nothing_is_left(demo: Demos, tmp_path: Path, short_path: Path) -> None:
     running = demo(PATH=without_java(tmp_path), TMPDIR=str(short_path))
     running.until_up()
     assert len(list(short_path.iterdir())) == 1
@@ -181,8 +241,9 @@ def test_without_a_directory_nothing_is_left(demo: Callable[..., Demo], tmp_path
 
 
 @pytest.mark.slow
+@alone
 def test_its_directory_stays_as_long_as_the_pair_whichever_code_is_in_charge(
-    demo: Callable[..., Demo], tmp_path: Path, short_path: Path
+    demo: Demos, tmp_path: Path, short_path: Path
 ) -> None:
     running = demo(PATH=without_java(tmp_path), TMPDIR=str(short_path))
     running.until_up()
@@ -229,7 +290,8 @@ def test_the_demo_runs_as_whoever_starts_it(tmp_path: Path, short_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_directory_whose_socket_would_have_too_long_a_path(demo: Callable[..., Demo], tmp_path: Path) -> None:
+@alone
+def test_a_directory_whose_socket_would_have_too_long_a_path(demo: Demos, tmp_path: Path) -> None:
     home = tmp_path / ("x" * 100)
     running = demo("--dir", home)
     assert running.process.wait(PATIENCE) == 1
@@ -243,7 +305,7 @@ def test_a_directory_whose_socket_would_have_too_long_a_path(demo: Callable[...,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["is a file", "holds a directory clojarsd.toml"])
-def test_a_directory_that_cannot_be_used(demo: Callable[..., Demo], short_path: Path, case: str) -> None:
+def test_a_directory_that_cannot_be_used(demo: Demos, short_path: Path, case: str) -> None:
     home = short_path / "x"
     if case == "is a file":
         home.write_text("")

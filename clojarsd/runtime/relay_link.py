@@ -74,8 +74,7 @@ class RelayLink(RelayTraffic):
         self._is_over = False
         self._lost = asyncio.Event()
         self._unanswered = 0
-        self._made_at = self._loop.time()
-        self._delay = 0.0
+        self._made_at, self._delay = self._loop.time(), 0.0
         self._held_back: list[tuple[ToRelay, list[int]]] | None = None
         """What is to be said as soon as it is known which process is in charge; None: it is."""
         self._kept: str | None = None
@@ -289,9 +288,9 @@ class RelayLink(RelayTraffic):
             except BaseException:
                 peer.close()
                 raise
+            self._inherit(peer.welcome)
             self._plans = self.steering.configure(plans, self._listeners.addresses)
             self._is_adopted = True
-            self._inherit(peer.welcome)
             log.info("relay_adopted", pid=peer.pid)
             await self._adopt(peer)
             return

@@ -59,6 +59,7 @@ class RelayTraffic(ABC):
     def __init__(self, steering: Steering) -> None:
         self.views: dict[str, Shown] = {}
         self.steering = steering
+        steering.shown = self._last_shown
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -163,11 +164,14 @@ class RelayTraffic(ABC):
             self._forget_pause(name)
 
     def _inherit(self, welcome: Welcome) -> None:
-        """Know what an earlier supervisor has told the relay process."""
+        """Know what an earlier supervisor has told the relay process, and what it shows."""
         now = self._loop.time()
+        for standing in welcome.frontends:
+            self._have_view(standing.plan)
+        self._show({standing.plan.name: standing.view for standing in welcome.frontends})
         self._inherited = set(welcome.draining)
-        for role, eligible in welcome.eligible.items():
-            self._eligible_since[role] = now if eligible else None
+        self._eligible_since |= {role: now if can else None for role, can in welcome.eligible.items()}
+        self.steering.set_eligible(self._eligible_since)
         for name, (seconds, by) in welcome.paused.items():
             self._keep_pause(name, Pause(now + seconds, by))
 
@@ -350,9 +354,15 @@ class RelayTraffic(ABC):
             del self.views[name]
         for name in set(self._pauses) - set(self._plans):
             self._end_pause(name)
-        for name, plan in self._plans.items():
-            if name not in self.views:
-                self.views[name] = Shown(plan, partial(self.steering.show, name))
+        for plan in self._plans.values():
+            self._have_view(plan)
+
+    def _have_view(self, plan: FrontendPlan) -> None:
+        if plan.name not in self.views:
+            self.views[plan.name] = Shown(plan, partial(self.steering.show, plan.name))
+
+    def _last_shown(self, name: str) -> FrontendView | None:
+        return self.views[name].last if name in self.views else None
 
 
 @dataclass(slots=True)

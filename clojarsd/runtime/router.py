@@ -70,7 +70,8 @@ class Router:
 
     def resume(self, active: Role | None, *, primary_has_served: bool, failures: int = 0) -> None:
         """Begin where another process has ended, until it is said who is eligible."""
-        self._route = Route(active, primary_has_served=primary_has_served, failures=failures)
+        home_since = self._loop.time() if active is Role.PRIMARY else None  # for how long before is not known
+        self._route = Route(active, primary_has_served=primary_has_served, failures=failures, home_since=home_since)
         self._last_active = active
 
     def freeze(self) -> tuple[Route, Role | None]:

@@ -12,7 +12,7 @@ import structlog
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.identity import InstanceMark
-from clojarsd.core.names import Address, Health, Role, UnitState
+from clojarsd.core.names import Health, Role, UnitState
 from clojarsd.core.settings import StallSettings
 from clojarsd.core.stall import StallPolicy
 from clojarsd.core.unit import Unit
@@ -59,7 +59,7 @@ class Stalls:
     """Both watches. Made by `open`; `run` belongs to the daemon's task group.
 
     Attributes:
-        watches: by role; none where nothing can be watched.
+        watches: by role, for who wants to set `on_listeners` or `shared_ports`; none where nothing can be watched.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class Stalls:
         for role, watch in self.watches.items():
             watch.health = partial(self._health, role)
             watch.may_rescue = partial(self._may_rescue, role)
-            watch.shared_ports = partial(self._steered_ports, role)
             watch.others_wait = self.watches[role.other].waits
 
     @classmethod
@@ -150,15 +149,6 @@ class Stalls:
 
     def _health(self, role: Role) -> Health:
         return self._board.instance(role).health
-
-    def _steered_ports(self, role: Role, port: int) -> set[int]:
-        """The ports of the frontends whose connections the kernel gives to that port of the instance."""
-        found = set()
-        for plan in self._relay.plans.values():
-            backend = plan.backends[role]
-            if plan.is_steered and isinstance(backend, Address) and backend.port == port:
-                found |= {address.port for address in plan.listen}
-        return found
 
     def _may_rescue(self, role: Role) -> bool:
         """Whether the other instance may serve who waits for this one, which has a process and may not."""

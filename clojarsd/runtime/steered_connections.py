@@ -154,6 +154,11 @@ class SteeredConnections:
         spares = drain is not None and drain.is_over
         self._in_thread(partial(self._destroyed, role, tuple(self._all_plans()), spares), partial(self._say_cut, role))
 
+    def waited_until(self, frontend: str) -> dict[Role, float]:
+        """The instances whose drain waits for connections of the frontend, with the loop time until when."""
+        found = {role: drain.waited_until(frontend) for role, drain in self._drains.items()}
+        return {role: at for role, at in found.items() if at is not None}
+
     def left(self, role: Role) -> list[ConnectionView]:
         """What the instance's drain waits for, as its latest look has seen it; empty when there is none."""
         drain = self._drains.get(role)

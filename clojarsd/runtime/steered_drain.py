@@ -15,7 +15,7 @@ import structlog
 from clojarsd.core.connections import ConnectionView
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
-from clojarsd.runtime.steered_look import Looker, Seen, is_silent, owes_answer, view_of
+from clojarsd.runtime.steered_look import Looker, Seen, is_silent, may_end, owes_answer, view_of
 from clojarsd.system.sock_diag import SYN_RECEIVED, Connection
 
 log = structlog.get_logger()
@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 SECOND_LOOK = 0.05
 """Seconds between two looks that must both find nothing: what was on its way at the first is there at the second."""
+LAST_PART = 0.1
+LONGEST_LAST_PART = 1.0
+"""Of the time, and in seconds at most: who is between two requests then is let go, before the end cuts one of them."""
+SHORT_SILENCE = 0.003
+"""Seconds that are silence enough then; four times that where it cannot be told whether an answer is owed."""
 LOOKS_PER_IDLE_TIME = 4
 SHORTEST_PAUSE = 0.01
 
@@ -98,6 +103,11 @@ class SteeredDrain:
         if not self._is_cutting:  # of which the log shall tell
             self._stop_waiting()
 
+    def waited_until(self, frontend: str) -> float | None:
+        """The loop time until which connections of the frontend are waited for; None: for none of it."""
+        is_waited_for = not self.is_over and (self._left.get(frontend) or self._queued.get(frontend))
+        return self._deadlines.get(frontend) if is_waited_for else None
+
     def left(self) -> list[ConnectionView]:
         """What is waited for, as the latest look has seen it."""
         return [view_of(name, self._role, one) for name in self._deadlines for one in self._left.get(name, ())]
@@ -134,11 +144,16 @@ class SteeredDrain:
         late = [name for name, deadline in self._deadlines.items() if deadline <= now]
         if late:
             self._cut(late)
+        elif between := self._between_requests(now):
+            self._is_cutting = True
+            self._in_thread(lambda: self._looker.destroy(between), self._let_go)
         elif self._looks_in_vain >= 2 or not self._deadlines:
             self._finish()
         else:
             is_early = now - self._began_at < SECOND_LOOK  # when most of what is open is about to end
+            is_late = any(now >= self._last_part_of(name) for name in self._deadlines)
             pause = min(SECOND_LOOK, self._every) if self._looks_in_vain or is_early else self._every
+            pause = SHORTEST_PAUSE if is_late else min(pause, max(self._next_last_part(now), SHORTEST_PAUSE))
             self._timer = self._loop.call_at(min(now + pause, *self._deadlines.values()), self._look)
 
     def _judge(self, seen: Seen) -> None:
@@ -155,6 +170,35 @@ class SteeredDrain:
             )
         is_in_vain = not any(self._queued[name] or self._left[name] for name in self._deadlines)
         self._looks_in_vain = self._looks_in_vain + 1 if is_in_vain else 0
+
+    def _last_part_of(self, name: str) -> float:
+        """When the last part of the frontend's time begins."""
+        return self._deadlines[name] - min(LONGEST_LAST_PART, self._plans[name].drain * LAST_PART)
+
+    def _next_last_part(self, now: float) -> float:
+        """Seconds until one begins."""
+        return min(self._last_part_of(name) - now for name in self._deadlines)
+
+    def _between_requests(self, now: float) -> list[Connection]:
+        """Those that would be reset soon, and to which no answer is owed at this moment, as far as can be told."""
+        near = [name for name in self._deadlines if now >= self._last_part_of(name)]
+        return [one for name in near for one in self._left.get(name, ()) if may_end(one, SHORT_SILENCE)]
+
+    def _let_go(self, result: tuple[int, str | None] | OSError) -> None:
+        assert not isinstance(result, OSError)
+        self._is_cutting = False
+        count, trouble = result
+        if count:
+            self._log.info("drain_let_go", connections=count, reason="they were between two requests near the end")
+        if trouble is not None or self._when_drained is None:
+            self._wait_for_deadline()
+        else:
+            self._look()
+
+    def _wait_for_deadline(self) -> None:
+        """They cannot be reset: what ends the drain says so."""
+        if self._when_drained is not None:
+            self._timer = self._loop.call_at(min(self._deadlines.values()), self._look)
 
     def _finish(self) -> None:
         when_drained, self._when_drained = self._when_drained, None

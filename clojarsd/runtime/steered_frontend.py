@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,10 +13,11 @@ import structlog
 
 from clojarsd.core.errors import CannotSteer, Failed
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.names import Backend, Role
+from clojarsd.core.names import Address, Backend, Role
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import order_of
 from clojarsd.core.view import FrontendView
+from clojarsd.runtime.gate import wall_clock
 from clojarsd.runtime.router import Router
 
 log = structlog.get_logger()
@@ -92,6 +93,7 @@ class SteeredFrontend:
     Args:
         route_changed: called with the name, who is active now, and who was before if it was another one.
         failed: called when the kernel cannot be told or asked; closes this, so that it is not told anything else.
+        failures: how often the primary has failed in a row, as far as an earlier daemon's time is remembered.
 
     Attributes:
         is_paused: whether all new connections are to come to the relay process.
@@ -105,6 +107,7 @@ class SteeredFrontend:
         reach: Reach,
         route_changed: Callable[[str, Role | None, Role | None], None],
         failed: Callable[[Exception], None],
+        failures: int = 0,
     ) -> None:
         self.plan = plan
         self.is_paused = False
@@ -126,7 +129,7 @@ class SteeredFrontend:
         if self._order:  # an earlier daemon has left it so
             first = self._order[0]
             has_served = first is Role.PRIMARY or kernel.counters(plan.name)[Role.PRIMARY] > 0
-            self.router.resume(first, primary_has_served=has_served)
+            self.router.resume(first, primary_has_served=has_served, failures=failures)
 
     @property
     def order(self) -> tuple[Role, ...]:
@@ -162,9 +165,9 @@ class SteeredFrontend:
             self.router.set_eligible(eligible_since)
             self.apply()
 
-    def look_for_sockets(self) -> None:
+    def look_for_sockets(self, roles: Iterable[Role] = Role) -> None:
         """Get the sockets of those who may serve and whose are not there, or not any more; and set the order right."""
-        for role in Role:
+        for role in roles:
             if self._may_serve(role) and (role in self._trouble or not self._has(role)):
                 self._fetch(role)
         if self._is_closed:
@@ -174,6 +177,11 @@ class SteeredFrontend:
         except (CannotSteer, OSError) as error:
             self._fail(error)
         self.apply()
+
+    def is_backend(self, role: Role, port: int) -> bool:
+        """Whether that port of the role's instance gets the frontend's connections."""
+        backend = self.plan.backends[role]
+        return isinstance(backend, Address) and backend.port == port
 
     def _may_serve(self, role: Role) -> bool:
         return self.router.eligible_since[role] is not None
@@ -238,20 +246,30 @@ class SteeredFrontend:
             self._counted = self._kernel.counters(self.plan.name)
         return self._counted
 
-    def show(self, seen: FrontendView, opened: Mapping[Role, int]) -> FrontendView:
-        """The view of the relay process with what the kernel does; `opened`: steered connections by role."""
+    def show(self, seen: FrontendView, opened: Mapping[Role, int], waited_until: Mapping[Role, float]) -> FrontendView:
+        """The view of the relay process with what the kernel does.
+
+        Args:
+            opened: steered connections by role.
+            waited_until: the roles whose steered connections are let end, with the loop time until when.
+        """
         active = self.router.active
         trouble = self._trouble.get(active) if active is not None else None
+        connections = dict(seen.connections)
+        for instance, count in opened.items():
+            connections[instance] = connections.get(instance, 0) + count
+        draining = dict(seen.draining)
+        for role, at in waited_until.items():
+            draining[role] = max(draining.get(role, ""), wall_clock(self._loop, at))
         return replace(
             seen,
             mode="steer" if trouble is None else "relay",
             mode_reason=trouble,
             active=active,
-            connections={
-                role: count + (opened.get(role, 0) if role else 0) for role, count in seen.connections.items()
-            },
+            connections=connections,
             accepted_total=with_counts(seen.accepted_total, self.counted()),
             next=self.router.next(),
+            draining=draining,
             failures=self.router.failures,
         )
 

@@ -19,6 +19,7 @@ from clojarsd.core.errors import CannotSteer
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
+from clojarsd.core.retry import Retry
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
@@ -47,6 +48,7 @@ class Steering:
     Attributes:
         changed: called when a route has changed; set by the owner.
         configure_again: has the frontends planned and configured once more; set by the owner.
+        shown: what a relay process has shown last of a frontend, also to an earlier daemon; set by the owner.
     """
 
     def __init__(
@@ -79,10 +81,11 @@ class Steering:
         """Why there is nothing that steers although something is to be steered."""
         self._lacking: str | None = None
         """What was taken away under us and cannot be made again, while connections are steered all the same."""
-        self._retry = Retry()
+        self._retry = Retry(FIRST_RETRY, LONGEST_RETRY)
         self._given_up = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
         self.configure_again: Callable[[], Awaitable[None]] = _nothing_to_configure
+        self.shown: Callable[[str], FrontendView | None] = lambda name: None
 
     @classmethod
     def absent(cls) -> Self:
@@ -194,7 +197,9 @@ class Steering:
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
-        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up)
+        before = self.shown(plan.name)
+        failures = before.failures if before is not None else 0
+        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up, failures)
         made.has_begun = self._has_begun
         made.is_paused = plan.name in self._paused
         return made
@@ -209,6 +214,16 @@ class Steering:
     def is_steered(self, name: str) -> bool:
         """Whether the kernel steers the frontend of that name."""
         return name in self._frontends
+
+    def ports_to(self, role: Role, port: int) -> list[int]:
+        """Those from which the kernel steers connections to that port of the role's instance, each once."""
+        plans = [one.plan for one in self._frontends.values() if one.is_backend(role, port)]
+        return list(dict.fromkeys(address.port for plan in plans for address in plan.listen))
+
+    def listeners_changed(self, role: Role) -> None:
+        """The instance has opened other listening sockets: have the kernel get them at once where it lacks them."""
+        for frontend in list(self._frontends.values()):
+            frontend.look_for_sockets([role])
 
     def detach(self) -> None:
         """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
@@ -364,26 +379,9 @@ class Steering:
             seen = replace(seen, accepted_total=with_counts(seen.accepted_total, before))
         if frontend is None:
             return seen
-        shown = frontend.show(seen, self._open.get(name, {}))
+        until = self._connections.waited_until(name) if self._connections is not None else {}
+        shown = frontend.show(seen, self._open.get(name, {}), until)
         return replace(shown, mode_reason=shown.mode_reason or self._lacking)
-
-
-class Retry:
-    """When to try again what has failed: later each time, until it has held for a while."""
-
-    def __init__(self) -> None:
-        self._delay = 0.0
-        self._due_at = 0.0
-
-    def put_off(self, now: float) -> None:
-        """It has failed."""
-        has_held = now - self._due_at > LONGEST_RETRY
-        self._delay = FIRST_RETRY if has_held or not self._delay else min(2 * self._delay, LONGEST_RETRY)
-        self._due_at = now + self._delay
-
-    def is_due(self, now: float) -> bool:
-        """Whether it may be tried."""
-        return now >= self._due_at
 
 
 async def _nothing_to_configure() -> None:

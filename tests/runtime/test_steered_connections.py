@@ -20,7 +20,7 @@ from clojarsd.core.connections import ConnectionPhase
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Role
-from clojarsd.runtime import steered_look
+from clojarsd.runtime import steered_drain, steered_look
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steered_look import UNCLEAR_TIMES, Looker
 from clojarsd.system.sock_diag import SockDiag
@@ -32,6 +32,8 @@ from tests.support.waiting import until
 OTHER_LOOPBACK = "127.0.0.2"
 SHORT = 0.1
 """Seconds of silence, and of time, in tests that wait for their end."""
+COARSE = 6
+"""CLOCK_MONOTONIC_COARSE of clock_gettime(2), which moves with the ticks of the kernel."""
 pytestmark = pytest.mark.slow
 
 
@@ -341,6 +343,32 @@ async def test_after_its_time_the_rest_is_reset_with_a_reason(steered: Steered, 
     assert receive_exactly(other, 1) == b"A"
 
 
+async def test_who_is_between_two_requests_near_the_end_is_let_go_before_it(
+    steered: Steered, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a client asks again elsewhere; at the very end it might wait for an answer, which would be lost."""
+    monkeypatch.setattr(steered_drain, "LAST_PART", 0.5)
+    steered.configure(drain=1.0)
+    busy = steered.client(steered.primary, b"?")
+    wait_for(lambda: steered_bytes(steered.port) == 1)
+    asked_at = time.clock_gettime(COARSE)
+    wait_for(lambda: time.clock_gettime(COARSE) > asked_at + 0.01)  # a tick of the kernel's clock
+    steered.primary.answer()
+    assert receive_exactly(busy, 1) == b"A"
+    owed = steered.client(steered.primary, b"?")
+    wait_for(lambda: steered_bytes(steered.port) == 2)
+    began = asyncio.get_running_loop().time()
+    steered.begin(P)
+    await until(lambda: [one["connections"] for one in logged if one["event"] == "drain_let_go"] == [1], "the one")
+    assert asyncio.get_running_loop().time() - began >= 0.5
+    assert receive_to_the_end(busy) == (b"", True)
+    assert steered.drained == []
+    steered.primary.answer()
+    assert receive_exactly(owed, 1) == b"A"
+    await steered.until_drained("over")
+    assert [entry for entry in logged if entry["event"] == "drain_cut"] == []
+
+
 async def test_what_may_not_be_reset_is_left_and_said(
     steered: Steered, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +466,24 @@ async def test_a_second_order_has_its_own_end_and_never_more_time(steered: Steer
     steered.begin(P, "third")
     await steered.until_drained("third")
     assert receive_to_the_end(client) == (b"", True)
+
+
+async def test_until_when_it_waits_is_known_while_it_waits(steered: Steered) -> None:
+    steered.configure(drain=NEVER, drain_idle=NEVER)
+    assert steered.known.waited_until("http") == {}
+    client = steered.client(steered.primary, b"no answer")
+    loop = asyncio.get_running_loop()
+    steered.begin(P)
+    await steered.until_left(1)
+    first = steered.known.waited_until("http")
+    assert first.keys() == {P}
+    assert loop.time() + NEVER - DEADLINE_S < first[P] <= loop.time() + NEVER
+    steered.begin(P, "shorter", within=DEADLINE_S)
+    assert steered.known.waited_until("http")[P] <= loop.time() + DEADLINE_S
+    assert steered.known.waited_until("other") == {}
+    client.close()
+    await steered.until_drained("shorter")
+    assert steered.known.waited_until("http") == {}
 
 
 async def test_a_drain_can_begin_again_after_its_end(steered: Steered) -> None:

@@ -169,6 +169,58 @@ async def test_a_socket_is_asked_for_again_until_it_is_there(world: World, monke
         running.cancel()
 
 
+async def test_a_listener_that_was_opened_again_is_taken_as_soon_as_that_is_said(world: World) -> None:
+    steering = world.steering(world.plan("one"), world.plan("two"))
+    world.eligible(steering, P, B)
+    world.kernel.sockets["one", P].clear()  # it has closed its listener
+    world.reach.asked.clear()
+    steering.listeners_changed(P)
+    assert world.kernel.has("one", P)
+    assert world.reach.asked == [P], "only what is missing"
+    steering.listeners_changed(B)
+    assert world.reach.asked == [P]
+
+
+async def test_the_ports_from_which_an_instance_gets_connections(world: World) -> None:
+    wide = (Address("127.0.0.1", 8080), Address("::1", 8080), Address("127.0.0.1", 8443))
+    steering = world.steering(world.plan("one"), world.plan("two", mode="relay"))
+    plans = steering.plan([world.plan("one"), world.plan("two", mode="relay")])
+    steering.configure(plans, lambda name: wide)
+    assert steering.ports_to(P, world.backends[P].port) == [8080, 8443]
+    assert steering.ports_to(B, world.backends[P].port) == []
+    assert steering.ports_to(P, 1) == []
+
+
+async def test_failures_in_a_row_are_remembered_over_a_restart_of_the_daemon(world: World) -> None:
+    world.eligible(world.steering(), P, B)
+    world.kernel.counts["http"][P] = 5
+    steering = world.make(world.kernel.open, is_left=True)
+    steering.shown = {"http": replace(SEEN, failures=3)}.get
+    world.configure(steering, world.plan(failback=1.0, failback_max=60.0))
+    world.eligible(steering, P, B)
+    steering.begin()
+    assert steering.show("http", SEEN).failures == 3
+    world.eligible(steering, B)
+    world.eligible(steering, P, B)
+    shown = steering.show("http", SEEN)
+    assert shown.failures == 4
+    assert shown.next is not None
+    assert shown.next.reason == "it has failed 4 times in a row and must be eligible for 8 s, not 1 s"
+
+
+async def test_a_primary_that_has_served_for_long_under_this_daemon_is_trusted_again(world: World) -> None:
+    world.eligible(world.steering(), P, B)
+    steering = world.make(world.kernel.open, is_left=True)
+    steering.shown = {"http": replace(SEEN, failures=3)}.get
+    world.configure(steering, world.plan(failback=0.01, failback_max=0.01))
+    world.eligible(steering, P, B)
+    steering.begin()
+    served_from = asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() - served_from > 0.02, "more than it must last")
+    world.eligible(steering, B)
+    assert steering.show("http", SEEN).failures == 1
+
+
 async def test_what_an_earlier_daemon_has_left_holds_until_it_is_known_who_may_serve(world: World) -> None:
     world.eligible(world.steering(), P, B)
     world.kernel.counts["http"][P] = 5

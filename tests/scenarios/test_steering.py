@@ -126,9 +126,13 @@ def test_the_daemon_is_killed_and_comes_again_without_a_failed_request(tmp_path:
                 pair.begin()
                 pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
                 clients.await_answers(10)
+                pair.until_active("primary")
         assert clients.failures == []
         assert set(clients.answered) == {"primary"}
         assert pair.status()["frontends"]["http"]["accepted_total"]["primary"] >= before + 60
+        with connection(pair.http) as opened:
+            get(opened, "/who")
+            assert peer_of(pair) == {pair.pid("primary")}, "it is steered, not relayed"
 
 
 @apart

@@ -57,7 +57,7 @@ path = "/health"
 interval = "250ms"
 
 [frontends.http]
-listen = "127.0.0.1:{http}"
+listen = {listen}
 port = "http"
 mode = "{mode}"
 failback = "{failback}"
@@ -86,6 +86,7 @@ class Pair:
     backup_extra: str = ""
     failback: str = "1s"
     mode: str = "relay"
+    listen: Sequence[str] = ("127.0.0.1:{http}",)
     ports: list[int] = field(default_factory=lambda: free_ports(6))
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
@@ -111,7 +112,7 @@ class Pair:
                 primary_extra=self.primary_extra,
                 backup=self.backup,
                 backup_extra=self.backup_extra,
-                http=self.http,
+                listen=json.dumps([address.format(http=self.http) for address in self.listen]),
                 line=self.line,
                 failback=self.failback,
                 mode=self.mode,
