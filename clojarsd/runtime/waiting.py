@@ -157,6 +157,7 @@ class Waiting:
         """Record it when nobody waits any more, nor is being connected after having waited."""
         if self.since is not None and not len(self.hold) and not self._frontend.is_connecting_waited():
             lasted, self.since = self._loop.time() - self.since, None
+            self.pacer.begin()  # which lets go of them
             text = f"no connection of frontend {self._frontend.name} waits any more, after {lasted:.3g} s"
             self.history.record(EventName.HOLD_ENDED, text, frontend=self._frontend.name, seconds=round(lasted, 3))
             self._frontend.tell(is_news=True)
