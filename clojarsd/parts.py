@@ -189,7 +189,7 @@ class Parts:
         self.orders = Orders(
             self.runners,
             self.board,
-            lambda: self.configuration.plans.longest_failback,
+            lambda failures: self.configuration.plans.longest_failback(failures),
             self.configuration.refresh,
             self.keeper.flushed,
         )
@@ -226,7 +226,7 @@ class Parts:
         self.stalls.configure(self.settings.stall)
         for role, watch in self.stalls.watches.items():
             watch.shared_ports = partial(self.steering.ports_to, role)
-            watch.on_listeners = lambda role, incarnation, found: self.steering.listeners_changed(role)
+            watch.on_listeners = partial(self.steering.listeners_changed, role)
 
     def _surroundings(self) -> Surroundings:
         def launched(role: Role) -> None:

@@ -77,11 +77,17 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class SetEligible:
-    """Whether an instance may get new connections. `seconds`: for how long that has been so, if it may."""
+    """Whether an instance may get new connections.
+
+    Attributes:
+        seconds: for how long that has been so, if it may.
+        is_ordered: whether an operator wants it so, which is no failure.
+    """
 
     role: Role
     eligible: bool
     seconds: float = 0.0
+    is_ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

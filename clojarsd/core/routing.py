@@ -53,7 +53,14 @@ class Failback:
         return min(doubled, max(self.longest, self.delay))
 
 
-def choose(before: Route, eligible_since: Mapping[Role, float | None], failback: Failback, now: float) -> Route:
+def choose(
+    before: Route,
+    eligible_since: Mapping[Role, float | None],
+    failback: Failback,
+    now: float,
+    *,
+    is_ordered: bool = False,
+) -> Route:
     """Where new connections go now.
 
     The primary gets them when it is eligible; after a failover it must have been so for a time, as long as the backup
@@ -65,10 +72,12 @@ def choose(before: Route, eligible_since: Mapping[Role, float | None], failback:
         before: where they went so far.
         eligible_since: for each role the monotonic instant since when it is eligible without a break, or None.
         now: monotonic instant.
+        is_ordered: whether who may serve is another one because an operator wants it so. A primary that leaves so has
+            not failed, and its earlier failures are forgiven, as those of its launches are.
     """
     primary, backup = eligible_since[Role.PRIMARY], eligible_since[Role.BACKUP]
     if before.active is Role.PRIMARY and primary is None:
-        before = replace(before, failures=_failures(before, failback, now))
+        before = replace(before, failures=0 if is_ordered else _failures(before, failback, now))
     elsewhere = Role.BACKUP if backup is not None else None
     if primary is None:
         return replace(before, active=elsewhere, recheck_at=None)

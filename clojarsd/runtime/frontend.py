@@ -172,10 +172,10 @@ class Frontend:
 
     # Routing.
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
-        """Take who may get connections, and since when, and act on it at once."""
+    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
+        """Take who may get connections, since when, and whether by order; act on it at once."""
         before = self._router.changes_at
-        self._router.set_eligible(eligible_since)
+        self._router.set_eligible(eligible_since, is_ordered=is_ordered)
         for role in Role:
             if eligible_since[role] is None:
                 self._redirect(role)

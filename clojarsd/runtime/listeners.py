@@ -72,7 +72,8 @@ class Listeners:
 
 
 def _keys(plan: FrontendPlan) -> list[_Key]:
-    return [(address, ":" in address.host and plan.is_beside_ipv4(address)) for address in plan.listen]
+    """An IPv6 address of its own has no IPv4 side: it is the same socket, whatever else its frontend listens on."""
+    return [(address, address.host == "::" and plan.is_beside_ipv4(address)) for address in plan.listen]
 
 
 def _pick(pairs: list[tuple[_Key, socket.socket]], key: _Key) -> socket.socket | None:

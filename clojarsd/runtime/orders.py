@@ -58,7 +58,7 @@ class Orders:
     """Takes orders for as long as the daemon lives; `run` belongs to its task group and holds the work under way.
 
     Args:
-        failback: the longest time in seconds after which a frontend lets the primary serve again.
+        failback: the longest time in seconds after which a frontend lets a primary that has failed so often serve again.
         refresh: takes the configuration over as it is on the disk, for who is given; raises Refused.
         kept: returns when what operators want is safe on the disk; raises Failed.
     """
@@ -67,7 +67,7 @@ class Orders:
         self,
         runners: Mapping[Role, UnitRunner],
         board: Board,
-        failback: Callable[[], float],
+        failback: Callable[[int], float],
         refresh: Callable[[str], Awaitable[object]],
         kept: Callable[[], Awaitable[None]],
     ) -> None:
@@ -292,10 +292,10 @@ class Orders:
         if self._board.instance(role).unit.rotation is Rotation.OUT:
             return
         failures = max((one.failures for one in self._board.view().frontends.values()), default=0)
-        late = f"; longer, since it has left {failures} times lately" if failures > 1 else ""
-        seconds = f"{self._failback():g} s without a break (failback{late})"
-        work.note(role, f"{role.value} gets its traffic back after {seconds}")
-        if deadline is not None and asyncio.get_running_loop().time() + self._failback() > deadline:
+        late = f"; longer, since it has failed {failures} times lately" if failures > 1 else ""
+        seconds = self._failback(failures)
+        work.note(role, f"{role.value} gets its traffic back after {seconds:g} s without a break (failback{late})")
+        if deadline is not None and asyncio.get_running_loop().time() + seconds > deadline:
             return
         seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)
         if not seen.instances[role].is_eligible:

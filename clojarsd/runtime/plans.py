@@ -16,6 +16,7 @@ from clojarsd.core.names import Address, Backend, HookName, Incarnation, Role, U
 from clojarsd.core.placeholders import placeholders_in
 from clojarsd.core.reload import checks_in_force, settings_in_force
 from clojarsd.core.restart import RestartPolicy
+from clojarsd.core.routing import Failback
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
 from clojarsd.core.settings_types import CheckKind
@@ -103,10 +104,10 @@ class Plans:
         """Seconds that open connections may last when an instance is taken away."""
         return max((frontend.drain for frontend in self.settings.frontends.values()), default=0.0)
 
-    @property
-    def longest_failback(self) -> float:
-        """Seconds until the primary serves again in every frontend."""
-        return max((frontend.failback for frontend in self.settings.frontends.values()), default=0.0)
+    def longest_failback(self, failures: int) -> float:
+        """Seconds until a primary that has failed so often in a row serves again in every frontend."""
+        waits = (Failback(one.failback, one.failback_max).after(failures) for one in self.settings.frontends.values())
+        return max(waits, default=0.0)
 
     @property
     def longest_stop(self) -> float:

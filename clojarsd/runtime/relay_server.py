@@ -200,8 +200,8 @@ class RelayServer:
                 self._accepting = self._has_begun = True
                 for frontend in self.traffic.frontends.values():
                     frontend.begin()
-            case SetEligible(role, eligible, seconds):
-                self.traffic.set_eligible(role, eligible, seconds)
+            case SetEligible(role, eligible, seconds, is_ordered):
+                self.traffic.set_eligible(role, eligible, seconds, is_ordered=is_ordered)
             case BeginDrain():
                 self._begin_drain(message)
             case EndDrain(role):

@@ -110,12 +110,12 @@ class RelayTraffic(ABC):
         """The instances whose drain an earlier supervisor has begun; `begin_drain` goes on with it."""
         return frozenset(self._inherited)
 
-    def set_eligible(self, role: Role, eligible: bool) -> None:
-        """Whether the instance may get new connections; the relay process hears it at once."""
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
+        """Whether the instance may get new connections, and whether by order; the relay process hears it at once."""
         if eligible != (self._eligible_since[role] is not None):
             self._eligible_since[role] = self._loop.time() if eligible else None
-            self.steering.set_eligible(self._eligible_since)
-            self._tell(SetEligible(role, eligible))
+            self.steering.set_eligible(self._eligible_since, is_ordered=is_ordered)
+            self._tell(SetEligible(role, eligible, is_ordered=is_ordered))
 
     # What operators order about one frontend.
 

@@ -83,16 +83,16 @@ class Router:
         """Become what another process's was, without choosing until `look`."""
         self._route, self._last_active, self.eligible_since = route, last_active, dict(eligible_since)
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
-        """Take who may get connections, and since when (loop time), and act on it at once."""
+    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
+        """Take who may get connections, since when (loop time), and whether by order; act on it at once."""
         self.eligible_since = dict(eligible_since)
-        self.look()
+        self.look(is_ordered=is_ordered)
 
-    def look(self) -> None:
+    def look(self, *, is_ordered: bool = False) -> None:
         """Choose anew."""
         self.close()
         before = self._route
-        self._route = choose(before, self.eligible_since, self.failback, self._loop.time())
+        self._route = choose(before, self.eligible_since, self.failback, self._loop.time(), is_ordered=is_ordered)
         if self._route.recheck_at is not None:
             self._recheck = self._loop.call_at(self._route.recheck_at, self.look)
         active = self._route.active

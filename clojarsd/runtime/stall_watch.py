@@ -90,7 +90,7 @@ class StallWatch:
 
     Attributes:
         health: of the instance by all that is known; set by the owner.
-        on_listeners: called with the listeners of a ready instance when they are found and whenever they change.
+        on_listeners: called when the listeners of a ready instance are found or change; set by the owner.
         may_rescue: whether who waits may be served by the other instance; set by the owner.
         shared_ports: of a port of the instance: those from which the kernel steers connections to it, and perhaps to
             the other instance; set by the owner.
@@ -100,7 +100,7 @@ class StallWatch:
     def __init__(
         self, role: Role, unit: StalledUnit, history: History, diag: SockDiag, own: OwnConnections, rescuer: Rescuer
     ) -> None:
-        self.on_listeners: Callable[[Role, Incarnation, list[Listening]], None] = lambda role, incarnation, found: None
+        self.on_listeners: Callable[[], None] = lambda: None
         self.may_rescue: Callable[[], bool] = lambda: False
         self.health: Callable[[], Health] = lambda: Health.UP
         self.shared_ports: Callable[[int], Iterable[int]] = lambda port: ()
@@ -187,7 +187,7 @@ class StallWatch:
         now = self._loop.time()
         fresh = resumed(now, now) if self._unit.is_stalled and self._policy is not None else Listener()
         self._watched = [known.get(one) or _Watched(one, fresh) for one in found]
-        self.on_listeners(self._role, target.incarnation, found)
+        self.on_listeners()
         if not found or self._policy is None:
             self._withdraw()
         if found and self._timer is None:

@@ -59,7 +59,7 @@ class Stalls:
     """Both watches. Made by `open`; `run` belongs to the daemon's task group.
 
     Attributes:
-        watches: by role, for who wants to set `on_listeners` or `shared_ports`; none where nothing can be watched.
+        watches: by role; none where nothing can be watched.
     """
 
     def __init__(

@@ -153,8 +153,8 @@ class SteeredFrontend:
             self.router.look()
             self.apply()
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
-        """Act at once on who may get connections."""
+    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
+        """Act at once on who may get connections, and whether by order."""
         before = self.router.eligible_since
         for role in Role:
             if eligible_since[role] is None:
@@ -162,7 +162,7 @@ class SteeredFrontend:
             elif before[role] != eligible_since[role]:
                 self._fetch(role)
         if not self._is_closed:
-            self.router.set_eligible(eligible_since)
+            self.router.set_eligible(eligible_since, is_ordered=is_ordered)
             self.apply()
 
     def look_for_sockets(self, roles: Iterable[Role] = Role) -> None:
@@ -255,9 +255,6 @@ class SteeredFrontend:
         """
         active = self.router.active
         trouble = self._trouble.get(active) if active is not None else None
-        connections = dict(seen.connections)
-        for instance, count in opened.items():
-            connections[instance] = connections.get(instance, 0) + count
         draining = dict(seen.draining)
         for role, at in waited_until.items():
             draining[role] = max(draining.get(role, ""), wall_clock(self._loop, at))
@@ -266,7 +263,7 @@ class SteeredFrontend:
             mode="steer" if trouble is None else "relay",
             mode_reason=trouble,
             active=active,
-            connections=connections,
+            connections=with_counts(seen.connections, opened),
             accepted_total=with_counts(seen.accepted_total, self.counted()),
             next=self.router.next(),
             draining=draining,
@@ -274,6 +271,8 @@ class SteeredFrontend:
         )
 
 
-def with_counts(seen: Mapping[Role | None, int], counted: Mapping[Role | None, int]) -> dict[Role | None, int]:
+def with_counts(
+    seen: Mapping[Role | None, int], counted: Mapping[Role, int] | Mapping[Role | None, int]
+) -> dict[Role | None, int]:
     """The counts of each role together; who fell through is counted by the relay process."""
     return {role: count + (counted.get(role, 0) if role is not None else 0) for role, count in seen.items()}

@@ -19,11 +19,11 @@ from clojarsd.core.errors import CannotSteer
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.retry import Retry
 from clojarsd.core.steering import Steered
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
+from clojarsd.runtime.retry import Retry
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steered_frontend import NOWHERE, Kernel, Reach, SteeredFrontend, with_counts
 
@@ -33,7 +33,7 @@ LOOK_EVERY = 1.0
 """Seconds between two looks whether the kernel still has what it was given."""
 FIRST_RETRY = 1.0
 LONGEST_RETRY = 60.0
-"""Seconds until what steers is asked for again when it was not to be had; doubled each time."""
+"""Seconds until what steers is asked for again when it was not to be had: at first, and at most."""
 
 
 class Steering:
@@ -272,11 +272,11 @@ class Steering:
 
     # Routing.
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None]) -> None:
-        """Take who may get connections, and since when; the kernel knows when this returns."""
+    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
+        """Take who may get connections, since when, and whether by order; the kernel knows when this returns."""
         self._eligible_since = dict(eligible_since)
         if self._has_begun:
-            self._look()
+            self._look(is_ordered=is_ordered)
 
     def set_paused(self, names: Collection[str]) -> None:
         """Have new connections of these frontends come to the relay process, which holds them, and of no others."""
@@ -285,9 +285,9 @@ class Steering:
             frontend.is_paused = name in names
             frontend.apply()
 
-    def _look(self) -> None:
+    def _look(self, *, is_ordered: bool = False) -> None:
         for frontend in list(self._frontends.values()):
-            frontend.set_eligible(self._eligible_since)
+            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered)
 
     def _route_changed(self, name: str, active: Role | None, moved_from: Role | None) -> None:
         if active is not None and moved_from is not None and self._history is not None:

@@ -80,17 +80,18 @@ class Traffic:
         self._frontends.clear()
         self._retiring.clear()
 
-    def set_eligible(self, role: Role, eligible: bool, seconds: float = 0.0) -> None:
+    def set_eligible(self, role: Role, eligible: bool, seconds: float = 0.0, *, is_ordered: bool = False) -> None:
         """Whether the instance may get new connections; acted on before this returns.
 
         Args:
             seconds: for how long it has been eligible; told by who knew before.
+            is_ordered: whether an operator wants it so.
         """
         if eligible == (self._eligible_since[role] is not None):
             return
         self._eligible_since[role] = self._loop.time() - seconds if eligible else None
         for frontend in self._frontends.values():
-            frontend.set_eligible(self._eligible_since)
+            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered)
 
     def stop_accepting(self) -> None:
         """Refuse clients from now on; who waits is served, if somebody can, also where operators have paused."""

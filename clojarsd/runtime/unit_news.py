@@ -11,12 +11,12 @@ import structlog
 from clojarsd.core import unit_events as events
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import stamp
-from clojarsd.core.names import Health, Incarnation, Role
+from clojarsd.core.names import Health, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import InstanceView
 from clojarsd.runtime.unit_memory import UnitMemory, view
-from clojarsd.runtime.unit_parts import Plan, Surroundings
+from clojarsd.runtime.unit_parts import BY_DAEMON, Plan, Surroundings
 
 log = structlog.get_logger()
 
@@ -123,7 +123,8 @@ class UnitNews(ABC):
 
     def _publish(self) -> None:
         seen = self._view()
-        self._around.traffic.set_eligible(self.role, seen.is_eligible)
+        wanted = self._unit.state is UnitState.DRAINING and self._memory.by not in (None, BY_DAEMON)
+        self._around.traffic.set_eligible(self.role, seen.is_eligible, is_ordered=wanted)
         self._around.board.publish(seen)
 
 

@@ -113,6 +113,13 @@ def test_a_failure_while_the_backup_serves_is_no_failover() -> None:
         assert (route.active, route.failures) == (B, 2)
 
 
+def test_a_primary_that_leaves_by_order_has_not_failed_and_is_forgiven_what_it_had() -> None:
+    flapped = Route(P, None, True, failures=4, home_since=8.0)
+    away = choose(flapped, {P: None, B: 0.0}, FAILBACK, 10.0, is_ordered=True)
+    assert (away.active, away.failures) == (B, 0)
+    assert choose(away, {P: 11.0, B: 0.0}, FAILBACK, 11.0).recheck_at == 16.0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_two_processes_that_are_told_the_same_choose_the_same_and_sensibly(seed: int) -> None:
     """Each is asked at moments of its own besides; whoever serves may, and home again means having been well enough."""

@@ -38,7 +38,7 @@ class House:
         self.may_end.set()
         self.may_be_kept.set()
         self.rehearsals = self.held = 0
-        self.orders = Orders(units.runners, units.board, lambda: 5.0, self._refresh, self._kept)
+        self.orders = Orders(units.runners, units.board, lambda failures: 5.0, self._refresh, self._kept)
         self.life = Life("1.0", self.orders, units.runners, self._rehearse, self._kept, units.history, self._hold)
 
     async def _refresh(self, by: str) -> None:

@@ -70,7 +70,7 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     units = Units()
     units.is_lively = units.traffic.calls_back_at_once = True
-    orders = Orders(units.runners, units.board, lambda: 5.0, no_refresh, kept)
+    orders = Orders(units.runners, units.board, lambda failures: 5.0, no_refresh, kept)
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
         for role in Role:
@@ -282,7 +282,7 @@ async def test_a_restart_of_one_that_does_not_run_starts_it(how: str) -> None:
     policy = replace(POLICY, restart=replace(POLICY.restart, limit_count=1 if how != "failed" else 0))
     units = Units(policy)
     units.traffic.calls_back_at_once = True
-    orders = Orders(units.runners, units.board, lambda: 5.0, no_refresh, kept)
+    orders = Orders(units.runners, units.board, lambda failures: 5.0, no_refresh, kept)
     async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
         await asyncio.sleep(0)
@@ -380,9 +380,25 @@ async def test_a_failback_that_outlasts_the_order_is_not_waited_for(desk: Desk) 
     assert (await messages(work))[-1] == "primary gets its traffic back after 5 s without a break (failback)"
 
 
+async def test_a_primary_that_has_failed_often_is_waited_for_as_long_as_it_takes(desk: Desk) -> None:
+    desk.units.traffic.failing_back = True
+    desk.units.traffic.failures = 3
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 4.0 * failures, no_refresh, kept)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(orders.run())
+        await asyncio.sleep(0)
+        work = orders.submit(Verb.RESTART, (P,), "root", timeout=11.0)
+        assert await done(work) == "primary is up"
+        assert (await messages(work))[-1] == (
+            "primary gets its traffic back after 12 s without a break"
+            " (failback; longer, since it has failed 3 times lately)"
+        )
+        running.cancel()
+
+
 async def test_a_failback_that_is_late_is_a_sentence(desk: Desk) -> None:
     """The traffic should have come within the time, and has not."""
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, kept)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 0.001, no_refresh, kept)
     desk.units.traffic.failing_back = True
     async with asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
@@ -445,7 +461,7 @@ async def test_nothing_is_taken_while_the_daemon_stops(desk: Desk) -> None:
 
 
 async def test_work_of_a_daemon_that_ends_has_an_end(desk: Desk) -> None:
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 5.0, no_refresh, kept)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 5.0, no_refresh, kept)
     desk.units.is_lively = False
     async with asyncio.TaskGroup() as group:
         running = group.create_task(orders.run())
@@ -467,7 +483,7 @@ async def test_a_restart_reads_the_configuration_first_and_a_drain_does_not(desk
         read.append(by)
         assert desk.incarnations() == {P: 1, B: 1}, "before the order is placed"
 
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, refresh, kept)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 0.001, refresh, kept)
     async with taking(orders):
         await (await orders.begin(Verb.DRAIN, (B,), "ann")).result()
         assert read == []
@@ -480,7 +496,7 @@ async def test_a_configuration_that_cannot_be_used_refuses_a_restart_unless_forc
     async def refresh(by: str) -> None:
         raise Refused("cannot reload: x.toml: app.command: is missing; nothing was changed")
 
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, refresh, kept)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 0.001, refresh, kept)
     async with taking(orders):
         with pytest.raises(Refused) as refused:
             await orders.begin(Verb.RESTART, (B,), "ann")
@@ -501,7 +517,7 @@ async def test_an_order_is_not_answered_before_it_is_remembered(desk: Desk) -> N
         placed.append(desk.units.seen(B).unit.state)
         await safe.wait()
 
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, slowly)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 0.001, no_refresh, slowly)
     async with taking(orders):
         answering = asyncio.ensure_future(orders.begin(Verb.STOP, (B,), "ann"))
         await until(lambda: placed)
@@ -515,7 +531,7 @@ async def test_an_order_is_obeyed_when_the_disk_cannot_remember_it(desk: Desk) -
     async def full() -> None:
         raise Failed("no space left on device")
 
-    orders = Orders(desk.units.runners, desk.units.board, lambda: 0.001, no_refresh, full)
+    orders = Orders(desk.units.runners, desk.units.board, lambda failures: 0.001, no_refresh, full)
     async with taking(orders):
         assert await (await orders.begin(Verb.STOP, (B,), "ann")).result() == (
             "backup is stopped; this cannot be remembered, so the next clojarsd may not know of it:"

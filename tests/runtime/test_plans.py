@@ -191,7 +191,7 @@ def test_without_frontends_and_hooks_nothing_is_waited_for() -> None:
     plans = plans_of(LEAST)
     policy = plans.unit(P).policy
     assert (policy.drain_timeout, policy.hooks) == (0.0, {})
-    assert (plans.longest_drain, plans.longest_failback, plans.longest_stop) == (0.0, 0.0, 60.0)
+    assert (plans.longest_drain, plans.longest_failback(0), plans.longest_stop) == (0.0, 0.0, 60.0)
 
 
 def test_a_unit_has_its_name_and_what_its_process_is_bound_to(plans: Plans) -> None:
@@ -216,7 +216,7 @@ def test_what_a_process_is_bound_to_is_every_key_that_waits_for_a_start() -> Non
 def test_the_longest_times_are_sums_over_both_instances(plans: Plans) -> None:
     primary = 15.0 + (3.0 + 7.0) + (7.0 + HOOK_SLACK) + (21.0 + HOOK_SLACK)
     backup = 15.0 + (3.0 + 9.0) + (27.0 + HOOK_SLACK)
-    assert (plans.longest_drain, plans.longest_failback) == (15.0, 14.0)
+    assert (plans.longest_drain, plans.longest_failback(1)) == (15.0, 14.0)
     assert plans.longest_stop == primary + backup
 
 
@@ -479,7 +479,6 @@ def test_a_frontend_may_stand_before_a_unix_socket_and_a_port() -> None:
     seen = plans.frontends({role: plans.in_force(role) for role in Role})["http"]
     assert seen.backends == {P: UnixAddress("/run/a.sock"), B: Address("127.0.0.1", 8002)}
     assert (seen.source, seen.others) == ("127.0.0.2", {})
-    assert seen.mode_reason == "primary listens on a Unix socket, /run/a.sock"
 
 
 def test_an_instance_is_told_its_socket_and_its_hooks_that_of_its_process() -> None:

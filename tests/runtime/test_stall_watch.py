@@ -75,7 +75,7 @@ class Watched:
     """A watch, and what it tells to whom.
 
     Attributes:
-        found: what `on_listeners` was told, each time.
+        found: the listeners that were found, each time.
         helpers: the numbers of helpers that have not been reaped.
     """
 
@@ -90,7 +90,13 @@ class Watched:
         owner = Owner(self.helpers.add, self.helpers.discard)
         self.rescue = Rescue(owner, self.own, lambda: self.plans, self.adopter)
         self.watch = StallWatch(P, self.unit, self.history, diag, self.own, self.rescue)
-        self.watch.on_listeners = lambda role, incarnation, found: self.found.append(found)
+        tell = self.watch._listeners._on_found
+
+        def remember(target: Target, found: list[Listening]) -> None:
+            tell(target, found)
+            self.found.append(found)
+
+        self.watch._listeners._on_found = remember
         self.watch.configure(StallPolicy(0.05, 0.3))
 
     def begin(self, *acceptors: Acceptor) -> None:

@@ -93,7 +93,7 @@ async def _scene() -> AsyncIterator[Scene]:
         lambda role: made.wanted,
         lambda role: made.steady,
     )
-    orders = Orders(units.runners, units.board, lambda: 0.0, _unchanged, _unchanged)
+    orders = Orders(units.runners, units.board, lambda failures: 0.0, _unchanged, _unchanged)
     leashes = {role: Leash() for role in Role}
     companions.attach({}, leashes, orders)
     made = Scene(units, companions, leashes[PRIMARY])

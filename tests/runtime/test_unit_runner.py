@@ -88,6 +88,7 @@ async def test_a_start_checks_only_what_runs(units: Units) -> None:
 async def test_a_stop_takes_traffic_away_before_anything_else(ready: Units) -> None:
     ready.runners[ROLE].order(Stop(), "root")
     assert ready.deeds == ["primary not eligible", "primary drain"]
+    assert ready.traffic.is_ordered, "which is no failure of the primary"
     ready.traffic.when_drained[ROLE]()
     assert ready.deeds[2:] == ["primary cut", "primary checks nothing", "primary signal 15"]
     ready.exit(ROLE, TERMED)
@@ -299,6 +300,7 @@ async def test_results_for_nobody_are_ignored(ready: Units) -> None:
 async def test_failing_checks_take_traffic_away_and_passing_ones_bring_it_back(ready: Units) -> None:
     ready.check(ROLE, BAD)
     assert ready.deeds == ["primary not eligible"]
+    assert not ready.traffic.is_ordered
     assert (ready.seen(ROLE).unit.state, ready.seen(ROLE).health) == (UnitState.READY, Health.DOWN)
     assert ready.seen(ROLE).reason == "its checks fail (http: 127.0.0.1:1 refused)"
     ready.check(ROLE, GOOD)

@@ -174,7 +174,7 @@ def test_the_same_address_in_another_network_namespace_is_another_address(tmp_pa
 
 
 @apart
-def test_an_instance_in_another_network_namespace_is_relayed_and_says_why(tmp_path: Path) -> None:
+def test_an_instance_in_another_network_namespace_gets_nobody(tmp_path: Path) -> None:
     """It is up as far as its notifications say, and cannot be reached by anybody here."""
     inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     command = json.dumps([*inside, *app_command(*WORDS)])

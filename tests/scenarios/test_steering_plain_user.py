@@ -148,7 +148,7 @@ def test_a_daemon_that_has_lost_its_capabilities_takes_away_what_it_cannot_steer
             assert list(PINS.iterdir()) == []
             before = psutil.Process(pair.pid("primary"))
             pair.done("restart", "primary")
-            assert not before.is_running()
+            assert not before.is_running() or before.status() == psutil.STATUS_ZOMBIE
             clients.await_answers(10)
         assert clients.failures == []
 

@@ -192,9 +192,13 @@ class Load:
         """No request failed, and no connection was even closed.
 
         Args:
-            reopened: save those that are an instance's own, and end with it between two requests.
+            reopened: save those that are an instance's own, and end with it: at the end of a drain's whole time each
+                that was never silent may have one request in hand.
         """
-        assert not self.errors, self.failures
+        lost = self.fresh.failures if reopened else self.failures
+        assert lost == [], self.errors
+        who = [failure.client for failure in self.kept.failures]
+        assert len(who) == len(set(who)), self.errors
         assert (self.cut, self.reopened > 0 and not reopened) == (0, False), self.reopened
 
     def assert_only_inside(self, gone_at: float, refused: bool = False) -> None:

@@ -92,9 +92,12 @@ class FakeTraffic:
         self.within: dict[Role, float | None] = {}
         self.failing_back = False
         self.connections = 0
+        self.is_ordered = False
+        self.failures = 0
 
-    def set_eligible(self, role: Role, eligible: bool) -> None:
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
         if eligible != self.eligible[role]:
+            self.is_ordered = is_ordered
             self.eligible[role] = eligible
             self.deeds.append(f"{role.value} {'eligible' if eligible else 'not eligible'}")
 
@@ -114,7 +117,7 @@ class FakeTraffic:
     def view(self) -> FrontendView:
         able = [role for role in Role if self.eligible[role]]
         active = able[-1 if self.failing_back else 0] if able else None
-        return FrontendView((), "relay", None, active, {Role.PRIMARY: self.connections}, {})
+        return FrontendView((), "relay", None, active, {Role.PRIMARY: self.connections}, {}, failures=self.failures)
 
 
 @dataclass

@@ -1,14 +1,14 @@
-"""When to try again what has failed: later each time, until it has held for a while."""
+"""When to try again what has failed."""
 
 from __future__ import annotations
 
 
 class Retry:
-    """For one thing that may fail; whoever tries it has one.
+    """Later each time, until it has held for a while.
 
     Args:
-        first: seconds until it may be tried again at first.
-        longest: the most that doubling makes of them, and for how long it must have held to be trusted again.
+        first: seconds before the first new try; doubled each time.
+        longest: seconds at most; also for how long it must hold before the next failure is the first one again.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -18,7 +18,7 @@ class Retry:
         self._due_at = 0.0
 
     def put_off(self, now: float) -> None:
-        """It has failed at that monotonic instant."""
+        """It has failed."""
         has_held = now - self._due_at > self._longest
         self._delay = self._first if has_held or not self._delay else min(2 * self._delay, self._longest)
         self._due_at = now + self._delay

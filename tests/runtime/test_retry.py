@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clojarsd.core.retry import Retry
+from clojarsd.runtime.retry import Retry
 
 
 def pauses(retry: Retry, failures: int, now: float) -> list[int]:
