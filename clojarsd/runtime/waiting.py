@@ -133,6 +133,12 @@ class Waiting:
                 self._release = self._loop.call_later(RELEASE_PAUSE, self.let_go)
         self._frontend.look_for_more()
 
+    def let_all_go(self) -> None:
+        """Send everybody on their way for whom there is room, at once: soon nobody will be served any more."""
+        self.stand_still()
+        for client in self.hold.take(self._frontend.room()):
+            self._frontend.admit(client)
+
     def stand_still(self) -> None:
         """Send nobody on their way until `let_go`."""
         if self._release is not None:
