@@ -22,14 +22,16 @@ class Budget:
     def __init__(self, descriptors: int) -> None:
         self._descriptors = descriptors
         self._most = 0
-        self.keep_free(0)
         self._used = 0
         self._is_spent = False
         self._waiting: list[Callable[[], None]] = []
+        self.keep_free(0)
 
     def keep_free(self, descriptors: int) -> None:
         """Leave so many of them to others; clients that are there already may stay."""
-        self._most = max((self._descriptors - descriptors) // DESCRIPTORS_OF_A_CLIENT, 1)
+        before, self._most = self._most, max((self._descriptors - descriptors) // DESCRIPTORS_OF_A_CLIENT, 1)
+        if before <= self._used < self._most:
+            self._tell()
 
     def when_room(self, look: Callable[[], None]) -> None:
         """Have this called whenever there is room again after there was none."""
@@ -60,5 +62,9 @@ class Budget:
             self._is_spent = False
             log.info("clients_below_limit", clients=self._used)
         if self._used == self._most - 1:
-            for look in list(self._waiting):
-                look()
+            self._tell()
+
+    def _tell(self) -> None:
+        """There is room again."""
+        for look in list(self._waiting):
+            look()

@@ -63,7 +63,10 @@ def _serve(frontend: Frontend, client: socket.socket, *, is_announced: bool) -> 
     client.setblocking(False)
     frontend._budget.take()
     # whoever has sent it may not have closed its own descriptor yet
-    frontend.admit(Client(client, is_new=False, is_duplicated=True, is_announced=is_announced))
+    served = Client(client, is_new=False, is_duplicated=True, is_announced=is_announced)
+    if frontend._told.is_on and not is_announced:  # of one that came by a session that one's record tells
+        frontend._told.came(served)
+    frontend.admit(served)
 
 
 def _count_elsewhere(frontend: Frontend, session: Session, role: Role) -> None:

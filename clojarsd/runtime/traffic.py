@@ -70,6 +70,7 @@ class Traffic:
         self._retiring[frontend] = set(Role)
         frontend.gate.resume()
         frontend.stop_accepting()
+        frontend.waiting.let_all_go()
         for role in Role:
             frontend.begin_drain(role, partial(self._retired, frontend, role))
 
@@ -98,6 +99,7 @@ class Traffic:
         for frontend in self._frontends.values():
             frontend.gate.resume()
             frontend.stop_accepting()
+            frontend.waiting.let_all_go()
 
     def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom) -> None:
         """Do what an operator has ordered about a frontend, if it is still there."""

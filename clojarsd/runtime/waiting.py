@@ -133,6 +133,12 @@ class Waiting:
                 self._release = self._loop.call_later(RELEASE_PAUSE, self.let_go)
         self._frontend.look_for_more()
 
+    def let_all_go(self) -> None:
+        """Send everybody on their way for whom there is room, at once: soon nobody will be served any more."""
+        self.stand_still()
+        for client in self.hold.take(self._frontend.room()):
+            self._frontend.admit(client)
+
     def stand_still(self) -> None:
         """Send nobody on their way until `let_go`."""
         if self._release is not None:
@@ -157,6 +163,7 @@ class Waiting:
         """Record it when nobody waits any more, nor is being connected after having waited."""
         if self.since is not None and not len(self.hold) and not self._frontend.is_connecting_waited():
             lasted, self.since = self._loop.time() - self.since, None
+            self.pacer.begin()  # which lets go of them
             text = f"no connection of frontend {self._frontend.name} waits any more, after {lasted:.3g} s"
             self.history.record(EventName.HOLD_ENDED, text, frontend=self._frontend.name, seconds=round(lasted, 3))
             self._frontend.tell(is_news=True)

@@ -3,7 +3,7 @@
 A duplicate keeps the socket alive beyond its owner's death, with clients that connect to nobody: whoever has made one
 closes it at once. Its flags are the owner's too, so that nothing of them may be changed.
 
-Source: sock_diag(7), pidfd_getfd(2), `struct inet_diag_msg` in linux/inet_diag.h.
+Source: pidfd_getfd(2).
 """
 
 from __future__ import annotations
@@ -11,30 +11,15 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
+from clojarsd.system.sock_diag import SockDiag
 
 _PIDFD_GETFD = 438
 _LIBC = ctypes.CDLL(None, use_errno=True)
-
-_NETLINK_SOCK_DIAG = 4
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBxI")
-_ID = struct.Struct(">HH16s16s12x")
-_MESSAGE = struct.Struct("=BBBB48sIIIII")
-_ATTRIBUTE = struct.Struct("=HH")
-_ERROR = struct.Struct("=i")
-_BY_FAMILY, _DUMP = 20, 0x301
-_END_OF_DUMP, _ERROR_MESSAGE = 3, 2
-_LISTEN = 1 << 10
-_ONLY_IPV6 = 11
-"""INET_DIAG_SKV6ONLY."""
-_MAPPED = bytes(10) + b"\xff\xff"
-_LARGEST_ANSWER = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,47 +129,11 @@ def _open_in(pid: int, wanted: dict[int, Listening]) -> Iterator[Listening]:
 
 def _listeners(port: int) -> Iterator[Listening]:
     """Everybody in this network namespace who listens on the port; process and descriptor are not known."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as asker:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _LISTEN)
-            request += _ID.pack(port, 0, bytes(16), bytes(16))
-            asker.send(_HEADER.pack(_HEADER.size + len(request), _BY_FAMILY, _DUMP, family, 0) + request)
-            yield from _answers(asker)
-
-
-def _answers(asker: socket.socket) -> Iterator[Listening]:
-    while True:
-        answer = memoryview(asker.recv(_LARGEST_ANSWER))
-        while answer:
-            length, kind, *_ = _HEADER.unpack_from(answer)
-            body = answer[_HEADER.size : length]
-            if kind == _END_OF_DUMP:
-                return
-            if kind == _ERROR_MESSAGE:
-                reason = -_ERROR.unpack_from(body)[0]
-                raise OSError(reason, os.strerror(reason))
-            yield _listener(body)
-            answer = answer[length + -length % 4 :]
-
-
-def _listener(body: memoryview) -> Listening:
-    family, _, _, _, identity, *_, inode = _MESSAGE.unpack_from(body)
-    port, _, source, _ = _ID.unpack(identity)
-    if family == socket.AF_INET:
-        return Listening(0, -1, inode, Address(socket.inet_ntop(family, source[:4]), port), True, False)
-    if source.startswith(_MAPPED):
-        return Listening(0, -1, inode, Address(socket.inet_ntop(socket.AF_INET, source[12:]), port), True, False)
-    takes_ipv4 = not any(source) and not _is_only_ipv6(body[_MESSAGE.size :])
-    return Listening(0, -1, inode, Address(socket.inet_ntop(family, source), port), takes_ipv4, True)
-
-
-def _is_only_ipv6(attributes: memoryview) -> bool:
-    while len(attributes) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(attributes)
-        if kind == _ONLY_IPV6:
-            return bool(attributes[_ATTRIBUTE.size])
-        attributes = attributes[length + -length % 4 :]
-    return False
+    with SockDiag() as diag:
+        for one in diag.queues(port):
+            is_ipv6 = ":" in one.address.host
+            takes_ipv4 = not is_ipv6 or (one.address.host == "::" and not one.is_ipv6_only)
+            yield Listening(0, -1, one.inode, one.address, takes_ipv4, is_ipv6)
 
 
 def _reason(error: OSError) -> str:

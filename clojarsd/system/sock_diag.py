@@ -14,11 +14,13 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from clojarsd.core.names import Address
+
+T = TypeVar("T")
 
 ESTABLISHED = 1
 SYN_RECEIVED = 3
@@ -52,6 +54,8 @@ _DUMP = 0x300
 _INTERRUPTED = 0x10
 _PROTOCOL = 4
 _INFO = 2
+_ONLY_IPV6 = 11
+"""INET_DIAG_SKV6ONLY, which is told of listening sockets."""
 _OPEN_STATES = sum(1 << state for state in STATE_NAMES)
 _ANY_COOKIE = 0xFFFFFFFFFFFFFFFF
 _TRIES = 3
@@ -123,6 +127,7 @@ class Queue(NamedTuple):
     Attributes:
         waiting: connections that wait to be accepted.
         limit: how many may.
+        is_ipv6_only: whether an IPv6 one leaves IPv4 clients alone.
     """
 
     address: Address
@@ -131,6 +136,7 @@ class Queue(NamedTuple):
     limit: int
     cookie: int
     is_ipv6: bool
+    is_ipv6_only: bool
 
 
 class SockDiag:
@@ -175,7 +181,7 @@ class SockDiag:
         found: dict[int, Connection] = {}
         ext = 1 << (_INFO - 1) if info else 0
         for family in (socket.AF_INET, socket.AF_INET6):
-            for one in self._dump(_body(family, ext, _OPEN_STATES, local=port)):
+            for one in self._dump(_body(family, ext, _OPEN_STATES, local=port), _connection):
                 found[one.cookie] = one
         return list(found.values())
 
@@ -191,7 +197,7 @@ class SockDiag:
         family = socket.AF_INET6 if ":" in local.host else socket.AF_INET
         body = _body(family, 1 << (_INFO - 1), 0xFFFFFFFF, local=local, remote=remote)
         try:
-            answers = self._ask(_BY_FAMILY, _REQUEST, body)
+            answers = self._ask(_BY_FAMILY, _REQUEST, body, _connection)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return None
@@ -207,10 +213,8 @@ class SockDiag:
         """
         found = {}
         for family in (socket.AF_INET, socket.AF_INET6):
-            for one in self._dump(_body(family, 0, 1 << _LISTEN, local=port)):
-                found[one.cookie] = Queue(
-                    one.local, one.inode, one.receive_queue, one.send_queue, one.cookie, one.is_ipv6
-                )
+            for one in self._dump(_body(family, 0, 1 << _LISTEN, local=port), _queue):
+                found[one.cookie] = one
         return list(found.values())
 
     def destroy(self, connection: Connection) -> bool:
@@ -227,24 +231,24 @@ class SockDiag:
             family, 0, 0xFFFFFFFF, connection.local, connection.remote, connection.cookie, connection.interface
         )
         try:
-            self._ask(_DESTROY, _REQUEST | _ACKNOWLEDGE, body)
+            self._ask(_DESTROY, _REQUEST | _ACKNOWLEDGE, body, _connection)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return False  # gone, or another one has its addresses
             raise
         return True
 
-    def _dump(self, body: bytes) -> list[Connection]:
+    def _dump(self, body: bytes, parse: Callable[[bytearray, int], T]) -> list[T]:
         """All that match; asked for again when the kernel says that the answer is not whole."""
         for left in reversed(range(_TRIES)):
             try:
-                return self._ask(_BY_FAMILY, _REQUEST | _DUMP, body)
+                return self._ask(_BY_FAMILY, _REQUEST | _DUMP, body, parse)
             except OSError as error:
                 if error.errno not in (errno.ENOBUFS, errno.EINTR) or not left:
                     raise
         raise AssertionError
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> list[Connection]:
+    def _ask(self, kind: int, flags: int, body: bytes, parse: Callable[[bytearray, int], T]) -> list[T]:
         with self._lock:
             if self._is_answering:
                 before, self._socket = self._socket, _netlink()
@@ -252,11 +256,11 @@ class SockDiag:
             self._is_answering = True
             self._sequence = (self._sequence + 1) & 0xFFFFFFFF
             self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
-            return self._read(is_single=not flags & (_DUMP | _ACKNOWLEDGE))
+            return self._read(parse, is_single=not flags & (_DUMP | _ACKNOWLEDGE))
 
-    def _read(self, *, is_single: bool) -> list[Connection]:
+    def _read(self, parse: Callable[[bytearray, int], T], *, is_single: bool) -> list[T]:
         """The answer to the latest question."""
-        found: list[Connection] = []
+        found: list[T] = []
         is_interrupted = False
         while True:
             size, _, flags, _ = self._socket.recvmsg_into([self._buffer])
@@ -272,7 +276,7 @@ class SockDiag:
                     if is_interrupted:
                         raise InterruptedError(errno.EINTR, "the kernel's table has changed meanwhile")
                     return found
-                found.append(_parse(self._buffer, start))
+                found.append(parse(self._buffer, start))
                 if is_single:
                     self._is_answering = False
                     return found
@@ -341,7 +345,21 @@ def _local(family: int, packed: bytes, port: bytes) -> Address:
     return Address(_host(family, packed), int.from_bytes(port, "big"))
 
 
-def _parse(buffer: bytearray, start: int) -> Connection:
+def _queue(buffer: bytearray, start: int) -> Queue:
+    """The listening socket of the message that begins there."""
+    (
+        length, _, _, _, _, family, _, source_port, _, source, _, _, cookie, _, waiting, limit, _, inode,
+    ) = _MESSAGE.unpack_from(buffer, start)  # fmt: skip
+    at, end, only = start + _MESSAGE.size, start + length, False
+    while at < end:
+        size, kind = _ATTRIBUTE.unpack_from(buffer, at)
+        only |= kind == _ONLY_IPV6 and bool(buffer[at + _ATTRIBUTE.size])
+        at += (max(size, _ATTRIBUTE.size) + 3) & ~3
+    address = _local(family, source, source_port)
+    return Queue(address, inode, waiting, limit, cookie, family == socket.AF_INET6, only)
+
+
+def _connection(buffer: bytearray, start: int) -> Connection:
     """The connection of the message that begins there: struct inet_diag_msg and its attributes."""
     (
         length, _, _, _, _, family, state, source_port, target_port, source, target,

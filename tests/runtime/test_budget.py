@@ -31,6 +31,21 @@ def test_who_waits_is_called_when_there_is_room_again() -> None:
     assert budget.has_room()
 
 
+def test_who_waits_is_called_when_others_need_less() -> None:
+    called: list[str] = []
+    budget = Budget(6)
+    budget.when_room(lambda: called.append("one"))
+    budget.keep_free(2)
+    budget.keep_free(4)
+    assert called == [], "nobody was without room"
+    budget.take()
+    assert not budget.has_room()
+    budget.keep_free(2)
+    assert called == ["one"]
+    budget.keep_free(0)
+    assert called == ["one"]
+
+
 def test_an_episode_is_said_once() -> None:
     budget = Budget(40)
     with structlog.testing.capture_logs() as logs:

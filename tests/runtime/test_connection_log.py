@@ -14,6 +14,7 @@ import structlog
 
 from clojarsd.core.frozen import FrozenClient, FrozenConnection, FrozenRecord, from_document, to_document
 from tests.runtime.test_drain import ANSWER, REQUEST, answer, drain
+from tests.runtime.test_traffic_adopt import Stuck, direct
 from tests.support.fronts import Front, P
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, reset
 
@@ -159,6 +160,28 @@ def test_who_was_never_served_is_said_with_the_reason(rig: Rig, quiet: Lines) ->
         front.client()
         front.until(held=1)
     assert [line["reason"] for line in quiet if line["event"] == "connection_ended"][1:] == ["cut by clojarsd"]
+
+
+def test_who_was_taken_out_of_an_instances_queue_is_told_of_once(rig: Rig, quiet: Lines) -> None:
+    with Front(rig, primary=False, backup=False, access_log=True) as front:
+        stuck = Stuck(rig, front)
+        with direct(stuck, b"x") as client:
+            address = "{}:{}".format(*client.getsockname())
+            waiting = stuck.rescued()
+            stuck.stall()
+            stuck.adopt(waiting)
+            with front.backup.accept() as end:
+                assert receive_exactly(end, 1) == b"x"
+        (line,) = ended(front, quiet)
+        assert (line["client"], line["role"], line["up_bytes"]) == (address, "backup", 1)
+        stuck.rig.call(lambda: stuck.traffic.set_eligible(P, True))
+        client, end = stuck.relayed(b"yz")
+        address = "{}:{}".format(*client.getsockname())
+        with client, end:
+            assert receive_exactly(end, 2) == b"yz"
+        front.until()
+        line = ended(front, quiet, 2)[1]
+        assert (line["client"], line["role"], line["up_bytes"]) == (address, "backup", 2)
 
 
 def test_nothing_is_kept_or_said_unless_it_is_wanted(rig: Rig, quiet: Lines) -> None:

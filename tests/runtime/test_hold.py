@@ -29,6 +29,7 @@ def test_a_held_client_is_served_when_an_instance_is_eligible(rig: Rig) -> None:
             assert front.connections() == (0, 1, 0)
             assert front.accepted() == (0, 1, 1)
             assert front.happened == [STARTED, ENDED]
+            assert not front.frontend.waiting.pacer._unanswered, "what has ended is not kept until others wait"
         assert rig.call(pending_timers) == 0
 
 

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 
 import pytest
 
+from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
+from clojarsd.core.pacing import FIRST
 from clojarsd.runtime.traffic import Traffic
-from tests.support.fronts import B, Front, P
+from tests.support.fronts import NEVER, B, Front, P
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end
 
 
@@ -141,3 +143,28 @@ def test_without_frontends_a_drain_is_over_at_once(rig: Rig) -> None:
     over: list[bool] = []
     rig.call(lambda: Traffic().begin_drain(P, lambda: over.append(True)))
     assert over == [True]
+
+
+@pytest.mark.parametrize("how", ["retired", "stopped"])
+def test_all_who_wait_because_of_a_pause_are_served_before_a_frontend_ends(rig: Rig, how: str) -> None:
+    """More than are sent on their way at once otherwise."""
+    with Front(rig, primary=False, backup=False) as front:
+        traffic = traffic_of(rig, front)
+        rig.call(lambda: traffic.set_eligible(P, True))
+        rig.call(lambda: front.frontend.gate.pause(Pause(rig.loop.time() + NEVER, "ada")))
+        clients = [front.client(b"x") for _ in range(3 * FIRST)]
+        front.until(held=3 * FIRST)
+
+        def end() -> None:
+            if how == "retired":
+                traffic.retire("line")
+            else:
+                traffic.stop_accepting()
+                traffic.set_eligible(P, False)
+
+        rig.call(end)
+        for client in clients:
+            with front.primary.accept() as instance:
+                assert receive_exactly(instance, 1) == b"x"
+            client.close()
+        front.until()

@@ -232,7 +232,7 @@ def test_a_question_that_the_kernel_refuses_is_an_error_and_the_next_one_is_answ
     ipv4.dial()
     body = sock_diag._body(250, 0, 0, ipv4.address.port)  # there is no such family
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
-        diag._dump(body)
+        diag._dump(body, sock_diag._connection)
     assert len(diag.connections(ipv4.address.port)) == 1
 
 
