@@ -24,7 +24,7 @@ from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile
 from clojarsd.system.succession import CAN_TAKE_OVER, Inherited, execute, hold_signals_back
 from clojarsd.system.threads import executor
-from clojarsd.system.world import missing_accounts
+from clojarsd.system.world import foreign_sources, missing_accounts
 
 DEFAULT_THREADS = 6
 """For what may block for a moment: files, names of users and hosts."""
@@ -63,7 +63,8 @@ def check(outer: Path, config: Path | None, state: Path | None) -> None:
     settings = _read(path)
     if state is not None:
         _exit_on_error(lambda: _check_state(state))
-    for sentence in (*features_not_acted_on(settings), *cautions(settings), *missing_accounts(settings)):
+    about_machine = (*missing_accounts(settings), *foreign_sources(settings))
+    for sentence in (*features_not_acted_on(settings), *cautions(settings), *about_machine):
         click.echo(f"{path}: {sentence}", err=True)
     click.echo(f"{path}: good")
     if state is not None:

@@ -28,7 +28,7 @@ from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.watchdog import keeping_alive
 from clojarsd.system.loop_guard import LoopGuard
 from clojarsd.system.succession import Inherited, let_signals_in
-from clojarsd.system.world import look_at_world, make_directories
+from clojarsd.system.world import foreign_sources, look_at_world, make_directories
 
 log = structlog.get_logger()
 
@@ -162,7 +162,7 @@ class Daemon:
             )
         for sentence in features_not_acted_on(self.parts.settings):
             log.warning("setting_without_effect", setting=sentence)
-        for sentence in cautions(self.parts.settings):
+        for sentence in (*cautions(self.parts.settings), *foreign_sources(self.parts.settings)):
             log.warning("setting_needs_care", setting=sentence)
 
     async def _renew_relay(self) -> None:

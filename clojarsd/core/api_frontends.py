@@ -60,7 +60,7 @@ def parse_cap(body: bytes) -> CapOrder:
     """
     options = _options(body, '{"total": 100}')
     if len(options) != 1 or next(iter(options)) not in TARGETS:
-        raise ValueError(f"the body names {', '.join(options) or 'nothing'}, not one of {', '.join(TARGETS)}")
+        raise ValueError(f"the body names {' and '.join(options) or 'nothing'}, not just one of {', '.join(TARGETS)}")
     ((target, most),) = options.items()
     if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= MOST_CONNECTIONS:
         raise ValueError(f"{target} is {json.dumps(most)}, not a number of connections (0 to {MOST_CONNECTIONS})")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from clojarsd.core.api import why_no_variable
+from clojarsd.core.api import LONGEST_TIMEOUT, why_no_variable
 from clojarsd.core.quantities import parse_duration
 from clojarsd.ctl.session import EXIT_USAGE, Session
 
@@ -62,7 +62,7 @@ def _is_no_time(text: str) -> bool:
 
 
 def seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
-    """A duration such as `5m`, as seconds, which are more than none."""
+    """A duration such as `5m`, as seconds, which are more than none and no more than an order may last."""
     if text is None:
         return None
     try:
@@ -71,6 +71,8 @@ def seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> flo
         raise click.BadParameter(f"{text} {error}", ctx, param) from None
     if duration == 0:
         raise click.BadParameter(f"{text} is no time at all", ctx, param)
+    if duration > LONGEST_TIMEOUT:
+        raise click.BadParameter(f"{text} is too long (at most {LONGEST_TIMEOUT / 3600:g}h)", ctx, param)
     return duration
 
 

@@ -58,7 +58,7 @@ class Orders:
     """Takes orders for as long as the daemon lives; `run` belongs to its task group and holds the work under way.
 
     Args:
-        failback: the longest time in seconds after which a frontend lets a primary that failed so often serve again.
+        failback: the longest time in seconds after which a primary that has failed so often serves again.
         refresh: takes the configuration over as it is on the disk, for who is given; raises Refused.
         kept: returns when what operators want is safe on the disk; raises Failed.
     """

@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import resource
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def missing_accounts(settings: Settings) -> list[str]:
             kind, is_there = ("group", _is_group) if caller.startswith("@") else ("user", _is_user)
             if caller != service.user and not is_there(caller.removeprefix("@")):
                 told.append(f"control.{key}: {caller}: no such {kind} on this machine; it lets nobody in here")
+    return told
+
+
+def foreign_sources(settings: Settings) -> list[str]:
+    """A sentence for each `source` of a frontend that is no address of this machine now. It may become one later."""
+    told = []
+    for name, frontend in settings.frontends.items():
+        if frontend.source:
+            try:
+                with socket.socket(socket.AF_INET6 if ":" in frontend.source else socket.AF_INET) as trial:
+                    trial.bind((frontend.source, 0))
+            except OSError as error:
+                told.append(
+                    f"frontends.{name}.source: {frontend.source}: {(error.strerror or str(error)).lower()};"
+                    " no instance can be connected to from there, so clients of this frontend wait"
+                )
     return told
 
 

@@ -48,9 +48,9 @@ def test_a_limit() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "the body names nothing, not one of total, primary, backup"),
-        (b'{"total": 1, "primary": 2}', "the body names total, primary, not one of total, primary, backup"),
-        (b'{"third": 1}', "the body names third, not one of total, primary, backup"),
+        (b"", "the body names nothing, not just one of total, primary, backup"),
+        (b'{"total": 1, "primary": 2}', "the body names total and primary, not just one of total, primary, backup"),
+        (b'{"third": 1}', "the body names third, not just one of total, primary, backup"),
         (b'{"total": -1}', "total is -1, not a number of connections (0 to 1000000)"),
         (b'{"total": 1.5}', "total is 1.5, not a number of connections (0 to 1000000)"),
         (b'{"total": true}', "total is true, not a number of connections (0 to 1000000)"),

@@ -798,7 +798,15 @@ async def test_a_stop_that_fails_or_is_refused(room: Room) -> None:
         (["drain", "all"], "there is no instance all (primary, backup, clojars, clojars-backup)"),
         (
             ["start", "primary", "--timeout", "2d"],
-            "timeout is 172800.0, not a number of seconds (more than 0, at most 86400)",
+            "Error: Invalid value for '--timeout': 2d is too long (at most 24h)",
+        ),
+        (
+            ["pause", "http", "--for", "1d1ms"],
+            "Error: Invalid value for '--for': 1d1ms is too long (at most 24h)",
+        ),
+        (
+            ["stop", "primary", "--within", "25h"],
+            "Error: Invalid value for '--within': 25h is too long (at most 24h)",
         ),
     ],
 )

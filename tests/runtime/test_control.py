@@ -255,7 +255,7 @@ async def test_a_refused_order_is_a_conflict(room: Room) -> None:
         ("POST", "/v1/frontends/ftp/pause", None, 400, "there is no frontend ftp (http)"),
         ("POST", "/v1/frontends/all/pause", None, 400, "there is no frontend all (http)"),
         ("POST", "/v1/frontends/ftp/reset", None, 400, "there is no frontend ftp (http, all)"),
-        ("POST", "/v1/frontends/http/cap", None, 400, "the body names nothing, not one of total, primary, backup"),
+        ("POST", "/v1/frontends/http/cap", None, 400, "the body names nothing, not just one of total, primary, backup"),
         ("POST", "/v1/frontends/http/resume", {"for": 1}, 400, "this order has no options"),
         ("POST", "/v1/frontends/http/pause?for=1", None, 400, "/v1/frontends/http/pause has no parameter for"),
         ("POST", "/v1/frontends/http/halt", None, 404, "there is no /v1/frontends/http/halt"),

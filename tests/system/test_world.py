@@ -17,7 +17,14 @@ from clojarsd.core.errors import Failed, LaunchFailed
 from clojarsd.core.names import LaunchStage
 from clojarsd.core.settings import Settings, parse_settings
 from clojarsd.system.confinement import Account
-from clojarsd.system.world import account_of, look_at_world, make_directories, missing_accounts, resolve_release
+from clojarsd.system.world import (
+    account_of,
+    foreign_sources,
+    look_at_world,
+    make_directories,
+    missing_accounts,
+    resolve_release,
+)
 from tests.core.test_settings_problems import document
 from tests.support.pair import CHECKOUT
 from tests.support.waiting import PATIENCE
@@ -138,6 +145,20 @@ def test_accounts_that_this_machine_has_not_are_told() -> None:
         f"control.viewers: @nosuchgrp: no such group {here}; it lets nobody in here",
         f"control.viewers: nosuchuser2: no such user {here}; it lets nobody in here",
     ]
+
+
+def test_a_source_that_is_no_address_of_this_machine_is_told() -> None:
+    """192.0.2.0/24 is nobody's: RFC 5737."""
+    sources = {"away": "192.0.2.7", "home": "127.0.0.9", "any": ""}
+    text = document() + "".join(
+        f'[frontends.{name}]\nlisten = "127.0.0.1:{port}"\nport = "http"\nsource = "{source}"\n'
+        for port, (name, source) in enumerate(sources.items(), 9001)
+    )
+    [away] = foreign_sources(parse_settings(text, "x.toml"))
+    assert away == (
+        "frontends.away.source: 192.0.2.7: cannot assign requested address;"
+        " no instance can be connected to from there, so clients of this frontend wait"
+    )
 
 
 def test_of_accounts_that_are_there_nothing_is_told() -> None:
