@@ -74,7 +74,10 @@ def why_not_eligible(
     if state is UnitState.READY:
         if health is Health.STALLED:
             return stalled
-        return None if health is Health.UP else f"its checks fail ({_seen(checks)})"
+        if health is Health.UP:
+            return None
+        failing = f"its checks fail ({_seen(checks)})"
+        return failing if stalled is None else f"{stalled}; {failing}"
     if state is UnitState.STARTING:
         return _why_starting(unit, health, checks, is_silent, ended)
     if state is UnitState.DRAINING:

@@ -26,6 +26,8 @@ class OwnConnections:
         self._known: dict[tuple[Address, int], None] = {}
         self._left: set[tuple[Address, int]] = set()
         """Those of them that we have given up, and that may wait all the same."""
+        self._taken: set[tuple[Address, int]] = set()
+        """Those that have come out of an accept queue while somebody still waited for their answer."""
 
     def remember(self, local: Address, to: int) -> None:
         """The connection from this address to that port is our own, until it is said to be over."""
@@ -35,6 +37,7 @@ class OwnConnections:
 
     def leave(self, local: Address, to: int) -> None:
         """It was given up: it may wait until it is accepted, or until nothing waits there."""
+        self._taken.discard((local, to))
         if (local, to) in self._known:
             self._left.add((local, to))
 
@@ -51,9 +54,15 @@ class OwnConnections:
     def claim(self, remote: Address, to: int) -> bool:
         """Whether a connection from there to that port, out of an accept queue, is our own; asked once for each."""
         if (remote, to) in self._known:
+            if (remote, to) not in self._left:
+                self._taken.add((remote, to))
             self.forget(remote, to)
             return True
         return False
+
+    def was_taken(self, local: Address, to: int) -> bool:
+        """Whether it has come out of an accept queue, so that the instance can never answer it."""
+        return (local, to) in self._taken
 
 
 class OwnSocket(socket.socket):
@@ -79,6 +88,11 @@ class OwnSocket(socket.socket):
                 self._to = address[1]
                 self._own.remember(self.local, self._to)
 
+    @property
+    def was_taken(self) -> bool:
+        """Whether it waited in an accept queue until somebody else took it out."""
+        return self.local is not None and self._own.was_taken(self.local, self._to)
+
     def is_left(self) -> None:
         """Nobody waits for its answer any more, if it has had none."""
         if self.local is not None:
@@ -87,4 +101,5 @@ class OwnSocket(socket.socket):
     def is_over(self) -> None:
         """It was answered or reset."""
         if self.local is not None:
+            self._own.leave(self.local, self._to)
             self._own.forget(self.local, self._to)

@@ -96,7 +96,10 @@ class Prober:
                 return Result(False, f"{address} answered {answer.status} (expected {expected})", took)
 
         try:
-            return await _within(check.timeout, address, ask)
+            result = await _within(check.timeout, address, ask)
+            if not result.passed and any(made.was_taken for made in sockets):
+                return Result(False, f"{address} has not accepted the connection", result.took)
+            return result
         finally:
             for made in sockets:
                 made.is_left()

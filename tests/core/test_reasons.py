@@ -123,6 +123,9 @@ def test_ready_needs_health_too() -> None:
     )
     stalled = "it has not accepted 3 waiting connections for 0.5 s"
     assert why(ready, GOOD, health=Health.STALLED, stalled=stalled) == stalled
+    assert why(ready, BAD, health=Health.DOWN, stalled=stalled) == (
+        f"{stalled}; its checks fail (http: 127.0.0.1:8002 refused)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ class Acceptor:
         return client
 
     def stop(self) -> None:
+        """Have it stand still; one that is about to may still accept who comes, so it has stopped when this returns."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

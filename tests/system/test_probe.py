@@ -20,7 +20,9 @@ import pytest
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
+from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.probe import Prober
+from clojarsd.system.sockets import close_with_reset
 from tests.support.pair import CHECKOUT
 from tests.support.real import unavailable
 from tests.support.waiting import PATIENCE, until
@@ -227,7 +229,9 @@ ASK_ITSELF = """
 import asyncio, subprocess
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
+from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.probe import Prober
+from clojarsd.system.sockets import close_with_reset
 from tests.system.test_probe import Asked
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as ports:
@@ -311,3 +315,24 @@ async def test_want_of_descriptors_here_says_nothing_about_the_instance(prober: 
                     await check(Asked(timeout=5.0), address)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_check_that_was_taken_out_of_the_queue_was_not_reset_by_the_instance() -> None:
+    """By whoever rescues those who wait there: the instance itself has not even seen it."""
+    own = OwnConnections()
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as stuck:
+        stuck.setblocking(False)
+        address = Address(*stuck.getsockname())
+        async with Prober(own) as prober, asyncio.TaskGroup() as group:
+
+            async def take_out() -> None:
+                while True:  # the checker tries it twice
+                    taken, where = await loop.sock_accept(stuck)
+                    assert own.claim(Address(*where), address.port)
+                    close_with_reset(taken)
+
+            taking = group.create_task(take_out())
+            result = await prober.http(Asked(), address)
+            assert (result.passed, result.text) == (False, f"{address} has not accepted the connection")
+            taking.cancel()
