@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.names import Address, Role
+from clojarsd.core.names import Role
 from clojarsd.core.settings import StallSettings
 from clojarsd.core.unit_events import Start, Stop
 from clojarsd.runtime.relay_launch import Owner
 from clojarsd.runtime.stalls import Stalls
 from clojarsd.system.own_connections import OwnConnections
-from tests.support.fronts import descriptors_left, make_plan
+from tests.support.fronts import descriptors_left
 from tests.support.units import Units
 from tests.support.waiting import until
 
@@ -77,18 +77,6 @@ async def test_who_waits_may_be_rescued_while_the_other_one_may_serve(units: Uni
         units.traffic.calls_back_at_once = True
         units.runners[P].order(Stop(), "root")
         assert not may(), "it is being ended"
-
-
-async def test_the_ports_are_known_from_which_the_kernel_steers_to_an_instance(units: Units) -> None:
-    backends = {P: Address("127.0.0.1", 8001), B: Address("127.0.0.1", 8002)}
-    everywhere = (Address("0.0.0.0", 80), Address("::", 8080))
-    plans = {
-        "http": make_plan(backends, listen=everywhere, is_steered=True),
-        "relayed": make_plan(backends, listen=(Address("0.0.0.0", 81),)),
-    }
-    with stalls_of(units, FakeRelay(plans)) as stalls:
-        assert stalls.watches[P].shared_ports(8001) == {80, 8080}
-        assert stalls.watches[B].shared_ports(8001) == set()
 
 
 async def test_a_process_is_watched_from_its_proof_to_its_end(units: Units) -> None:
