@@ -8,7 +8,7 @@
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
     PauseFrontend, ResumeFrontend ─────────────►
-    CapFrontend, CountFrom ────────────────────►
+    CapFrontend, CountFrom, CountOn ───────────►
     BeginDrain ────────────────────────────────► Drained
     Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
@@ -157,6 +157,14 @@ class CountFrom:
 
     frontend: str
     counted_from: CountedFrom
+
+
+@dataclass(frozen=True, slots=True)
+class CountOn:
+    """Count these too, which a process that has ended had accepted for the frontend."""
+
+    frontend: str
+    accepted: Mapping[Role | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +331,7 @@ ToRelay = (
     | ResumeFrontend
     | CapFrontend
     | CountFrom
+    | CountOn
     | StopAccepting
     | Ping
     | ListConnections

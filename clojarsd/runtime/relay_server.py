@@ -32,6 +32,7 @@ from clojarsd.core.relay_messages import (
     Configured,
     Connections,
     CountFrom,
+    CountOn,
     Cut,
     Doubt,
     Drained,
@@ -216,7 +217,7 @@ class RelayServer:
                 self._accepting = False
                 self.traffic.stop_accepting()
                 self._show()
-            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom():
+            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom() | CountOn():
                 self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))

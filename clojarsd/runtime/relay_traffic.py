@@ -19,6 +19,7 @@ from clojarsd.core.relay_messages import (
     CapFrontend,
     Connections,
     CountFrom,
+    CountOn,
     Cut,
     Doubt,
     Drained,
@@ -34,6 +35,7 @@ from clojarsd.core.relay_messages import (
     Welcome,
 )
 from clojarsd.core.routing import Caps
+from clojarsd.core.shares import unserved
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.relay_views import Shown
@@ -72,8 +74,8 @@ class RelayTraffic(ABC):
         self._lists: dict[int, _List] = {}
         self._history: History | None = None
         self._early: list[Happened] = []
-        self._is_mourning = False
-        """Whether the process has gone, and no other has come."""
+        self._is_mourning = True
+        """Whether there is no process, and so no connection."""
         self._homeless: list[tuple[str, Role, Sequence[socket.socket]]] = []
         """Clients that wait for a relay process."""
 
@@ -146,6 +148,20 @@ class RelayTraffic(ABC):
         """Show what is counted from there on."""
         self._tell(CountFrom(name, counted_from))
 
+    def count_on(self, name: str, accepted: Mapping[Role | None, int]) -> None:
+        """Count these too, which another relay process had accepted before it ended."""
+        self._tell(CountOn(name, accepted))
+
+    def follow(self, other: RelayTraffic, plans: Mapping[str, FrontendPlan]) -> None:
+        """Have a new process with these plans begin as the other stands: who is eligible and active, what is paused."""
+        self._eligible_since = dict(other._eligible_since)
+        for name, plan in plans.items():
+            self.views[name] = Shown(plan, partial(self.steering.show, name))
+            if name in other.views and (seen := other.views[name].last) is not None:
+                self.views[name].last = unserved(seen, plan.caps)
+        for name, paused in other._pauses.items():
+            self._keep_pause(name, paused.pause)
+
     def _keep_pause(self, name: str, pause: Pause) -> None:
         self._pauses[name] = _Paused(pause, self._loop.call_at(pause.until, self._end_pause, name))
         self.steering.set_paused(self._pauses)
@@ -168,6 +184,7 @@ class RelayTraffic(ABC):
         self._inherited = set(welcome.draining)
         for role, eligible in welcome.eligible.items():
             self._eligible_since[role] = now if eligible else None
+        self._forget_pauses()
         for name, (seconds, by) in welcome.paused.items():
             self._keep_pause(name, Pause(now + seconds, by))
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import psutil
 
-from clojarsd.runtime.relay_launch import SOCKET
+from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.sockets import free_ports
 from tests.support.app import command as app_command
 from tests.support.waiting import PATIENCE
