@@ -158,6 +158,9 @@ class FleetTraffic:
     def cap(self, name: str, caps: Caps) -> None:
         """Have no more connections than that, each process its share, until the settings say something else."""
         self._ordered[name] = caps
+        self._cap(name, caps)
+
+    def _cap(self, name: str, caps: Caps) -> None:
         for link in self._workers:
             link.cap(name, share_of_caps(caps, link.number, len(self._workers)))
 

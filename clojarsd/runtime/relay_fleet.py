@@ -143,22 +143,23 @@ class RelayFleet(FleetTraffic):
             Failed: an address cannot be listened on, or a process cannot be had; all is as before.
         """
         async with self._changing:
-            before, count = dict(self._wanted), len(self._workers)
+            before, count, ordered = self._wanted, len(self._workers), self._ordered
             wanted, workers = {plan.name: plan for plan in plans}, workers or count
             try:
                 await self._be(wanted, workers)
             except Failed:
                 if max(workers, count) > 1:
+                    self._ordered = ordered
                     with contextlib.suppress(Failed):
                         await self._be(before, count)
                 raise
 
     async def _be(self, wanted: dict[str, FrontendPlan], workers: int) -> None:
         is_resized = workers != len(self._workers)
-        for name in list(self._ordered):
-            if name not in wanted or wanted[name].caps != self._wanted[name].caps:
-                del self._ordered[name]
+        kept = {name for name in self._ordered if name in wanted and wanted[name].caps == self._wanted[name].caps}
+        over = self._ordered.keys() & wanted.keys() - kept
         await self._workers[0].configure([share_of_plan(plan, 1, workers) for plan in wanted.values()])
+        self._ordered = {name: self._ordered[name] for name in kept}
         self._wanted = wanted
         for link in self._workers[1:workers]:
             await link.configure(self._shares(link.number, workers))
@@ -166,8 +167,8 @@ class RelayFleet(FleetTraffic):
             await self._join(len(self._workers) + 1, workers)
         for link in self._workers[workers:]:
             self._part_with(link)
-        for name, caps in self._ordered.items() if is_resized else ():
-            self.cap(name, caps)
+        for name in over | (kept if is_resized else set()):
+            self._cap(name, self._ordered.get(name, wanted[name].caps))
 
     async def _join(self, number: int, workers: int) -> None:
         """Have one more process, or one stay that was to leave."""

@@ -34,7 +34,7 @@ def is_shared(listener: socket.socket) -> bool:
 
 
 def keep(listener: socket.socket) -> None:
-    """Let nobody else have the address and port, from now on; there is no other one."""
+    """Have the address and port alone again; there is no other socket any more."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 

@@ -63,10 +63,12 @@ class FakeFrontends:
         self.refusal: Failed | None = None
         self.gate: asyncio.Event | None = None
         self.waiting = 0
+        self.workers: int | None = None
         self._deeds = deeds
 
-    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
+    async def configure(self, plans: Iterable[FrontendPlan], workers: int | None = None) -> None:
         wanted = {plan.name: plan for plan in plans}
+        self.workers = workers
         if self.gate is not None:
             self.waiting += 1
             await self.gate.wait()

@@ -16,8 +16,8 @@ import structlog
 
 from clojarsd.core.errors import Failed
 from clojarsd.runtime.relay_launch import FORMER_SOCKET
-from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.confinement import Account
 from clojarsd.system.source_digest import PACKAGE
 from tests.support.fronts import B, P

@@ -37,6 +37,7 @@ group = "{group}"
 runtime_dir = "{home}/run"
 state_dir = "{home}/state"
 log_dir = "{home}/log"
+relay_workers = {relay_workers}
 
 [app]
 command = {command}
@@ -91,6 +92,7 @@ class Pair:
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
     daemon: subprocess.Popen[bytes] | None = None
     user: int = field(default_factory=os.geteuid)
+    relay_workers: int = 1
 
     def __post_init__(self) -> None:
         self.primary, self.backup = self.ports[0:2], self.ports[2:4]
@@ -115,6 +117,7 @@ class Pair:
                 line=self.line,
                 failback=self.failback,
                 mode=self.mode,
+                relay_workers=self.relay_workers,
             )
         )
         return self.config
