@@ -64,12 +64,15 @@ def undivided(plan: FrontendPlan, wanted: FrontendPlan) -> FrontendPlan:
 
 def unserved(view: FrontendView, caps: Caps) -> FrontendView:
     """What a process has shown as one shows it that goes on beside it, and has served nobody yet."""
-    none = dict.fromkeys((*Role, None), 0)
-    return replace(view, connections=none, accepted_total=none, counted_from=None, paused=None, caps=caps, draining={})
+    none: dict[Role | None, int] = dict.fromkeys((*Role, None), 0)
+    counted_from = replace(view.counted_from, accepted=none) if view.counted_from is not None else None
+    return replace(
+        view, connections=none, accepted_total=none, counted_from=counted_from, paused=None, caps=caps, draining={}
+    )
 
 
 def summed(views: Sequence[FrontendView], leaving: Sequence[FrontendView] = ()) -> FrontendView:
-    """One frontend as all its relay processes together show it.
+    """One frontend as all its relay processes together show it. An order is shown when all have carried it out.
 
     Args:
         views: of the processes that accept clients, the first one's first; at least one.
@@ -87,9 +90,9 @@ def summed(views: Sequence[FrontendView], leaving: Sequence[FrontendView] = ()) 
         active=next((view.active for view in views if view.active is not None), None),
         connections=added(view.connections for view in every),
         accepted_total=added(view.accepted_total for view in every),
-        paused=next((view.paused for view in views if view.paused is not None), None),
+        paused=first.paused if all(view.paused is not None for view in views) else None,
         caps=all_caps(view.caps for view in views),
-        counted_from=_counted_from([view.counted_from for view in every if view.counted_from is not None]),
+        counted_from=_counted_from(views, every),
         draining=until,
         failures=max(view.failures for view in views),
     )
@@ -101,5 +104,9 @@ def added(counts: Iterable[Counts]) -> dict[Role | None, int]:
     return {one: sum(part.get(one, 0) for part in parts) for one in (*Role, None)}
 
 
-def _counted_from(every: Sequence[CountedFrom]) -> CountedFrom | None:
-    return replace(every[0], accepted=added(one.accepted for one in every)) if every else None
+def _counted_from(views: Sequence[FrontendView], every: Sequence[FrontendView]) -> CountedFrom | None:
+    """From where on is counted in all: what only some have heard of is not shown yet."""
+    if any(view.counted_from is None for view in views):
+        return None
+    known = [view.counted_from for view in every if view.counted_from is not None]
+    return replace(min(known, key=lambda one: one.at), accepted=added(one.accepted for one in known))

@@ -11,7 +11,7 @@ from clojarsd.core.connections import ConnectionList, joined
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
 from clojarsd.core.routing import Caps
-from clojarsd.core.shares import share_of_caps, summed, undivided
+from clojarsd.core.shares import in_force, share_of_caps, summed, undivided
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.fleet_history import FleetHistory
 from clojarsd.runtime.fleet_leave import Leave
@@ -100,7 +100,11 @@ class FleetTraffic:
     def view(self, name: str) -> FrontendView:
         """The frontend of that name over all processes. Raises KeyError."""
         views = [link.views[name].view() for link in self._workers if link is self._workers[0] or name in link.views]
-        return summed(views, [link.views[name].view() for link in self._leaving if name in link.views])
+        seen = summed(views, [link.views[name].view() for link in self._leaving if name in link.views])
+        if len(self._links) == 1:
+            return seen
+        wished = self._ordered.get(name, self._wanted[name].caps) if name in self._wanted else seen.caps
+        return replace(seen, caps=wished) if seen.caps == in_force(wished, len(self._workers)) else seen
 
     async def connections(self, frontend: str | None = None) -> ConnectionList:
         """The connections one by one; see `RelayTraffic.connections`."""

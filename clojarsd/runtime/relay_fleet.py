@@ -21,7 +21,7 @@ import structlog
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
-from clojarsd.core.shares import added, in_force, share_of_plan
+from clojarsd.core.shares import added, share_of_plan
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.fleet_leave import Leave
 from clojarsd.runtime.fleet_traffic import Drain, FleetTraffic
@@ -96,7 +96,7 @@ class RelayFleet(FleetTraffic):
         self._workers.sort(key=lambda link: link.number)
         if all(link.is_adopted for link in self._workers):
             seen = {name: shown.view().caps for name, shown in self.views.items()}
-            self._ordered = {name: caps for name, caps in seen.items() if caps != in_force(plans[name].caps, workers)}
+            self._ordered = {name: caps for name, caps in seen.items() if caps != plans[name].caps}
         if len(self._links) > 1 or first.is_adopted:
             self._regroup()
 

@@ -95,10 +95,14 @@ def test_pauses_counts_and_drains_of_any_are_shown() -> None:
     count = CountedFrom({P: 4, B: 1, None: 0}, "then", "ann")
     one = replace(SEEN, draining={P: "2026-01-01T00:00:01Z"}, counted_from=count)
     other = replace(SEEN, draining={P: "2026-01-01T00:00:02Z", B: "2026-01-01T00:00:00Z"}, paused=paused)
-    seen = summed([one, other, replace(SEEN, counted_from=count)])
+    seen = summed([one, other])
+    assert seen.counted_from is None, "only one has heard of it"
+    assert seen.paused is None
+    one, other = replace(one, paused=paused), replace(other, counted_from=replace(count, at="then, or later"))
+    seen = summed([one, other], [replace(SEEN, counted_from=count), SEEN])
     assert seen.draining == {P: "2026-01-01T00:00:02Z", B: "2026-01-01T00:00:00Z"}
     assert seen.paused == paused
-    assert seen.counted_from == CountedFrom({P: 8, B: 2, None: 0}, "then", "ann")
+    assert seen.counted_from == CountedFrom({P: 12, B: 3, None: 0}, "then", "ann")
     assert summed([SEEN, SEEN]).counted_from is None
 
 
@@ -109,3 +113,6 @@ def test_a_process_beside_another_begins_with_its_route_and_without_its_counts()
     assert (seen.active, seen.failures, seen.caps, seen.paused) == (B, 2, Caps(total=3), None)
     assert sum(seen.connections.values()) == sum(seen.accepted_total.values()) == 0
     assert not seen.draining
+    assert seen.counted_from is None
+    counted = replace(SEEN, counted_from=CountedFrom({P: 4, B: 1, None: 0}, "then", "ann"))
+    assert unserved(counted, NO_CAPS).counted_from == CountedFrom({P: 0, B: 0, None: 0}, "then", "ann")

@@ -297,6 +297,12 @@ async def test_frontends_are_first_and_all_others_only_follow(room: Room) -> Non
     assert room.applied == [room.configuration.plans.settings]
 
 
+async def test_another_number_of_relay_processes_is_told_with_the_frontends(room: Room) -> None:
+    room.write(service=FIRST["service"] + "relay_workers = 3\n")
+    assert await room.configuration.reload("ann") == ("service.relay_workers: 3 instead of 1",)
+    assert room.frontends.workers == 3
+
+
 async def test_a_reload_that_changes_no_check_keeps_what_is_known_of_instances(room: Room) -> None:
     await room.up(P, B)
     pids = [room.units.seen(role).pid for role in Role]

@@ -193,6 +193,9 @@ async def test_limits_are_divided_and_shown_as_they_were_wished(pair: Pair) -> N
         await fleet.configure([pair.plan(max_connections=5)], workers=3)
         await until(lambda: view(fleet).caps == Caps(total=9, primary=4), "the same in three processes")
         assert [link.views["line"].view().caps.total for link in fleet._workers] == [3, 3, 3]
+        fleet.cap("line", Caps(total=2))
+        await until(lambda: view(fleet).caps == Caps(total=2), "a limit that is less than one for each")
+        assert [link.views["line"].view().caps.total for link in fleet._workers] == [1, 1, 1]
         await fleet.configure([pair.plan(max_connections=6)])
         await until(lambda: view(fleet).caps == Caps(total=6), "what the settings say anew")
 

@@ -42,7 +42,7 @@ def await_counted(pair: Pair, connections: int) -> None:
 
     def are_counted(seen: dict[str, Any]) -> bool:
         total = seen["frontends"]["http"]["accepted_total"]
-        return connections - 8 <= total["primary"] + total["backup"] <= connections + 8
+        return connections - 8 <= int(total["primary"]) + int(total["backup"]) <= connections + 8
 
     pair.until(are_counted)
 
