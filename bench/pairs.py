@@ -20,6 +20,7 @@ group = "{group}"
 runtime_dir = "{home}/run"
 state_dir = "{home}/state"
 log_dir = "{home}/log"
+relay_workers = {relay_workers}
 
 [app]
 command = {command}
@@ -102,6 +103,7 @@ class BenchPair(Pair):
                 primary=self.primary,
                 backup=self.backup,
                 second_port=self.second_port,
+                relay_workers=self.relay_workers,
                 check_path=self.check_path,
                 interval=self.interval,
                 check_timeout=self.check_timeout,
@@ -151,13 +153,13 @@ def footprint(pid: int) -> Footprint:
 
 
 def own_processes(pair: Pair) -> dict[str, int]:
-    """The pids of the daemon's own processes by what they are: `daemon`, and `relay` where it is another process."""
+    """The pids of the daemon's own processes by what they are: `daemon`, `relay`, and `relay 2` and so on."""
     daemon = pair.status()["daemon"]
     found = {"daemon": int(daemon["pid"])}
     if daemon.get("relay_pid"):
         found["relay"] = int(daemon["relay_pid"])
-        for number, worker in enumerate(psutil.Process(found["relay"]).children(), 1):
-            found[f"relay worker {number}"] = worker.pid
+        for number, pid in enumerate(daemon["relay_pids"][1:], 2):
+            found[f"relay {number}"] = int(pid)
     return found
 
 

@@ -78,9 +78,17 @@ def nginx(backend_port: int, home: Path) -> Iterator[Target]:
         yield Target("nginx", proxy.port, (proxy.pid, *workers))
 
 
+@contextlib.contextmanager
+def relay_2(backend_port: int, home: Path) -> Iterator[Target]:
+    """Another daemon, with two relay processes and instances of its own, which are the same backend."""
+    with daemon(home / "relay-2", ("relay",), None, relay_workers=2) as pair:
+        yield Target("relay-2", pair.front("relay"), tuple(own_processes(pair).values()))
+
+
 PROXIES: dict[str, Callable[[int, Path], AbstractContextManager[Target]]] = {
     "haproxy": haproxy,
     "nginx": nginx,
+    "relay-2": relay_2,
     "session": session,
     "session-asyncio": session_asyncio,
 }
@@ -123,13 +131,15 @@ def opened(names: Sequence[str], others: Sequence[Target], backend_port: int | N
 
 
 @contextlib.contextmanager
-def daemon(home: Path, modes: Sequence[str], backend_port: int | None) -> Iterator[BenchPair]:
+def daemon(home: Path, modes: Sequence[str], backend_port: int | None, relay_workers: int = 1) -> Iterator[BenchPair]:
     """A daemon that serves in these modes, whose instances are the backend."""
     own = home / "daemon"
-    own.mkdir()
+    own.mkdir(parents=True)
     ports = free_ports(6)
     ports[0] = backend_port or ports[0]
     command = [str(compiled("backend")), "{port.http}"]
-    with BenchPair(own, command=command, modes=modes, ports=ports, check_path="/last") as pair:
+    with BenchPair(
+        own, command=command, modes=modes, ports=ports, check_path="/last", relay_workers=relay_workers
+    ) as pair:
         pair.until_ready()
         yield pair

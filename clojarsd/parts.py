@@ -164,6 +164,7 @@ class Parts:
             lambda: self.configuration.plans.current_release(),
             self.relay.views,
             relay_pid=lambda: self.relay.pid,
+            relay_pids=lambda: self.relay.pids,
             usage=self.memory.latest,
             look=self.steering.look,
         )
@@ -327,7 +328,9 @@ class Parts:
                     log.error("hook_not_ended", role=role.value, hook=hook.value)
 
     def _take_up(self, adoption: Adoption) -> None:
-        for pid in self.claimed - {self.relay.pid}:  # in a container a new process has easily the number of an old one
+        for pid in self.claimed - {
+            *self.relay.pids
+        }:  # in a container a new process has easily the number of an old one
             self.processes.release(pid)
         for role in Role:  # in the same turn of the loop: who is adopted is claimed again
             self.runners[role].attach(self.watches[role], adoption.instances.get(role))

@@ -1,4 +1,4 @@
-"""Makes what brings clients to instances: the kernel's steering, and the link to the relay process."""
+"""Makes what brings clients to instances: the kernel's steering, and the links to the relay processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.settings import ServiceSettings
 from clojarsd.runtime.history import History
-from clojarsd.runtime.relay_launch import Owner
-from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_fleet import RelayFleet
+from clojarsd.runtime.relay_owner import Owner
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steering import Steering
 from clojarsd.system.cgroup import Groups
@@ -38,7 +38,7 @@ class TrafficParts:
         changed: called when what somebody may wait for has changed; set by the owner.
     """
 
-    relay: RelayLink
+    relay: RelayFleet
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TrafficParts:
         self._processes = processes
         self._groups = groups
         self._pid_of = pid_of
-        self._grouped: int | None = None
+        self._grouped: tuple[int, ...] = ()
         self.changed: Callable[[], None] = lambda: None
         reach = InstanceReach(self.processes_of)
         is_there = partial(is_left, service.name, ROOT)
@@ -68,7 +68,7 @@ class TrafficParts:
         service = self._service
         owner = Owner(self._processes.claim, self._processes.release, account_of(service.user, service.group))
         self.relay = await stack.enter_async_context(
-            RelayLink.open(frontends, service.runtime_dir, owner, self.steering)
+            RelayFleet.open(frontends, service.runtime_dir, owner, self.steering, service.relay_workers)
         )
         self.relay.attach(history)
         self._group_relay()
@@ -93,12 +93,13 @@ class TrafficParts:
         self.changed()
 
     def _group_relay(self) -> None:
-        """See to it that the relay process, also one that took another's place, is in the group that is its own."""
-        pid = self.relay.pid
-        if self._groups is None or pid is None or pid == self._grouped:
+        """See to it that relay processes, also those that took another's place, are in the group that is their own."""
+        pids = self.relay.pids
+        if self._groups is None or pids == self._grouped:
             return
-        self._grouped = pid
-        try:
-            self._groups.join(self._groups.leaf("relay"), pid)
-        except OSError as error:
-            log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+        for pid in set(pids) - set(self._grouped):
+            try:
+                self._groups.join(self._groups.leaf("relay"), pid)
+            except OSError as error:
+                log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+        self._grouped = pids

@@ -8,7 +8,7 @@
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
     PauseFrontend, ResumeFrontend ─────────────►
-    CapFrontend, CountFrom ────────────────────►
+    CapFrontend, CountFrom, CountOn ───────────►
     BeginDrain ────────────────────────────────► Drained
     Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
@@ -30,10 +30,10 @@ from typing import Any
 
 from clojarsd.core.codec import CLASS, decode, encode
 from clojarsd.core.connections import ConnectionView
-from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
+from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
-from clojarsd.core.routing import Caps
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.core.view import FrontendView
 
 PROTOCOL = 1
@@ -131,38 +131,6 @@ class Adopt:
 
     frontend: str
     role: Role
-
-
-@dataclass(frozen=True, slots=True)
-class PauseFrontend:
-    """Have new connections of a frontend wait for so many seconds. `by`: who wishes it."""
-
-    frontend: str
-    seconds: float
-    by: str
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeFrontend:
-    """Let new connections of a frontend wait no more."""
-
-    frontend: str
-
-
-@dataclass(frozen=True, slots=True)
-class CapFrontend:
-    """Have no more connections than that, until the settings of the frontend say something else about it."""
-
-    frontend: str
-    caps: Caps
-
-
-@dataclass(frozen=True, slots=True)
-class CountFrom:
-    """Show what is counted from here on."""
-
-    frontend: str
-    counted_from: CountedFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +297,7 @@ ToRelay = (
     | ResumeFrontend
     | CapFrontend
     | CountFrom
+    | CountOn
     | StopAccepting
     | Ping
     | ListConnections

@@ -62,6 +62,7 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
         "runtime_dir": DAEMON_RESTART,
         "state_dir": DAEMON_RESTART,
         "log_dir": DAEMON_RESTART,
+        "relay_workers": NOW,
     },
     "instances": {**dict.fromkeys(_AT_NEXT_START, NEXT_START), **dict.fromkeys(_AT_ONCE, NOW)},
     "checks": dict.fromkeys(("kind", "port", "path", "status", "command", "interval", "timeout", "rise", "fall"), NOW),

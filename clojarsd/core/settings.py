@@ -67,6 +67,7 @@ class ServiceSettings(Table):
     runtime_dir: kinds.AbsolutePath = Path("/run/clojarsd")
     state_dir: kinds.AbsolutePath = Path("/var/lib/clojarsd")
     log_dir: kinds.AbsolutePath = Path("/var/log/clojarsd")
+    relay_workers: processes.RelayWorkers = 1
 
 
 class RestartLimit(Table):

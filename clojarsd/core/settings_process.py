@@ -86,6 +86,7 @@ Watchdog = Annotated[float | None, Read(_or_never)]
 RestartAfter = Watchdog
 DurationOrNever = Watchdog
 MemoryMax = Annotated[int | None, Read(_memory)]
+RelayWorkers = Annotated[int, whole_number(1, 16)]
 Chroot = Annotated[Path | None, Read(_chroot)]
 CpuNumbers = Annotated[
     tuple[Annotated[int, whole_number(0, _MOST_CPUS - 1)], ...],

@@ -206,7 +206,8 @@ class DaemonView:
     Attributes:
         config: the path of its configuration file.
         generation: how many times code was executed under this pid; each upgrade raises it.
-        relay_pid: of the process that relays connections, or None.
+        relay_pid: of the process that relays connections, the first where there are several, or None.
+        relay_pids: of all of them, also of those that only let their connections end.
     """
 
     version: str
@@ -215,6 +216,7 @@ class DaemonView:
     config: str
     generation: int = 1
     relay_pid: int | None = None
+    relay_pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class PairView:
                 "config": self.daemon.config,
                 "generation": self.daemon.generation,
                 "relay_pid": self.daemon.relay_pid,
+                "relay_pids": list(self.daemon.relay_pids),
             },
             "instances": {role.value: self.instances[role].as_json() for role in Role},
             "frontends": {name: frontend.as_json() for name, frontend in self.frontends.items()},

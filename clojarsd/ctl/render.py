@@ -119,8 +119,9 @@ def _who_serves(frontends: Json) -> list[Piece]:
 def _daemon_line(status: Json, now: datetime) -> Line:
     daemon, release = status["daemon"], status["release"]["current"]
     text = f"clojarsd {daemon['version']}, process {daemon['pid']}, for {age(daemon['started_at'], now)}"
-    if daemon.get("relay_pid") is not None:
-        text += f", relay process {daemon['relay_pid']}"
+    pids = daemon.get("relay_pids") or [pid for pid in (daemon.get("relay_pid"),) if pid is not None]
+    if pids:
+        text += f", relay process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
     return [(text + (f", release {clean(release)}" if release else ""), "faint")]
 
 

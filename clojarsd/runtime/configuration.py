@@ -59,10 +59,13 @@ class Watch(Protocol):
 
 
 class Frontends(Protocol):
-    """All frontends; see `runtime.relay_link.RelayLink`."""
+    """All frontends; see `runtime.relay_fleet.RelayFleet`."""
 
-    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
-        """Have these frontends and no others; raises Failed when one cannot listen, and changes nothing then."""
+    async def configure(self, plans: Iterable[FrontendPlan], workers: int | None = None) -> None:
+        """Have these frontends and no others, in so many relay processes (None: as many as there are).
+
+        Raises Failed when one cannot listen, and changes nothing then.
+        """
 
 
 class Configuration:
@@ -208,7 +211,7 @@ class Configuration:
                 seen = await self._apart(self._look, new.service.user)
                 world = replace(seen, soft_nofile=world.soft_nofile)
             plans = replace(self._plans, settings=new, world=world)
-            await self._frontends.configure(await self._frontend_plans(plans))
+            await self._frontends.configure(await self._frontend_plans(plans), new.service.relay_workers)
         except Failed as failed:
             raise Refused(f"cannot reload: {failed}; nothing was changed") from failed
         return plans

@@ -113,7 +113,7 @@ class Frontend:
         """Count on from what another relay process had counted, and route as it did until told who is eligible."""
         self._accepted.update({role: before.accepted_total[role] for role in Role})
         self.waiting.accepted = before.accepted_total[None]
-        has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0
+        has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0 or before.failures > 0
         self._router.resume(before.active, primary_has_served=has_served, failures=before.failures)
         self.gate.thaw(None, before.caps, before.counted_from)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clojarsd.core.names import Role
@@ -31,3 +32,11 @@ def view_of(frontend: Frontend) -> FrontendView:
         draining={role: wall_clock(loop, at) for role, drain in drains.items() if (at := drain.until) is not None},
         failures=frontend._router.failures,
     )
+
+
+def count_on(frontend: Frontend, accepted: Mapping[Role | None, int]) -> None:
+    """Count what another process had accepted as if it had been here."""
+    for role in Role:
+        frontend._accepted[role] += accepted.get(role, 0)
+    frontend.waiting.accepted += accepted.get(None, 0)
+    frontend.counted()

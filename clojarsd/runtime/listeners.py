@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address
 from clojarsd.system.sockets import listen
 
-_Key = tuple[Address, bool]
+Key = tuple[Address, bool]
 """An address, and for an IPv6 one whether it leaves the port's IPv4 side alone."""
+Beside = Callable[[str, Key], socket.socket | None]
+"""Gives a socket that another relay process has for the frontend of that name there; None: nobody shares the place."""
+
+
+def none_beside(name: str, key: Key) -> socket.socket | None:
+    """What finds other processes' sockets where there is one process."""
+    return None
 
 
 class Listeners:
-    """Opens listening sockets for plans, keeps those that a new plan wants again, and closes the others."""
+    """Opens listening sockets for plans, keeps those that a new plan wants again, and closes the others.
 
-    def __init__(self) -> None:
-        self._open: dict[str, list[tuple[_Key, socket.socket]]] = {}
+    Args:
+        beside: finds a socket that one of these is to share its place with. Without one the place must be free.
+    """
+
+    def __init__(self, beside: Beside = none_beside) -> None:
+        self._beside = beside
+        self._open: dict[str, list[tuple[Key, socket.socket]]] = {}
 
     def of(self, name: str) -> list[socket.socket]:
         """Those of a frontend, in the order of its addresses."""
         return [listener for _, listener in self._open.get(name, [])]
+
+    @property
+    def every(self) -> list[socket.socket]:
+        """All of them."""
+        return [listener for pairs in self._open.values() for _, listener in pairs]
+
+    def find(self, name: str, key: Key) -> socket.socket | None:
+        """The one that a frontend has at that place, or else whichever frontend has it; None: none has."""
+        named = [listener for other, listener in self._open.get(name, ()) if other == key]
+        others = [one for pairs in self._open.values() for other, one in pairs if other == key and key[0].port]
+        return next(iter((*named, *others)), None)
 
     def addresses(self, name: str) -> list[Address]:
         """Where a frontend listens, with the ports that the kernel has chosen for port 0."""
@@ -47,21 +70,25 @@ class Listeners:
             plan.name: [(key, _pick(spare.get(plan.name, []), key)) for key in _keys(plan)] for plan in plans.values()
         }
         others = [pair for pairs in spare.values() for pair in pairs]
-        after: dict[str, list[tuple[_Key, socket.socket]]] = {}
+        after: dict[str, list[tuple[Key, socket.socket]]] = {}
         with ExitStack() as undo:
             for name, pairs in found.items():
                 after[name] = []
                 for key, own in pairs:
                     listener = own or _pick(others, key)
                     if listener is None:
-                        address, ipv6_only = key
-                        listener = undo.enter_context(listen(address, ipv6_only=ipv6_only, what=f"frontend {name}"))
+                        listener = undo.enter_context(self._listen(name, key))
                     after[name].append((key, listener))
             undo.pop_all()
         for _, unwanted in others:
             unwanted.close()
         before, self._open = self._open, after
         return {name for name, pairs in after.items() if before.get(name) != pairs}
+
+    def _listen(self, name: str, key: Key) -> socket.socket:
+        address, ipv6_only = key
+        beside = self._beside(name, key)
+        return listen(address, ipv6_only=ipv6_only, what=f"frontend {name}", beside=beside)
 
     def close(self) -> None:
         """Close all."""
@@ -71,12 +98,12 @@ class Listeners:
         self._open.clear()
 
 
-def _keys(plan: FrontendPlan) -> list[_Key]:
+def _keys(plan: FrontendPlan) -> list[Key]:
     """An IPv6 address of its own has no IPv4 side: it is the same socket, whatever else its frontend listens on."""
     return [(address, address.host == "::" and plan.is_beside_ipv4(address)) for address in plan.listen]
 
 
-def _pick(pairs: list[tuple[_Key, socket.socket]], key: _Key) -> socket.socket | None:
+def _pick(pairs: list[tuple[Key, socket.socket]], key: Key) -> socket.socket | None:
     """Take a socket of that key out of the list, if there is one."""
     for number, (other, listener) in enumerate(pairs):
         if other == key:

@@ -28,16 +28,15 @@ from clojarsd.core.relay_messages import (
     protocol_of,
     to_relay,
 )
+from clojarsd.runtime.relay_owner import Owner as Owner
 from clojarsd.system.channel import Channel, Descriptors, pair
 from clojarsd.system.confinement import Account
 from clojarsd.system.identity import user_of
-from clojarsd.system.relay_socket import clear_room, connect, credentials_of, make_room
+from clojarsd.system.relay_socket import clear_room, connect, credentials_of
 
 log = structlog.get_logger()
 
 MODULE = "clojarsd.relay_process"
-SOCKET = "relay/relay.sock"
-"""Below the runtime directory, in a directory that is the relay process's own, so that it need not be root there."""
 FORMER_SOCKET = "relay.sock"
 """Where a relay process of earlier versions is found."""
 HELLO_TIMEOUT = 5.0
@@ -54,36 +53,6 @@ _NOT_FOR_IT = frozenset(
 )
 """What the service manager says to the supervisor alone."""
 _CATCHABLE = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
-
-
-class Owner:
-    """Told which processes are ours to reap, so that nobody else does; see `system.process.Processes`.
-
-    Attributes:
-        account: whom relay processes become; None: they stay who we are.
-    """
-
-    def __init__(
-        self,
-        own: Callable[[int], None] = lambda pid: None,
-        disown: Callable[[int], None] = lambda pid: None,
-        account: Account | None = None,
-    ) -> None:
-        self.own = own
-        self.disown = disown
-        self.account = account
-
-    def code(self, digest: str) -> str:
-        """What tells a relay process that is as a new one would be from others."""
-        return digest if self.account is None else f"{digest}-{self.account}"
-
-    def keep_room(self, runtime_dir: Path) -> None:
-        """See to it that the relay process has a directory for its socket.
-
-        Raises:
-            OSError: it cannot be had.
-        """
-        make_room((runtime_dir / SOCKET).parent, self.account)
 
 
 class RelayPeer:
@@ -251,8 +220,10 @@ async def find(runtime_dir: Path, code: str, owner: Owner) -> Found | None:
     Raises:
         Failed: there is one that cannot be reached.
     """
-    found = await _find(runtime_dir / SOCKET, code, owner)
-    return found if found is not None else await _find(runtime_dir / FORMER_SOCKET, code, owner)
+    found = await _find(owner.place(runtime_dir), code, owner)
+    if found is None and owner.number == 1:
+        found = await _find(runtime_dir / FORMER_SOCKET, code, owner)
+    return found
 
 
 async def _find(path: Path, code: str, owner: Owner) -> Found | None:
@@ -328,7 +299,7 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
     ours, theirs = pair()
     try:
         owner.keep_room(runtime_dir)
-        pid, pidfd = _spawn(runtime_dir / SOCKET, code, theirs, take_over, owner.account)
+        pid, pidfd = _spawn(owner.place(runtime_dir), code, theirs, take_over, owner.account)
     except OSError as error:
         ours.close()
         raise Failed(f"cannot start the relay process: {_reason(error)}") from error
@@ -337,9 +308,9 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
     return RelayPeer(pid, pidfd, ours, owner)
 
 
-def leave(runtime_dir: Path) -> None:
+def leave(runtime_dir: Path, owner: Owner) -> None:
     """Take away what a relay process that has ended needed in the directory."""
-    clear_room(runtime_dir / SOCKET)
+    clear_room(owner.place(runtime_dir))
 
 
 def _spawn(

@@ -23,7 +23,6 @@ from clojarsd.core.relay_messages import (
     Close,
     Configure,
     Configured,
-    HandOver,
     Kept,
     Ping,
     Refusal,
@@ -34,12 +33,12 @@ from clojarsd.core.relay_messages import (
     Welcome,
     to_relay,
 )
-from clojarsd.runtime.listeners import Listeners
-from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, leave, spawn
+from clojarsd.runtime.listeners import Beside, Listeners, none_beside
+from clojarsd.runtime.relay_launch import END_TIMEOUT, MODULE, Owner, RelayPeer, find, find_again, launch, leave
+from clojarsd.runtime.relay_replacement import make_another, replace_relay
 from clojarsd.runtime.relay_traffic import RelayTraffic
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
-from clojarsd.system.channel import pair
 from clojarsd.system.source_digest import digest_of
 
 log = structlog.get_logger()
@@ -47,28 +46,32 @@ log = structlog.get_logger()
 PING_EVERY = 1.0
 MOST_UNANSWERED = 10
 """Pings after which a relay process that says nothing is killed. Counted, since our own time may have stood still."""
-STEADY = 10.0
-"""Seconds of life after which a relay process that ends is replaced at once."""
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 5.0
-"""Seconds before the next one is made when one after the other ends; doubled each time."""
 CONFIGURE_TIMEOUT = 10.0
-HANDOVER_TIMEOUT = 20.0
-"""Seconds for a new process to start and to have everything: more than the two give each other, see handover.py."""
 
 
 class RelayLink(RelayTraffic):
-    """The frontends, as the supervisor has them. Made by `open`; `run` belongs to the daemon's task group."""
+    """The frontends, as the supervisor has them. Made by `open`; `run` belongs to the daemon's task group.
 
-    def __init__(self, runtime_dir: Path, owner: Owner, steering: Steering) -> None:
+    Args:
+        beside: finds the sockets of other relay processes with the same frontends.
+
+    Attributes:
+        number: which of the relay processes it is about; the first is 1.
+        listeners: the listening sockets.
+        is_leaving: whether nobody takes the process's place when it ends; set by the owner.
+    """
+
+    def __init__(self, runtime_dir: Path, owner: Owner, steering: Steering, beside: Beside = none_beside) -> None:
         super().__init__(steering)
         self._runtime_dir = runtime_dir
         self._owner = owner
+        self.number = owner.number
         self._code = owner.code(digest_of(MODULE))
-        self._listeners = Listeners()
+        self.listeners = Listeners(beside)
         self._awaited: dict[int, asyncio.Future[None]] = {}
         """The `Configure` messages that were not answered yet, by number."""
         self._peer: RelayPeer | None = None
+        self.is_leaving = False
         self._is_adopted = False
         self._has_begun = False
         self._is_over = False
@@ -98,13 +101,17 @@ class RelayLink(RelayTraffic):
         """
         link = cls(runtime_dir, owner or Owner(), steering or Steering.absent())
         try:
-            await link._open(link.steering.plan(plans))
+            await link.take_up(link.steering.plan(plans))
             yield link
         finally:
-            if link._is_adopted or link._has_begun:
-                link.detach()
-            else:
-                await link.close()
+            await link.leave()
+
+    async def leave(self) -> None:
+        """Let go of the relay process; it ends if it was made here and never begun."""
+        if self._is_adopted or self._has_begun:
+            self.detach()
+        else:
+            await self.close()
 
     @property
     def pid(self) -> int | None:
@@ -131,7 +138,7 @@ class RelayLink(RelayTraffic):
         """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
         self.steering.end()
         self._tell(StopAccepting())
-        self._listeners.close()
+        self.listeners.close()
 
     async def configure(self, plans: Iterable[FrontendPlan]) -> None:
         """Have these frontends and no others: open connections live on, those of removed ones for their drain's time.
@@ -140,8 +147,8 @@ class RelayLink(RelayTraffic):
             Failed: an address cannot be listened on; nothing was changed.
         """
         wanted = self.steering.plan(plans)
-        moved = self._listeners.change(wanted)
-        wanted = self.steering.configure(wanted, self._listeners.addresses)
+        moved = self.listeners.change(wanted)
+        wanted = self.steering.configure(wanted, self.listeners.addresses)
         before, self._plans = self._plans, wanted
         if moved or before != wanted:
             await self._configure(moved)
@@ -154,19 +161,19 @@ class RelayLink(RelayTraffic):
             self._tell(Close())
             await self._peer.wait(END_TIMEOUT)
             await self._peer.end()
-            leave(self._runtime_dir)
+            leave(self._runtime_dir, self._owner)
         self.detach()
 
     def detach(self) -> None:
         """Let go of the relay process, which goes on with what it was told last."""
         self._is_over = True
-        self._forget_pauses()
+        self._pauses.forget_all()
         self.steering.detach()
         if self._peer is not None:
             self._peer.close()
             self._peer = None
         self._reset_homeless()
-        self._listeners.close()
+        self.listeners.close()
 
     # The relay process.
 
@@ -205,24 +212,8 @@ class RelayLink(RelayTraffic):
             else:
                 log.error("relay_lost", pid=peer.pid, reason=peer.reason)
                 self._mourn()
-                await self._replace()
-
-    async def _replace(self) -> None:
-        """Make another process with the same listening sockets, at once, or later when they end one after the other."""
-        if self._loop.time() - self._made_at >= STEADY:
-            self._delay = 0.0
-        while True:
-            await asyncio.sleep(self._delay)
-            self._delay = min(max(2 * self._delay, FIRST_DELAY), LONGEST_DELAY)
-            try:
-                peer = await launch(self._runtime_dir, self._code, self._owner)
-            except Failed as failed:
-                log.error("relay_not_started", reason=str(failed), next_try_s=self._delay)
-                continue
-            self._is_adopted = False
-            await self._take(peer)
-            log.warning("relay_replaced", pid=peer.pid, reason="clients waited in the backlog meanwhile")
-            return
+                if not self.is_leaving:
+                    await make_another(self)
 
     async def replace(self) -> None:
         """Have a new process take over listening sockets and connections, as when the source has changed.
@@ -230,43 +221,7 @@ class RelayLink(RelayTraffic):
         Raises:
             Failed: it could not; the old one stays in charge.
         """
-        old = self._peer
-        if old is None or not self._has_begun or self._held_back is not None:
-            raise Failed("cannot replace the relay process: none is in charge at the moment")
-        ours, theirs = pair()
-        try:
-            new = spawn(self._runtime_dir, self._code, self._owner, theirs)
-            self._kept = None
-            self._tell(HandOver(), [ours.fileno()])
-            self._held_back = []
-        finally:
-            ours.close()
-            theirs.close()
-        try:
-            answer = await new.greet(self._code, HANDOVER_TIMEOUT)
-        except BaseException:
-            await self._stay_with(old, new)
-            raise
-        if not isinstance(answer, Welcome):
-            await self._stay_with(old, new)
-            raise Failed(f"cannot replace the relay process: {self._kept or answer}; the old one stays in charge")
-        if self._is_over:
-            await new.end()
-            return
-        held_back, self._held_back = self._held_back or [], None
-        await self._adopt(new)
-        self._say(held_back)
-        await old.wait(END_TIMEOUT)
-        await old.end()
-        log.info("relay_handed_over", pid=new.pid, old=old.pid)
-
-    async def _stay_with(self, old: RelayPeer, new: RelayPeer) -> None:
-        """The new process has not answered, so it has nothing."""
-        await new.end()
-        held_back, self._held_back = self._held_back or [], None
-        self._say(held_back)
-        if not old.channel.is_open:
-            self._lost.set()
+        await replace_relay(self)
 
     def _say(self, held_back: list[tuple[ToRelay, list[int]]]) -> None:
         for message, descriptors in held_back:
@@ -274,38 +229,63 @@ class RelayLink(RelayTraffic):
             for number in descriptors:
                 os.close(number)
 
-    async def _open(self, plans: dict[str, FrontendPlan]) -> None:
+    async def take_up(self, plans: dict[str, FrontendPlan] | None) -> None:
+        """Have the relay process that runs, or else a new one, serve these plans.
+
+        Args:
+            plans: what `steering.plan` gives; None: whatever the one that runs has. If none does, there is none then.
+
+        Raises:
+            Failed: an address cannot be listened on, or there is no relay process to be had; nothing was changed.
+        """
         found = await find(self._runtime_dir, self._code, self._owner)
         if found is not None and isinstance(found.answer, Refusal) and found.answer.supervisor is not None:
             found.peer.close()
             raise Failed(f"cannot use the relay process {found.peer.pid}: {found.answer.reason}")
         if found is not None and isinstance(found.answer, Welcome):
-            peer = found.peer
-            try:
-                for standing in peer.welcome.frontends:
-                    self._listeners.take_over(standing.plan, peer.listeners.pop(standing.plan.name))
-                self._listeners.change(plans)
-            except BaseException:
-                peer.close()
-                raise
-            self._inherit(peer.welcome)
-            self._plans = self.steering.configure(plans, self._listeners.addresses)
-            self._is_adopted = True
-            log.info("relay_adopted", pid=peer.pid)
-            await self._adopt(peer)
+            await self._take_up(found.peer, plans)
             return
         if found is not None:
             reason = found.answer.reason if isinstance(found.answer, Refusal) else found.answer
             log.error("relay_ended", pid=found.peer.pid, reason=f"{reason}; its connections are cut")
             await found.peer.end()
-        self._listeners.change(plans)
-        self._plans = self.steering.configure(plans, self._listeners.addresses)
-        await self._take(await launch(self._runtime_dir, self._code, self._owner))
+        if plans is None:
+            return
+        if self._owner.number == 1:
+            self._listen_for(plans)
+            await self._take(await launch(self._runtime_dir, self._code, self._owner))
+            return
+        peer = await launch(self._runtime_dir, self._code, self._owner)
+        try:
+            self._listen_for(plans)  # not before: clients come there from now on
+        except BaseException:
+            await peer.end()
+            raise
+        await self._take(peer)
+
+    async def _take_up(self, peer: RelayPeer, plans: dict[str, FrontendPlan] | None) -> None:
+        try:
+            for standing in peer.welcome.frontends:
+                self.listeners.take_over(standing.plan, peer.listeners.pop(standing.plan.name))
+            self._inherit(peer.welcome)
+            if plans is None:
+                self._plans = {standing.plan.name: standing.plan for standing in peer.welcome.frontends}
+            else:
+                self._listen_for(plans)
+        except BaseException:
+            peer.close()
+            raise
+        self._is_adopted = True
+        log.info("relay_adopted", pid=peer.pid)
+        await self._adopt(peer)
+
+    def _listen_for(self, plans: dict[str, FrontendPlan]) -> None:
+        self.listeners.change(plans)
+        self._plans = self.steering.configure(plans, self.listeners.addresses)
 
     async def _take(self, peer: RelayPeer) -> None:
         """Tell a new process everything; first who is eligible, so that no route is chosen without that."""
         self._listen(peer)
-        self._is_mourning = False
         self._tell_eligible()
         await self._configure(set(self._plans), before=self.views)
         self._adopt_homeless()
@@ -322,7 +302,7 @@ class RelayLink(RelayTraffic):
         self._listen(peer)
         moved = {
             name for name in self._plans
-            if name not in standing or standing[name].listeners != len(self._listeners.of(name))
+            if name not in standing or standing[name].listeners != len(self.listeners.of(name))
             or standing[name].plan.listen != self._plans[name].listen
         }  # fmt: skip
         if moved or {name: one.plan for name, one in standing.items()} != self._plans:
@@ -334,6 +314,7 @@ class RelayLink(RelayTraffic):
 
     def _listen(self, peer: RelayPeer) -> None:
         self._peer = peer
+        self._is_mourning = False
         self._made_at = self._loop.time()
         self._unanswered = 0
         for listeners in peer.listeners.values():
@@ -350,7 +331,7 @@ class RelayLink(RelayTraffic):
         self._number += 1
         wanted, descriptors = [], list[int]()
         for name, plan in self._plans.items():
-            listeners = self._listeners.of(name) if name in moved else None
+            listeners = self.listeners.of(name) if name in moved else None
             descriptors += [listener.fileno() for listener in listeners or ()]
             count = None if listeners is None else len(listeners)
             wanted.append(Wanted(plan, count, before[name].last if before is not None and name in before else None))

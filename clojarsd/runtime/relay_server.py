@@ -26,12 +26,10 @@ from clojarsd.core.relay_messages import (
     Adopt,
     Begin,
     BeginDrain,
-    CapFrontend,
     Close,
     Configure,
     Configured,
     Connections,
-    CountFrom,
     Cut,
     Doubt,
     Drained,
@@ -42,11 +40,9 @@ from clojarsd.core.relay_messages import (
     Hello,
     Kept,
     ListConnections,
-    PauseFrontend,
     Ping,
     Pong,
     Refusal,
-    ResumeFrontend,
     SetEligible,
     Snapshot,
     Standing,
@@ -58,6 +54,7 @@ from clojarsd.core.relay_messages import (
     protocol_of,
     to_supervisor,
 )
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.connection_list import Listing
 from clojarsd.runtime.frontend import Frontend
@@ -216,7 +213,7 @@ class RelayServer:
                 self._accepting = False
                 self.traffic.stop_accepting()
                 self._show()
-            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom():
+            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom() | CountOn():
                 self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))

@@ -16,26 +16,25 @@ from clojarsd.core.names import Role
 from clojarsd.core.relay_messages import (
     Adopt,
     BeginDrain,
-    CapFrontend,
     Connections,
-    CountFrom,
     Cut,
     Doubt,
     Drained,
     EndDrain,
     Happened,
     ListConnections,
-    PauseFrontend,
-    ResumeFrontend,
     SetEligible,
     Snapshot,
     ToRelay,
     ToSupervisor,
     Welcome,
 )
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.core.routing import Caps
+from clojarsd.core.shares import unserved
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
+from clojarsd.runtime.pauses import Pauses
 from clojarsd.runtime.relay_views import Shown
 from clojarsd.runtime.steering import Steering
 from clojarsd.system.sockets import close_with_reset
@@ -63,7 +62,7 @@ class RelayTraffic(ABC):
         self.doubt: Callable[[Role], None] = lambda role: None
         self.changed: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
-        self._pauses: dict[str, _Paused] = {}
+        self._pauses = Pauses(self._loop, steering.set_paused)
         self._plans: dict[str, FrontendPlan] = {}
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
         self._drains: dict[Role, _Drain] = {}
@@ -73,8 +72,8 @@ class RelayTraffic(ABC):
         self._lists: dict[int, _List] = {}
         self._history: History | None = None
         self._early: list[Happened] = []
-        self._is_mourning = False
-        """Whether the process has gone, and no other has come."""
+        self._is_mourning = True
+        """Whether there is no process, and so no connection."""
         self._homeless: list[tuple[str, Role, Sequence[socket.socket]]] = []
         """Clients that wait for a relay process."""
 
@@ -122,22 +121,21 @@ class RelayTraffic(ABC):
     @property
     def paused(self) -> Mapping[str, Pause]:
         """The frontends whose new connections wait by order."""
-        return {name: paused.pause for name, paused in self._pauses.items()}
+        return self._pauses.paused
 
     def pause(self, name: str, until: float, by: str) -> None:
         """Have new connections of a frontend wait until that instant of the loop, whatever was wished before.
 
         The pause ends by itself, in the relay process as well, so also when there is no supervisor any more.
         """
-        self._forget_pause(name)
-        self._keep_pause(name, Pause(until, by))
+        self._pauses.begin(name, Pause(until, by))
         self._tell(PauseFrontend(name, max(until - self._loop.time(), 0.0), by))
 
     def resume(self, name: str) -> None:
         """Let new connections wait no more, if they do by order."""
-        if name in self._pauses:
+        if name in self.paused:
             self._tell(ResumeFrontend(name))
-            self._end_pause(name)
+            self._pauses.end(name)
 
     def cap(self, name: str, caps: Caps) -> None:
         """Have no more connections than that, until the settings of the frontend say something else about it."""
@@ -147,21 +145,19 @@ class RelayTraffic(ABC):
         """Show what is counted from there on."""
         self._tell(CountFrom(name, counted_from))
 
-    def _keep_pause(self, name: str, pause: Pause) -> None:
-        self._pauses[name] = _Paused(pause, self._loop.call_at(pause.until, self._end_pause, name))
-        self.steering.set_paused(self._pauses)
+    def count_on(self, name: str, accepted: Mapping[Role | None, int]) -> None:
+        """Count these too, which another relay process had accepted before it ended."""
+        self._tell(CountOn(name, accepted))
 
-    def _forget_pause(self, name: str) -> None:
-        if (paused := self._pauses.pop(name, None)) is not None:
-            paused.end.cancel()
-
-    def _end_pause(self, name: str) -> None:
-        self._forget_pause(name)
-        self.steering.set_paused(self._pauses)
-
-    def _forget_pauses(self) -> None:
-        for name in list(self._pauses):
-            self._forget_pause(name)
+    def follow(self, other: RelayTraffic, plans: Mapping[str, FrontendPlan]) -> None:
+        """Have a new process with these plans begin as the other stands: who is eligible and active, what is paused."""
+        self._eligible_since = dict(other._eligible_since)
+        for name, plan in plans.items():
+            self.views[name] = Shown(plan, partial(self.steering.show, name))
+            if name in other.views and (seen := other.views[name].last) is not None:
+                self.views[name].last = unserved(seen, plan.caps)
+        for name, pause in other.paused.items():
+            self._pauses.begin(name, pause)
 
     def _inherit(self, welcome: Welcome) -> None:
         """Know what an earlier supervisor has told the relay process, and what it shows."""
@@ -172,8 +168,9 @@ class RelayTraffic(ABC):
         self._inherited = set(welcome.draining)
         self._eligible_since |= {role: now if can else None for role, can in welcome.eligible.items()}
         self.steering.set_eligible(self._eligible_since)
+        self._pauses.forget_all()
         for name, (seconds, by) in welcome.paused.items():
-            self._keep_pause(name, Pause(now + seconds, by))
+            self._pauses.begin(name, Pause(now + seconds, by))
 
     def _tell_differences(self, welcome: Welcome) -> None:
         """Tell a relay process that goes on what is to be otherwise."""
@@ -185,10 +182,11 @@ class RelayTraffic(ABC):
 
     def _tell_pauses(self, known: Collection[str]) -> None:
         """Tell a relay process that knows of those."""
-        for name in set(known) - set(self._pauses):
+        paused = self.paused
+        for name in set(known) - set(paused):
             self._tell(ResumeFrontend(name))
-        for name in set(self._pauses) - set(known):
-            pause = self._pauses[name].pause
+        for name in set(paused) - set(known):
+            pause = paused[name]
             self._tell(PauseFrontend(name, max(pause.until - self._loop.time(), 0.0), pause.by))
 
     # Drains.
@@ -352,8 +350,8 @@ class RelayTraffic(ABC):
         """Have a view for each plan and no others."""
         for name in set(self.views) - set(self._plans):
             del self.views[name]
-        for name in set(self._pauses) - set(self._plans):
-            self._end_pause(name)
+        for name in set(self.paused) - set(self._plans):
+            self._pauses.end(name)
         for plan in self._plans.values():
             self._have_view(plan)
 
@@ -363,14 +361,6 @@ class RelayTraffic(ABC):
 
     def _last_shown(self, name: str) -> FrontendView | None:
         return self.views[name].last if name in self.views else None
-
-
-@dataclass(slots=True)
-class _Paused:
-    """A pause that was ordered and has not ended."""
-
-    pause: Pause
-    end: asyncio.TimerHandle
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ class Pair(Protocol):
 
 
 class Relay(Adopter, Protocol):
-    """The relay process; see `runtime.relay_link.RelayLink`."""
+    """The relay processes; see `runtime.relay_fleet.RelayFleet`."""
 
     @property
     def plans(self) -> Mapping[str, FrontendPlan]:

@@ -39,7 +39,7 @@ class Board:
     """Holds what the parts of the daemon publish about themselves. Lives as long as the daemon; nothing to close.
 
     Attributes:
-        relay_pid, usage: read when somebody looks, as the frontends are.
+        relay_pid, relay_pids, usage: read when somebody looks, as the frontends are.
         look: to be awaited before a picture that people are shown: brings up to date what must be asked for.
     """
 
@@ -48,6 +48,7 @@ class Board:
     current_release: Callable[[], str | None]
     frontends: Mapping[str, Viewed] = field(default_factory=dict)
     relay_pid: Callable[[], int | None] = lambda: None
+    relay_pids: Callable[[], tuple[int, ...]] = tuple
     usage: Callable[[Role], Used | None] = lambda role: None
     look: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Board:
     def view(self) -> PairView:
         """Everything at this moment."""
         frontends = {name: frontend.view() for name, frontend in self.frontends.items()}
-        daemon = replace(self.daemon, relay_pid=self.relay_pid())
+        daemon = replace(self.daemon, relay_pid=self.relay_pid(), relay_pids=self.relay_pids())
         instances = {role: self._with_usage(instance) for role, instance in self._instances.items()}
         return PairView(self.service, daemon, instances, frontends, self.current_release())
 

@@ -8,8 +8,9 @@ from functools import partial
 
 from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
-from clojarsd.core.relay_messages import CapFrontend, CountFrom, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.frontend_view import count_on
 
 
 class Traffic:
@@ -101,7 +102,7 @@ class Traffic:
             frontend.stop_accepting()
             frontend.waiting.let_all_go()
 
-    def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom) -> None:
+    def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom | CountOn) -> None:
         """Do what an operator has ordered about a frontend, if it is still there."""
         if (frontend := self._frontends.get(order.frontend)) is None:
             return
@@ -114,6 +115,8 @@ class Traffic:
                 frontend.gate.cap(caps)
             case CountFrom(_, counted_from):
                 frontend.gate.count_from(counted_from)
+            case CountOn(_, accepted):
+                count_on(frontend, accepted)
 
     def paused(self) -> dict[str, tuple[float, str]]:
         """The frontends whose new connections wait by order, the seconds left, and by whose order."""

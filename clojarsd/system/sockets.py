@@ -12,19 +12,22 @@ from pathlib import Path
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.names import Address
+from clojarsd.system.port_group import share
 
 BACKLOG = 4096
 """More than most kernels allow (net.core.somaxconn); they take the smaller."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
+def listen(address: Address, *, ipv6_only: bool, what: str, beside: socket.socket | None = None) -> socket.socket:
     """A non-blocking listening socket.
 
     Args:
         address: of a host that has a name and several addresses one is listened on, an IPv4 one where there is one.
         ipv6_only: for an IPv6 address: leave the port's IPv4 side alone.
         what: who listens, for the message.
+        beside: a listening socket of ours with which it shares its address and port, and the clients; None: it has the
+            port alone, and nobody else may listen there, not even one who would share it.
 
     Raises:
         Failed: the address is taken, not of this machine, or may not be used; says who has it where that can be seen.
@@ -40,7 +43,10 @@ def listen(address: Address, *, ipv6_only: bool, what: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted ones inherit it
         if is_ipv6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
-        listener.bind((host, address.port))
+        if beside is not None:
+            share(beside)
+            share(listener)
+        listener.bind((host, address.port) if beside is None else beside.getsockname()[:2])
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

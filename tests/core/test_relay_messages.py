@@ -19,12 +19,10 @@ from clojarsd.core.relay_messages import (
     Adopt,
     Begin,
     BeginDrain,
-    CapFrontend,
     Close,
     Configure,
     Configured,
     Connections,
-    CountFrom,
     Cut,
     Doubt,
     Drained,
@@ -35,11 +33,9 @@ from clojarsd.core.relay_messages import (
     Hello,
     Kept,
     ListConnections,
-    PauseFrontend,
     Ping,
     Pong,
     Refusal,
-    ResumeFrontend,
     SetEligible,
     Snapshot,
     Standing,
@@ -54,6 +50,7 @@ from clojarsd.core.relay_messages import (
     to_relay,
     to_supervisor,
 )
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 
@@ -90,6 +87,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     ResumeFrontend("http"),
     CapFrontend("http", Caps(3, 2, 1)),
     CountFrom("http", CountedFrom({P: 1, B: 2, None: 3}, "2026-11-23T12:00:00.000Z", "ada")),
+    CountOn("http", {P: 1, B: 2, None: 3}),
     StopAccepting(),
     Ping(7),
     ListConnections(8, "http"),

@@ -75,7 +75,9 @@ LINE = FrontendView(
 )
 PAIR = PairView(
     "clojars",
-    DaemonView("1.0.0", 812, "2026-11-23T12:00:00Z", "/etc/clojarsd.toml", generation=3, relay_pid=813),
+    DaemonView(
+        "1.0.0", 812, "2026-11-23T12:00:00Z", "/etc/clojarsd.toml", generation=3, relay_pid=813, relay_pids=(813, 814)
+    ),
     {Role.BACKUP: BACKUP, Role.PRIMARY: PRIMARY},
     {"http": HTTP, "line": LINE},
     "clojars-web-0.8.1-standalone.jar",
@@ -93,6 +95,7 @@ def test_the_whole_picture() -> None:
             "config": "/etc/clojarsd.toml",
             "generation": 3,
             "relay_pid": 813,
+            "relay_pids": [813, 814],
         },
         "instances": {
             "primary": {

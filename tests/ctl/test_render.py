@@ -145,6 +145,8 @@ def test_what_an_instance_uses_and_what_comes_next() -> None:
     status["daemon"]["relay_pid"] = 813
     lines = read(status).splitlines()
     assert lines[1] == ("clojarsd 0.1.0, process 812, for 3 d 2 h, relay process 813, release clojars-web-0.8.1.jar")
+    status["daemon"]["relay_pids"] = [813, 814]
+    assert "for 3 d 2 h, relay processes 813, 814, release" in read(status).splitlines()[1]
     assert [line.strip() for line in lines[4:9]] == [
         "an order to stop: SIGTERM sent",
         "at 2026-11-23 14:05:39Z: it is killed",

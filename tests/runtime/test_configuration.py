@@ -63,10 +63,12 @@ class FakeFrontends:
         self.refusal: Failed | None = None
         self.gate: asyncio.Event | None = None
         self.waiting = 0
+        self.workers: int | None = None
         self._deeds = deeds
 
-    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
+    async def configure(self, plans: Iterable[FrontendPlan], workers: int | None = None) -> None:
         wanted = {plan.name: plan for plan in plans}
+        self.workers = workers
         if self.gate is not None:
             self.waiting += 1
             await self.gate.wait()
@@ -293,6 +295,12 @@ async def test_frontends_are_first_and_all_others_only_follow(room: Room) -> Non
     plan = room.frontends.plans["http"]
     assert (plan.listen, plan.hold) == ((Address("127.0.0.1", 8081),), 7.0)
     assert room.applied == [room.configuration.plans.settings]
+
+
+async def test_another_number_of_relay_processes_is_told_with_the_frontends(room: Room) -> None:
+    room.write(service=FIRST["service"] + "relay_workers = 3\n")
+    assert await room.configuration.reload("ann") == ("service.relay_workers: 3 instead of 1",)
+    assert room.frontends.workers == 3
 
 
 async def test_a_reload_that_changes_no_check_keeps_what_is_known_of_instances(room: Room) -> None:

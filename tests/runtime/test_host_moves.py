@@ -67,7 +67,7 @@ class Frontends:
     def __init__(self) -> None:
         self.told = 0
 
-    async def configure(self, plans: Iterable[FrontendPlan]) -> None:
+    async def configure(self, plans: Iterable[FrontendPlan], workers: int | None = None) -> None:
         self.told += 1
 
 

@@ -15,8 +15,9 @@ import pytest
 import structlog
 
 from clojarsd.core.errors import Failed
-from clojarsd.runtime.relay_launch import FORMER_SOCKET, SOCKET
+from clojarsd.runtime.relay_launch import FORMER_SOCKET
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.confinement import Account
 from clojarsd.system.source_digest import PACKAGE
 from tests.support.fronts import B, P
@@ -197,7 +198,7 @@ async def test_one_of_an_earlier_version_is_found_and_hands_over_to_one_that_is_
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair.account = None
-    monkeypatch.setattr("clojarsd.runtime.relay_launch.SOCKET", FORMER_SOCKET)
+    monkeypatch.setattr("clojarsd.runtime.relay_owner.SOCKET", FORMER_SOCKET)
     async with pair.link() as link:
         old = pid_of(link)
         view = await pair.listening(link)

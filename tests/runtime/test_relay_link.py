@@ -21,8 +21,8 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.relay_messages import PROTOCOL, Hello, Refusal, from_relay, to_relay
 from clojarsd.core.routing import Caps
 from clojarsd.runtime import relay_link as module
-from clojarsd.runtime.relay_launch import SOCKET
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.channel import Channel, Descriptors
 from clojarsd.system.relay_socket import RelaySocket, connect, make_room
 from tests.support.fronts import LOOPBACK, NEVER, B, P, Past

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clojarsd.runtime.relay_launch import SOCKET
+from clojarsd.runtime.relay_owner import SOCKET
 from tests.support.faults import kill, pids
 from tests.support.pair import CHECKOUT, Clients, Pair
 from tests.support.real import unavailable

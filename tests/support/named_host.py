@@ -20,7 +20,7 @@ from clojarsd.core.saved import InForce
 from clojarsd.core.settings import parse_settings
 from clojarsd.runtime.configuration import Configuration
 from clojarsd.runtime.plans import Plans
-from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_fleet import RelayFleet
 from clojarsd.runtime.unit_parts import Plan
 from clojarsd.system.host_names import HostNames
 from clojarsd.system.probe import Prober
@@ -128,7 +128,7 @@ async def main(directory: Path, hosts: Path) -> None:
         prober = await stack.enter_async_context(Prober())
         plans = Plans(settings, World({}, becomes_user=False, soft_nofile=1024), prober)
         in_force = {role: plans.in_force(role) for role in Role}
-        link = await stack.enter_async_context(RelayLink.open(plans.frontends(in_force).values(), directory))
+        link = await stack.enter_async_context(RelayFleet.open(plans.frontends(in_force).values(), directory))
         configuration = Configuration(hosts, plans, Past(), _not_asked, _not_asked)
         stack.callback(configuration.close)
         configuration.attach({role: Unit(in_force[role]) for role in Role}, {}, link, _not_asked)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import psutil
 
-from clojarsd.runtime.relay_launch import SOCKET
+from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.sockets import free_ports
 from tests.support.app import command as app_command
 from tests.support.waiting import PATIENCE
@@ -37,6 +37,7 @@ group = "{group}"
 runtime_dir = "{home}/run"
 state_dir = "{home}/state"
 log_dir = "{home}/log"
+relay_workers = {relay_workers}
 
 [app]
 command = {command}
@@ -92,6 +93,7 @@ class Pair:
     program: Sequence[str] = (sys.executable, "-m", "clojarsd")
     daemon: subprocess.Popen[bytes] | None = None
     user: int = field(default_factory=os.geteuid)
+    relay_workers: int = 1
 
     def __post_init__(self) -> None:
         self.primary, self.backup = self.ports[0:2], self.ports[2:4]
@@ -116,6 +118,7 @@ class Pair:
                 line=self.line,
                 failback=self.failback,
                 mode=self.mode,
+                relay_workers=self.relay_workers,
             )
         )
         return self.config

@@ -14,8 +14,9 @@ from typing import Any
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime.relay_launch import Owner
+from clojarsd.runtime.relay_fleet import RelayFleet
 from clojarsd.runtime.relay_link import RelayLink
+from clojarsd.runtime.relay_owner import Owner
 from clojarsd.system.confinement import Account
 from tests.support.fronts import LOOPBACK, B, Instance, P, make_plan
 from tests.support.waiting import PATIENCE, until
@@ -122,7 +123,28 @@ class Pair:
                 if running is not None:
                     running.cancel()
 
-    async def client(self, link_or_view: RelayLink | FrontendView, name: str = "line") -> Client:
+    @contextlib.asynccontextmanager
+    async def fleet(
+        self, *plans: FrontendPlan, workers: int = 2, run: bool = True, begin: bool = True
+    ) -> AsyncIterator[RelayFleet]:
+        """The same with so many relay processes, which all end with the pair."""
+        owner = Owner(self.owned.add, self.owned.discard, self.account)
+        opened = RelayFleet.open(plans or (self.plan(),), self.dir, owner, workers=workers)
+        async with asyncio.TaskGroup() as group, opened as fleet:
+            self._pids += fleet.pids
+            running = group.create_task(fleet.run()) if run else None
+            if begin:
+                fleet.set_eligible(P, True)
+                fleet.set_eligible(B, True)
+                fleet.begin()
+            try:
+                yield fleet
+            finally:
+                self._pids += fleet.pids
+                if running is not None:
+                    running.cancel()
+
+    async def client(self, link_or_view: RelayLink | RelayFleet | FrontendView, name: str = "line") -> Client:
         """A client of the frontend."""
         view = link_or_view if isinstance(link_or_view, FrontendView) else link_or_view.views[name].view()
         async with asyncio.timeout(PATIENCE):
@@ -130,7 +152,7 @@ class Pair:
         self._clients.append(client)
         return client
 
-    async def listening(self, link: RelayLink, name: str = "line") -> FrontendView:
+    async def listening(self, link: RelayLink | RelayFleet, name: str = "line") -> FrontendView:
         """The frontend's view as soon as its port is known."""
         await until(lambda: not link.views[name].view().listen[0].endswith(":0"), "the port")
         return link.views[name].view()
