@@ -307,7 +307,7 @@ class Frontend:
             self._budget.give_back()
         self.counted()
         if role in self._drains:
-            self._drains[role].look()
+            self._drains[role].ended(reason)
         if self.gate.caps.are_set:
             self.waiting.let_go()
 

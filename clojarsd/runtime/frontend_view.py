@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.names import Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.gate import wall_clock
@@ -31,3 +32,9 @@ def view_of(frontend: Frontend) -> FrontendView:
         draining={role: wall_clock(loop, at) for role, drain in drains.items() if (at := drain.until) is not None},
         failures=frontend._router.failures,
     )
+
+
+def tally_of(frontend: Frontend, role: Role) -> DrainTally:
+    """What has become of the connections of the role in its latest drain there, so far."""
+    drain = frontend._drains.get(role)
+    return drain.tally if drain is not None else DrainTally()
