@@ -318,8 +318,8 @@ class Frontend:
         """Its name."""
         return self.plan.name
 
-    def why_wait(self) -> str:
-        """Why a client has to wait, in words."""
+    def why_wait(self) -> tuple[str, str | None]:
+        """Why a client has to wait, in words; and how the latest connect came to nothing, if that is why."""
         return places.why_wait(self)
 
     def is_connecting_waited(self) -> bool:
