@@ -140,7 +140,7 @@ class RelayLink(RelayTraffic):
             Failed: an address cannot be listened on; nothing was changed.
         """
         wanted = self.steering.plan(plans)
-        moved = self._listeners.change(wanted)
+        moved = self._listeners.change(wanted, self.pid)
         wanted = self.steering.configure(wanted, self._listeners.addresses)
         before, self._plans = self._plans, wanted
         if moved or before != wanted:
