@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -109,7 +109,7 @@ class Waiting:
             self.since = self._loop.time()
             reason, failure = self._frontend.why_wait()
             text = f"connections of frontend {self._frontend.name} wait: {reason}"
-            detail = {"connect_failed": failure} if failure is not None else {}
+            detail: dict[str, Any] = {"connect_failed": failure} if failure is not None else {}
             self.history.record(EventName.HOLD_STARTED, text, frontend=self._frontend.name, **detail)
             self.pacer.begin()
             self._frontend.tell(is_news=True)
