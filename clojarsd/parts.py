@@ -56,7 +56,7 @@ from clojarsd.system.process import Process, Processes
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.state_file import StateFile, alone_in
 from clojarsd.system.succession import Inherited, rehearse
-from clojarsd.system.world import look_at_world
+from clojarsd.system.world import foreign_sources, look_at_world
 from clojarsd.traffic_parts import TrafficParts
 
 log = structlog.get_logger()
@@ -98,8 +98,9 @@ class Parts:
         self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
         self.own = OwnConnections()
         prober = await stack.enter_async_context(Prober(self.own))
+        plans = Plans(self.settings, self.world, prober)
         self.configuration = Configuration(
-            self.config, Plans(self.settings, self.world, prober), self.history, read_settings, look_at_world
+            self.config, plans, self.history, read_settings, look_at_world, foreign_sources
         )
         stack.callback(self.configuration.close)
         self._open_processes(stack, saved)

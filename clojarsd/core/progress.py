@@ -134,13 +134,15 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
     was, seen = before.instances[role], after.instances[role]
     same = was.unit.state is seen.unit.state and was.unit.incarnation == seen.unit.incarnation
     if same and was.is_eligible == seen.is_eligible and was.pid == seen.pid:
-        return None
+        cut = _told_cut(was, seen)
+        return f"is drained, and {cut}" if cut is not None else None
     match seen.unit.state:
         case UnitState.DRAINING:
             left = connections(after, role)
             return f"gets no new connections; {left} open one{'' if left == 1 else 's'} may end"
         case UnitState.STOPPING if seen.pid is not None:
-            return f"ends (process {seen.pid})"
+            cut = _told_cut(was, seen)
+            return f"ends (process {seen.pid})" + (f", and {cut}" if cut is not None else "")
         case UnitState.STOPPING:  # it has ended
             return seen.reason if seen.unit.hook is HookName.POST_STOP else "ends"
         case UnitState.STARTING:
@@ -151,6 +153,13 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
             return "is stopped"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
+
+
+def _told_cut(was: InstanceView, seen: InstanceView) -> str | None:
+    """How many connections were cut, if that has become known between the pictures; what ended by itself is no news."""
+    if seen.drained is None or seen.drained == was.drained or not seen.drained.cut:
+        return None
+    return seen.drained.told_cut()
 
 
 def _is(seen: InstanceView) -> str:
@@ -202,7 +211,8 @@ def _judge_out(seen: InstanceView, view: PairView) -> Verdict | None:
         return None
     is_steered = any(frontend.mode == "steer" for frontend in view.frontends.values())
     what = "waits for none of its connections" if is_steered else "has no connections left"
-    return Verdict(True, f"{name} is out of rotation and {what}")
+    cut = f"; {seen.drained.told_cut()}" if seen.drained is not None and seen.drained.cut else ""
+    return Verdict(True, f"{name} is out of rotation and {what}{cut}")
 
 
 def _judge_in(seen: InstanceView) -> Verdict | None:

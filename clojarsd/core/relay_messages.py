@@ -30,6 +30,7 @@ from typing import Any
 
 from clojarsd.core.codec import CLASS, decode, encode
 from clojarsd.core.connections import ConnectionView
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
@@ -219,6 +220,8 @@ class Drained:
 
     number: int
     role: Role
+    tally: DrainTally | None = None
+    """What has become of them; earlier versions do not say."""
 
 
 @dataclass(frozen=True, slots=True)

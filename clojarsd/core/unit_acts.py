@@ -34,6 +34,9 @@ from clojarsd.core.unit_events import (
 )
 from clojarsd.core.unit_facts import SIGKILL, EndCause, Step, Unit, UnitPolicy
 
+DRAIN_MARGIN = 1.0
+"""Seconds beyond the time of the connections in which a drain shall have said what has become of them."""
+
 Act: TypeAlias = Callable[[Unit, Event, float, UnitPolicy], Step]
 
 
@@ -166,7 +169,7 @@ def drain_by_wish(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> S
 def drain_to_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """Its connections may end until a deadline; the end of the process comes after."""
     assert isinstance(event, Stop | Restart)
-    deadline = now + _shorter(policy.drain_timeout, event.within)
+    deadline = now + _shorter(policy.drain_timeout, event.within) + DRAIN_MARGIN
     draining = replace(_wish(unit, event), state=UnitState.DRAINING, deadline=deadline)
     return draining, (BeginDrain(unit.incarnation, event.within), Announce(EventName.DRAIN_STARTED))
 
@@ -174,9 +177,9 @@ def drain_to_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> St
 def change_drain(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """The process that is being drained is to be ended; a deadline already set holds, unless this one is sooner."""
     assert isinstance(event, Stop | Restart)
-    deadline = now + _shorter(policy.drain_timeout, event.within)
+    deadline = now + _shorter(policy.drain_timeout, event.within) + DRAIN_MARGIN
     if unit.deadline is not None:
-        deadline = min(unit.deadline, now + event.within) if event.within is not None else unit.deadline
+        deadline = min(unit.deadline, deadline) if event.within is not None else unit.deadline
     return replace(_wish(unit, event), deadline=deadline), (BeginDrain(unit.incarnation, event.within),)
 
 
@@ -187,7 +190,7 @@ def drain_sooner(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> St
     if event.within is None:
         return out, ()
     if unit.deadline is not None:
-        out = replace(out, deadline=min(unit.deadline, now + event.within))
+        out = replace(out, deadline=min(unit.deadline, now + event.within + DRAIN_MARGIN))
     return out, (BeginDrain(unit.incarnation, event.within),)
 
 
@@ -220,7 +223,7 @@ def drained(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 
 def cut_and_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """The time for draining is over."""
+    """The time for draining is over, and nobody has said in time what has become of the connections."""
     stopping, effects = _begin_end(unit, now, policy)
     return stopping, (CutConnections(unit.incarnation), Announce(EventName.DRAIN_FINISHED), *effects)
 

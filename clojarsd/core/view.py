@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Health, Role
 from clojarsd.core.routing import NO_CAPS, Caps, is_eligible
@@ -68,6 +69,7 @@ class InstanceView:
         reload_signal: the number of the signal that asks it to reload.
         trouble: what is wrong with it though it may get connections, in words; None when nothing is.
         stalls: how often it has been found to accept no connections; stall_seconds: for how long in all.
+        drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
     """
 
     role: Role
@@ -94,6 +96,7 @@ class InstanceView:
     trouble: str | None = None
     stalls: int = 0
     stall_seconds: float = 0.0
+    drained: DrainTally | None = None
 
     @property
     def is_eligible(self) -> bool:

@@ -189,7 +189,10 @@ def _explain_frontend(name: str, seen: Json, status: Json, past: _Past) -> list[
     else:
         sentences.append(f"{active} serves {name}{_since_when_not(past)}")
     if active is not None and held:
-        sentences.append(f"{_count(held, 'connection of it waits', 'connections of it wait')} to be connected")
+        since = past.hold(name)
+        why = since["detail"].get("connect_failed") if since is not None else None
+        waits = f"{_count(held, 'connection of it waits', 'connections of it wait')} to be connected"
+        sentences.append(f"{waits}: {why}" if why else waits)
     if active == "backup" and status["instances"]["primary"]["eligible"] and not seen.get("next"):
         sentences.append(
             "primary can serve again, and gets the new connections when it has been able to for long enough"

@@ -63,7 +63,7 @@ def resume(session: Session, frontend: str) -> None:
     order_frontend(session, "resume", frontend)
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # of `-1` we say ourselves that it is no limit
 @frontend_argument
 @click.argument("limit", nargs=-1, required=True, metavar="[total|primary|backup] N")
 @json_option

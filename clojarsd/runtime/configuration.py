@@ -75,6 +75,7 @@ class Configuration:
         path: the file, which is read again for every reload.
         read: gives its settings, and blocks; raises BadSettings.
         look: gives the world of launches as that user; raises Failed.
+        foreign: what settings name and this machine has not, a sentence each.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Configuration:
         history: History,
         read: Callable[[Path], Settings],
         look: Callable[[str], World],
+        foreign: Callable[[Settings], Sequence[str]] = lambda settings: (),
     ) -> None:
         self._path = path
         self._plans = plans
         self._history = history
         self._read = read
         self._look = look
+        self._foreign = foreign
         self._units: Mapping[Role, Unit]
         self._watches: Mapping[Role, Watch]
         self._frontends: Frontends
@@ -196,7 +199,9 @@ class Configuration:
         self._applied(new)
         if any(table.resolve is not None and not is_number(table.host) for table in new.instances.values()):
             self._moved.set()  # how long to wait for the next look may be another
-        sentences = changes.sentences(tuple(self._running()))
+        known = self._foreign(old)
+        foreign = [one for one in self._foreign(new) if one not in known]
+        sentences = [*changes.sentences(tuple(self._running())), *foreign]
         self._history.record(
             EventName.CONFIG_RELOADED, "the configuration has changed", None, by, changes=list(sentences)
         )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from clojarsd.core.drain_tally import DrainTally, with_end
 from clojarsd.core.names import Role
 from clojarsd.system.relay import EndReason, Session
 
@@ -58,19 +59,24 @@ class Drain:
 
     An HTTP connection changes sides with its client's next request, or when it has been silent; another one is closed
     when it has been silent. A connection whose client waits for an answer is waited for until the deadline.
+
+    Attributes:
+        tally: what has become of its connections so far.
     """
 
     def __init__(
         self, frontend: Drained, role: Role, when_drained: Callable[[], None], within: float | None = None
     ) -> None:
+        self.tally = DrainTally()
         self._frontend = frontend
         self._role = role
         self._when_drained: Callable[[], None] | None = when_drained
         self._loop = asyncio.get_running_loop()
         self._quiet_since: dict[Session, tuple[int, float]] = {}
         plan = frontend.plan
-        seconds = plan.drain if within is None else min(plan.drain, within)
-        self._deadline = self._loop.call_later(seconds, self._expire)
+        self._began_at = self._loop.time()
+        self._seconds = plan.drain if within is None else min(plan.drain, within)
+        self._deadline = self._loop.call_later(self._seconds, self._expire)
         self._every = max(plan.drain_idle / LOOKS_PER_IDLE_TIME, 0.01)
         if frontend.can_move:
             for session in list(frontend.open_sessions(role)):
@@ -88,6 +94,7 @@ class Drain:
         self._when_drained = when_drained
         if within is not None and self._loop.time() + within < self._deadline.when():
             self._deadline.cancel()
+            self._seconds = self._loop.time() + within - self._began_at
             self._deadline = self._loop.call_later(within, self._expire)
 
     # From one process to another.
@@ -128,8 +135,15 @@ class Drain:
 
     # The drain itself.
 
+    def ended(self, reason: EndReason) -> None:
+        """A connection has ended, or left the instance."""
+        if self._when_drained is not None:
+            is_sooner = self._seconds < self._frontend.plan.drain
+            self.tally = with_end(self.tally, reason, round(self._seconds, 1), is_sooner=is_sooner)
+        self.look()
+
     def look(self) -> None:
-        """Call back if no connection is left; the frontend says so whenever one has ended."""
+        """Call back if no connection is left."""
         if self._when_drained is not None and self._frontend.is_empty(self._role):
             when_drained, self._when_drained = self._when_drained, None
             self._deadline.cancel()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 from clojarsd.core.connections import ConnectionList, joined
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
 from clojarsd.core.routing import Caps
@@ -194,6 +196,11 @@ class FleetTraffic:
         self._drains.pop(role, None)
         for link in self._workers:
             link.end_drain(role)
+
+    def tally(self, role: Role) -> DrainTally | None:
+        """What has become of the connections of a drain that is over, in all relay processes; None: it is not over."""
+        told = [tally for link in self._links if (tally := link.tally(role)) is not None]
+        return reduce(add, told) if told else None
 
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""

@@ -307,7 +307,7 @@ class Frontend:
             self._budget.give_back()
         self.counted()
         if role in self._drains:
-            self._drains[role].look()
+            self._drains[role].ended(reason)
         if self.gate.caps.are_set:
             self.waiting.let_go()
 
@@ -318,8 +318,8 @@ class Frontend:
         """Its name."""
         return self.plan.name
 
-    def why_wait(self) -> str:
-        """Why a client has to wait, in words."""
+    def why_wait(self) -> tuple[str, str | None]:
+        """Why a client has to wait, in words; and how the latest connect came to nothing, if that is why."""
         return places.why_wait(self)
 
     def is_connecting_waited(self) -> bool:

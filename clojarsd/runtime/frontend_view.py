@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.names import Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.gate import wall_clock
@@ -40,3 +41,9 @@ def count_on(frontend: Frontend, accepted: Mapping[Role | None, int]) -> None:
         frontend._accepted[role] += accepted.get(role, 0)
     frontend.waiting.accepted += accepted.get(None, 0)
     frontend.counted()
+
+
+def tally_of(frontend: Frontend, role: Role) -> DrainTally:
+    """What has become of the connections of the role in its latest drain there, so far."""
+    drain = frontend._drains.get(role)
+    return drain.tally if drain is not None else DrainTally()

@@ -6,6 +6,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from clojarsd.core.addresses import is_number, overlap
+from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address
 from clojarsd.system.sockets import listen
@@ -59,8 +61,11 @@ class Listeners:
             for listener in listeners:
                 listener.close()
 
-    def change(self, plans: Mapping[str, FrontendPlan]) -> set[str]:
+    def change(self, plans: Mapping[str, FrontendPlan], relay: int | None = None) -> set[str]:
         """Listen for these plans and no others. The names of the frontends that have other sockets than before.
+
+        Args:
+            relay: the process that has the sockets besides this one, for the message.
 
         Raises:
             Failed: an address cannot be listened on; says why. All is as before.
@@ -77,7 +82,7 @@ class Listeners:
                 for key, own in pairs:
                     listener = own or _pick(others, key)
                     if listener is None:
-                        listener = undo.enter_context(self._listen(name, key))
+                        listener = undo.enter_context(self._listen(key, name, relay))
                     after[name].append((key, listener))
             undo.pop_all()
         for _, unwanted in others:
@@ -85,10 +90,22 @@ class Listeners:
         before, self._open = self._open, after
         return {name for name, pairs in after.items() if before.get(name) != pairs}
 
-    def _listen(self, name: str, key: Key) -> socket.socket:
+    def _listen(self, key: Key, name: str, relay: int | None) -> socket.socket:
         address, ipv6_only = key
-        beside = self._beside(name, key)
-        return listen(address, ipv6_only=ipv6_only, what=f"frontend {name}", beside=beside)
+        try:
+            return listen(address, ipv6_only=ipv6_only, what=f"frontend {name}", beside=self._beside(name, key))
+        except Failed as failed:
+            for whose, pairs in self._open.items():
+                for other, _ in pairs:
+                    own = other[0]
+                    if is_number(address.host) and overlap(address, own) and _families(key) & _families(other):
+                        by = f"our own relay process{f' {relay}' if relay is not None else ''}, for frontend {whose}"
+                        raise Failed(
+                            f"cannot listen on {address} for frontend {name}: address already in use by {by},"
+                            f" which listens on {own}; reload once with nothing on port {address.port},"
+                            " and then with what is wanted"
+                        ) from failed
+            raise
 
     def close(self) -> None:
         """Close all."""
@@ -101,6 +118,14 @@ class Listeners:
 def _keys(plan: FrontendPlan) -> list[Key]:
     """An IPv6 address of its own has no IPv4 side: it is the same socket, whatever else its frontend listens on."""
     return [(address, address.host == "::" and plan.is_beside_ipv4(address)) for address in plan.listen]
+
+
+def _families(key: Key) -> set[int]:
+    """Of which families a socket takes connections: 4, 6."""
+    address, ipv6_only = key
+    if ":" not in address.host:
+        return {4}
+    return {4, 6} if address.host == "::" and not ipv6_only else {6}
 
 
 def _pick(pairs: list[tuple[Key, socket.socket]], key: Key) -> socket.socket | None:

@@ -45,12 +45,13 @@ def next_role(frontend: Frontend, client: Client) -> Role | None:
     return chosen
 
 
-def why_wait(frontend: Frontend) -> str:
-    """Why a client has to wait, in words."""
+def why_wait(frontend: Frontend) -> tuple[str, str | None]:
+    """Why a client has to wait, in words; and how the latest connect came to nothing, if that is why."""
     if (pause := frontend.gate.paused) is not None:
-        return f"paused by {pause.by}"
+        return f"paused by {pause.by}", None
     if frontend._router.active is None:
-        return "no instance is eligible"
+        return "no instance is eligible", None
     if room(frontend) == 0:
-        return "there are as many connections as there may be"
-    return "no instance can be connected to"
+        return "there are as many connections as there may be", None
+    last = frontend._suspicion.last
+    return "no instance can be connected to" + (f" ({last})" if last is not None else ""), last

@@ -147,7 +147,7 @@ class RelayLink(RelayTraffic):
             Failed: an address cannot be listened on; nothing was changed.
         """
         wanted = self.steering.plan(plans)
-        moved = self.listeners.change(wanted)
+        moved = self.listeners.change(wanted, self.pid)
         wanted = self.steering.configure(wanted, self.listeners.addresses)
         before, self._plans = self._plans, wanted
         if moved or before != wanted:

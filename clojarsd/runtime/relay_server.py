@@ -340,12 +340,12 @@ class RelayServer:
             return
         drain.number = number
         if drain.is_over:
-            self._tell(Drained(number, role))
+            self._tell(Drained(number, role, self.traffic.tally(role)))
 
     def _drained(self, role: Role, drain: _DrainNumber) -> None:
         drain.is_over = True
+        self._tell(Drained(drain.number, role, self.traffic.tally(role)))
         self._show()
-        self._tell(Drained(drain.number, role))
 
     # News.
 

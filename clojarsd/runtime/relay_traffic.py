@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from clojarsd.core.connections import ConnectionList, ConnectionView, joined
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.names import Role
@@ -213,6 +214,13 @@ class RelayTraffic(ABC):
         self.steering.end_drain(role)
         self._tell(EndDrain(role))
 
+    def tally(self, role: Role) -> DrainTally | None:
+        """What has become of the connections of a drain that is over, as far as it is known; None: it is not over."""
+        drain = self._drains.get(role)
+        if drain is None or drain.is_in_relay or drain.is_in_kernel:
+            return None
+        return (drain.tally or DrainTally()) + self.steering.tally(role)
+
     def cut(self, role: Role) -> None:
         """Close the open connections with a reset."""
         self.steering.cut(role)
@@ -299,8 +307,8 @@ class RelayTraffic(ABC):
         match message:
             case Snapshot(frontends):
                 self._show(frontends)
-            case Drained(number, role):
-                self._drained(number, role)
+            case Drained(number, role, tally):
+                self._drained(number, role, tally)
             case Connections():
                 self._listed(message)
             case Doubt(role):
@@ -310,7 +318,7 @@ class RelayTraffic(ABC):
             case _:
                 pass
 
-    def _drained(self, number: int, role: Role, *, in_kernel: bool = False) -> None:
+    def _drained(self, number: int, role: Role, tally: DrainTally | None = None, *, in_kernel: bool = False) -> None:
         """No relayed, or no steered connection of the role is left; late news of an earlier drain means nothing."""
         drain = self._drains.get(role)
         if drain is None or drain.number != number:
@@ -319,7 +327,7 @@ class RelayTraffic(ABC):
         if in_kernel:
             drain.is_in_kernel = False
         else:
-            drain.is_in_relay = False
+            drain.is_in_relay, drain.tally = False, tally
         if not (was_over or drain.is_in_kernel or drain.is_in_relay):
             drain.when_drained()
 
@@ -336,9 +344,7 @@ class RelayTraffic(ABC):
         if self._history is None:
             self._early.append(happened)
             return
-        detail = dict(happened.detail)
-        if happened.at is not None:
-            detail["happened_at"] = happened.at
+        detail = dict(happened.detail) | ({"happened_at": happened.at} if happened.at is not None else {})
         self._history.record(happened.event, happened.message, happened.role, None, **detail)
 
     def _show(self, frontends: Mapping[str, FrontendView]) -> None:
@@ -371,6 +377,7 @@ class _Drain:
     when_drained: Callable[[], None]
     is_in_relay: bool = True
     is_in_kernel: bool = True
+    tally: DrainTally | None = None
 
 
 @dataclass(slots=True)

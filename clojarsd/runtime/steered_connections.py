@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 import structlog
 
 from clojarsd.core.connections import ConnectionList, ConnectionView, joined
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
@@ -143,6 +144,11 @@ class SteeredConnections:
         drain = self._drains.pop(role, None)
         if drain is not None:
             drain.close()
+
+    def tally(self, role: Role) -> DrainTally:
+        """What has become of the connections of the instance's drain, so far."""
+        drain = self._drains.get(role)
+        return drain.tally() if drain is not None else DrainTally()
 
     def cut(self, role: Role) -> None:
         """Reset the connections that the instance has accepted, as it is about to be ended.

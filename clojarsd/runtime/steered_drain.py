@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
 
 from clojarsd.core.connections import ConnectionView
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.runtime.steered_look import Looker, Seen, is_silent, may_end, owes_answer, view_of
@@ -74,6 +76,14 @@ class SteeredDrain:
         self._queued: dict[str, int] = {}
         """How many of those still wait in the instance's accept queue."""
         self._looks_in_vain = 0
+        self._met: set[int] = set()
+        """The cookies of all that were seen open, `_seen` of those that the latest look has seen."""
+        self._seen: set[int] = set()
+        self._reset: set[int] = set()
+        """Of those that were to be reset."""
+        self._told = DrainTally()
+        """What has become of those that were reset, or could not be."""
+        self._is_sooner = False
         self._is_cutting = False
         self._cannot_look: str | None = None
         self._call_off: Callable[[], None] = lambda: None
@@ -116,10 +126,18 @@ class SteeredDrain:
         """What is waited for, as the latest look has seen it."""
         return [view_of(name, self._role, one) for name in self._deadlines for one in self._left.get(name, ())]
 
+    def tally(self) -> DrainTally:
+        """What has become of its connections, as the latest look has seen it."""
+        told, stay = self._told, len(self._seen - self._reset)
+        known = told.silent + told.cut + told.left + stay
+        return replace(told, stay=stay, ended=max(len(self._met) - known, 0))
+
     def _set_deadlines(self, within: float | None) -> None:
         now = self._loop.time()
         for name in list(self._deadlines or self._plans):
-            seconds = self._plans[name].drain if within is None else min(within, self._plans[name].drain)
+            longest = self._plans[name].drain
+            seconds = longest if within is None else min(within, longest)
+            self._is_sooner |= seconds < longest
             self._deadlines[name] = min(self._deadlines.get(name, now + seconds), now + seconds)
 
     def _stop_waiting(self) -> None:
@@ -150,6 +168,7 @@ class SteeredDrain:
             self._cut(late)
         elif between := self._between_requests(now):
             self._is_cutting = True
+            self._reset |= {one.cookie for one in between}
             self._in_thread(lambda: self._looker.destroy(between), self._let_go)
         elif self._looks_in_vain >= 2 or not self._deadlines:
             self._finish()
@@ -164,6 +183,8 @@ class SteeredDrain:
         """Which are waited for, and whether somebody may still come."""
         if self._arriving is None:
             self._arriving = {name: {one.cookie for one in waiting} for name, waiting in seen.waiting.items()}
+        self._seen = {one.cookie for name in self._plans for one in seen.open.get((name, self._role), ())}
+        self._met |= self._seen
         for name in self._deadlines:
             plan = self._plans[name]
             self._left[name] = [one for one in seen.open[name, self._role] if not is_silent(one, plan.drain_idle)]
@@ -192,6 +213,7 @@ class SteeredDrain:
         assert not isinstance(result, OSError)
         self._is_cutting = False
         count, trouble = result
+        self._told += DrainTally(silent=count)
         if count:
             self._log.info("drain_let_go", connections=count, reason="they were between two requests near the end")
         if trouble is not None or self._when_drained is None:
@@ -221,6 +243,7 @@ class SteeredDrain:
             self._cut_done()
             return
         doomed = {name: list(self._left.get(name, ())) for name in names}
+        self._reset |= {one.cookie for some in doomed.values() for one in some}
 
         def cut() -> dict[str, tuple[int, str | None]]:
             return {name: self._looker.destroy(connections) for name, connections in doomed.items()}
@@ -246,10 +269,12 @@ class SteeredDrain:
         lasted = round(self._loop.time() - self._began_at, 1)
         reason = f"open {lasted:g} s after the drain began; {owed} of them waited for an answer"
         self._log.warning("drain_cut", frontend=name, connections=count, reason=reason)
+        self._told += DrainTally(cut=count, after=lasted, is_sooner=self._is_sooner)
 
     def _give_up(self, name: str, count: int | None, reason: str) -> None:
         """What cannot be reset, or even seen, ends with the instance."""
         self._log.warning("drain_left", frontend=name, connections=count, reason=reason)
+        self._told += DrainTally(left=count or 0, trouble=reason)
         self._deadlines.pop(name, None)
 
     def _cut_done(self) -> None:

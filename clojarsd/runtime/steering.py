@@ -15,6 +15,7 @@ from typing import NoReturn, Self
 import structlog
 
 from clojarsd.core.connections import ConnectionList
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
@@ -313,6 +314,10 @@ class Steering:
         """Leave the connections alone again."""
         if self._connections is not None:
             self._connections.end(role)
+
+    def tally(self, role: Role) -> DrainTally:
+        """What has become of the instance's steered connections in its latest drain."""
+        return DrainTally() if self._connections is None else self._connections.tally(role)
 
     def cut(self, role: Role) -> None:
         """Reset the instance's steered connections."""

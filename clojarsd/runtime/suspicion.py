@@ -18,16 +18,20 @@ class Suspicion:
 
     Attributes:
         until: loop time until which an instance is passed over; empty unless one has been silent.
+        last: why the latest connect that came to nothing did, in words; None: none has.
     """
 
-    __slots__ = ("_loop", "until")
+    __slots__ = ("_loop", "last", "until")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.until: dict[Role, float] = {}
+        self.last: str | None = None
 
     def failed(self, role: Role, error: OSError) -> bool:
         """A connect has come to nothing. Whether that makes the instance suspect."""
+        reason = error.strerror or str(error)
+        self.last = f"{role.value}: {reason[:1].lower()}{reason[1:]}"
         if error.errno not in _SILENT:
             return False
         self.until[role] = self._loop.time() + LASTS

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
 from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
 from clojarsd.runtime.frontend import Frontend
-from clojarsd.runtime.frontend_view import count_on
+from clojarsd.runtime.frontend_view import count_on, tally_of
 
 
 class Traffic:
@@ -51,7 +52,7 @@ class Traffic:
 
     def go_on_draining(self, role: Role, when_drained: Callable[[], None]) -> None:
         """Call back when nothing is left of the role in the frontends taken in, whose drains go on."""
-        drain = self._drains[role] = _WholeDrain(when_drained)
+        drain = self._drains[role] = _WholeDrain(role, when_drained)
         drain.left.update(frontend for frontend in self._frontends.values() if not frontend.is_empty(role))
         drain.look()
 
@@ -59,6 +60,10 @@ class Traffic:
         """A drain that goes on is over in the frontend of that name."""
         if role in self._drains and name in self._frontends:
             self._drains[role].over(self._frontends[name])
+
+    def tally(self, role: Role) -> DrainTally | None:
+        """What has become of the connections in the frontends where the role's drain is over; None without a drain."""
+        return self._drains[role].tally if role in self._drains else None
 
     @property
     def is_retiring(self) -> bool:
@@ -130,7 +135,10 @@ class Traffic:
         Args:
             within: seconds for all of them, where that is sooner.
         """
-        drain = self._drains[role] = _WholeDrain(when_drained)
+        before = self._drains.get(role)
+        drain = self._drains[role] = _WholeDrain(role, when_drained)
+        if before is not None and before.left:  # it goes on
+            drain.tally = before.tally
         drain.left.update(self._frontends.values())
         drain.left.update(frontend for frontend, roles in self._retiring.items() if role in roles)
         for frontend in list(self._frontends.values()):
@@ -164,12 +172,16 @@ class Traffic:
 class _WholeDrain:
     """The drain of one instance over all frontends; `left` are those in which it is not over."""
 
-    def __init__(self, when_drained: Callable[[], None]) -> None:
+    def __init__(self, role: Role, when_drained: Callable[[], None]) -> None:
+        self.tally = DrainTally()
+        self._role = role
         self.left: set[Frontend] = set()
         self._when_drained: Callable[[], None] | None = when_drained
 
     def over(self, frontend: Frontend) -> None:
         """It is over in this one."""
+        if frontend in self.left:
+            self.tally += tally_of(frontend, self._role)
         self.left.discard(frontend)
         self.look()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.health import CheckRecord, verdict
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import ProcessIdentity
@@ -29,6 +30,7 @@ class UnitMemory:
         left: what the latest process has left behind, in words; None when nothing.
         trouble: what is wrong with the process though it may serve, in words; None when nothing is.
         ended_after: how many stop signals the latest process that has ended was sent.
+        drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
         adopted: whether another daemon launched the process.
         executed: whether its command runs: before that others may be on its ports.
         stalled: that the process accepts no connections, in words; None when it is not known not to.
@@ -54,6 +56,7 @@ class UnitMemory:
     left: str | None = None
     trouble: str | None = None
     ended_after: int = 0
+    drained: DrainTally | None = None
     adopted: bool = False
     executed: bool = False
     stalled: str | None = None
@@ -152,6 +155,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         next=next_step(unit, deadline),
         reload_signal=plan.policy.reload_signal,
         trouble=memory.trouble,
+        drained=memory.drained,
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
     )
@@ -230,27 +234,27 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
 
 
 def announcement(
-    role: Role, event: EventName, unit: Unit, reason: str | None, policy: UnitPolicy, ended_after: int
+    role: Role, event: EventName, unit: Unit, reason: str | None, policy: UnitPolicy, memory: UnitMemory
 ) -> str:
-    """The sentence for the history about an event of the machine.
-
-    Args:
-        ended_after: how many stop signals the latest process that has ended was sent.
-    """
+    """The sentence for the history about an event of the machine."""
     match event:
         case EventName.INSTANCE_READY:
             message = "is ready"
         case EventName.INSTANCE_EXITED:
             assert unit.last_end is not None
             message = describe_end(
-                role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after
+                role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=memory.ended_after
             )
         case EventName.INSTANCE_FAILED:
             message = f"is not started again: {reason}"
         case EventName.DRAIN_STARTED:
             message = "gets no new connections; open ones may end"
+        case _ if unit.state is UnitState.READY:
+            message = "gets connections again"
+        case _ if memory.drained is None:
+            message = "waits for its connections no longer: those that are still open are cut"
         case _:
-            message = "has no connections left" if unit.state is not UnitState.READY else "gets connections again"
+            message = memory.drained.told()
     return message if message.startswith("cannot") else f"{role.value} {message}"
 
 

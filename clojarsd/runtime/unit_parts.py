@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.health import CheckRecord
 from clojarsd.core.history import EventName
@@ -133,6 +134,9 @@ class Traffic(Protocol):
 
     def end_drain(self, role: Role) -> None:
         """Leave open connections alone again."""
+
+    def tally(self, role: Role) -> DrainTally | None:
+        """What has become of the connections of a drain that is over; None: it is not, or there was none."""
 
     def cut(self, role: Role) -> None:
         """Close the open connections."""

@@ -224,6 +224,7 @@ class UnitRunner(UnitNews):
                 if self._process is not None:
                     self._process.signal_main(number)
             case events.BeginDrain(incarnation, within):
+                self._memory.drained = None
                 drained, left = events.Drained(incarnation), self._unit.time_left(self._loop.time())
                 traffic.begin_drain(self.role, lambda: self.report(drained), left if within is None else within)
             case events.EndDrain():
@@ -310,7 +311,10 @@ class UnitRunner(UnitNews):
             else:
                 self._log.info("unit_exited", how=str(end.status), incarnation=end.incarnation)
                 detail |= {"code": end.status.code, "signal": end.status.signal}
-        text = announcement(self.role, event, unit, self._view().reason, self._plan.policy, self._memory.ended_after)
+        if event is EventName.DRAIN_FINISHED and unit.state is not UnitState.READY:
+            self._memory.drained = self._around.traffic.tally(self.role)
+            detail |= self._memory.drained.detail() if self._memory.drained is not None else {}
+        text = announcement(self.role, event, unit, self._view().reason, self._plan.policy, self._memory)
         self._around.history.record(event, text, self.role, self._memory.by, **detail)
 
     def _remember(self, goal: Goal, by: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -38,8 +38,8 @@ class Waited(Protocol):
     def room(self) -> int | None:
         """How many may be connected now; None: any number."""
 
-    def why_wait(self) -> str:
-        """Why a client has to wait, in words."""
+    def why_wait(self) -> tuple[str, str | None]:
+        """Why a client has to wait, in words; and how the latest connect came to nothing, if that is why."""
 
     def is_connecting_waited(self) -> bool:
         """Whether a client that had to wait is being connected."""
@@ -107,8 +107,10 @@ class Waiting:
         """Let the client wait."""
         if self.since is None and (self.hold.seconds > 0 or self._pause is not None):  # else each is turned away
             self.since = self._loop.time()
-            text = f"connections of frontend {self._frontend.name} wait: {self._frontend.why_wait()}"
-            self.history.record(EventName.HOLD_STARTED, text, frontend=self._frontend.name)
+            reason, failure = self._frontend.why_wait()
+            text = f"connections of frontend {self._frontend.name} wait: {reason}"
+            detail: dict[str, Any] = {"connect_failed": failure} if failure is not None else {}
+            self.history.record(EventName.HOLD_STARTED, text, frontend=self._frontend.name, **detail)
             self.pacer.begin()
             self._frontend.tell(is_news=True)
         if client.give_up_at is None:

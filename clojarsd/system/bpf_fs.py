@@ -9,10 +9,12 @@ Source: statfs(2), mount(2), umount(2), proc_pid_mountinfo(5).
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
 import struct
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ OURS: Final = "clojarsd"
 _MAGIC: Final = 0xCAFE4A11
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _UMOUNT_NOFOLLOW: Final = 8
+_UNMOUNT_PAUSE: Final = 0.02
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,6 +65,27 @@ def unmount_ours(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def unmount_ours_within(path: Path, seconds: float) -> str | None:
+    """The same, tried again for so long where somebody is in it just now, as who looks at it is; blocks.
+
+    Returns:
+        Why it stays although it is ours and nothing is pinned in it; None: it is gone, or is to stay.
+    """
+    give_up_at = time.monotonic() + seconds
+    while _source(path) == OURS:
+        try:
+            if any("." not in entry.name for entry in path.iterdir()):
+                return None
+            _check(_libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return None
+            if time.monotonic() >= give_up_at:
+                return os.strerror(error.errno).lower()
+            time.sleep(_UNMOUNT_PAUSE)
+    return None
 
 
 def _source(path: Path) -> str | None:

@@ -25,7 +25,7 @@ from clojarsd.core.steering_reasons import (
     why_taken,
 )
 from clojarsd.system import bpf
-from clojarsd.system.bpf_fs import is_bpf_fs, mount_bpf_fs, unmount_ours
+from clojarsd.system.bpf_fs import is_bpf_fs, mount_bpf_fs, unmount_ours, unmount_ours_within
 
 ROOT: Final = Path("/sys/fs/bpf")
 FAMILY: Final = "clojarsd"
@@ -182,6 +182,13 @@ def left_behind(root: Path) -> Iterator[SteeringDirectory]:
 def sweep(root: Path) -> None:
     """Remove the directory of all daemons and the file system, where they are ours and empty."""
     _remove_parents(root)
+
+
+def sweep_within(root: Path, seconds: float) -> str | None:
+    """The same, tried again for so long while somebody is in the file system; blocks. Why it stays, or None."""
+    with contextlib.suppress(OSError):
+        (root / FAMILY).rmdir()
+    return unmount_ours_within(root, seconds)
 
 
 def refuse_if_impossible(powers: Powers) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from clojarsd.core.api import Awaited, Verb
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotation, UnitState
 from clojarsd.core.progress import (
     Verdict,
@@ -337,3 +338,28 @@ def test_a_step_in_words(before: InstanceView, after: InstanceView, left: int, s
 def test_one_connection_is_one() -> None:
     seen = pair(instance(DRAINING), READY, 1, Role.PRIMARY)
     assert narrate(Role.BACKUP, pair(instance(READY)), seen) == "gets no new connections; 1 open one may end"
+
+
+TWO_CUT = DrainTally(ended=7, cut=2, after=30.0)
+
+
+def test_a_step_says_how_many_connections_were_cut() -> None:
+    before, after = instance(DRAINING), replace(instance(STOPPING), drained=TWO_CUT)
+    assert narrate(Role.BACKUP, pair(before), pair(after)) == (
+        "ends (process 7), and 2 of 9 connections were cut after 30 s (drain)"
+    )
+    after = replace(before, drained=TWO_CUT)
+    assert narrate(Role.BACKUP, pair(before), pair(after)) == (
+        "is drained, and 2 of 9 connections were cut after 30 s (drain)"
+    )
+    assert narrate(Role.BACKUP, pair(after), pair(after)) is None
+    assert narrate(Role.BACKUP, pair(before), pair(replace(before, drained=DrainTally(ended=1)))) is None
+
+
+def test_the_end_of_a_drain_says_how_many_connections_were_cut() -> None:
+    seen = replace(instance(PARKED), drained=TWO_CUT)
+    verdict = judge(Verb.DRAIN, Role.BACKUP, pair(seen), FIRST)
+    assert verdict == Verdict(
+        True,
+        "backup is out of rotation and has no connections left; 2 of 9 connections were cut after 30 s (drain)",
+    )

@@ -11,6 +11,7 @@ import pytest
 from clojarsd.core import relay_messages as module
 from clojarsd.core.codec import Unfit
 from clojarsd.core.connections import ConnectionPhase, ConnectionView
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role, UnixAddress
@@ -99,6 +100,7 @@ FROM_RELAY: list[ToSupervisor] = [
     Refusal(PROTOCOL, "busy", 42),
     Configured(3),
     Drained(4, B),
+    Drained(4, B, DrainTally(1, 2, 3, 4, 5, 30.0, is_sooner=True, left=6, trouble="no")),
     Pong(7),
     Connections(8, (CONNECTION, HELD), 3, is_last=True),
     Snapshot({"http": VIEW}),

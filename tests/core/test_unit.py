@@ -16,6 +16,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import ExitStatus, Goal, HookName, Incarnation, LaunchStage, Rotation, UnitState
 from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
 from clojarsd.core.unit import TRANSITIONS, EndCause, Step, Unit, UnitPolicy, step
+from clojarsd.core.unit_acts import DRAIN_MARGIN
 from clojarsd.core.unit_events import (
     Announce,
     BeginDrain,
@@ -197,7 +198,7 @@ def test_a_proof_out_of_rotation_makes_draining() -> None:
 def test_stop_drains_then_signals_then_rests() -> None:
     draining, effects = after(READY, Stop())
     assert draining == replace(
-        READY, goal=Goal.DOWN, state=UnitState.DRAINING, cause=EndCause.STOP, deadline=NOW + 30.0
+        READY, goal=Goal.DOWN, state=UnitState.DRAINING, cause=EndCause.STOP, deadline=NOW + 30.0 + DRAIN_MARGIN
     )
     assert effects == (BeginDrain(FIRST), Announce(EventName.DRAIN_STARTED))
     stopping, effects = after(draining, Drained(FIRST))
@@ -257,7 +258,7 @@ def test_an_operators_drain_lasts_until_undrain() -> None:
 
 def test_a_stop_of_a_drained_unit_gets_a_deadline() -> None:
     became, effects = after(PARKED, Stop())
-    assert (became.deadline, became.cause, became.rotation) == (NOW + 30.0, EndCause.STOP, Rotation.IN)
+    assert (became.deadline, became.cause, became.rotation) == (NOW + 30.0 + DRAIN_MARGIN, EndCause.STOP, Rotation.IN)
     assert effects == (BeginDrain(FIRST),)
 
 
@@ -269,7 +270,7 @@ def test_a_second_order_does_not_lengthen_a_drain() -> None:
 def test_an_order_says_how_long_its_drain_may_take_where_that_is_sooner(order: type[Stop] | type[Restart]) -> None:
     for within, seconds in ((5.0, 5.0), (0.0, 0.0), (300.0, 30.0)):
         draining, effects = after(READY, order(within))
-        assert draining.deadline == NOW + seconds
+        assert draining.deadline == NOW + seconds + DRAIN_MARGIN
         assert effects == (BeginDrain(FIRST, within), Announce(EventName.DRAIN_STARTED))
 
 
@@ -278,7 +279,7 @@ def test_a_second_order_shortens_a_drain_that_is_under_way() -> None:
     assert DRAINING.deadline > NOW + 5.0
     for order in (Stop(5.0), Restart(5.0), Drain(5.0)):
         became, effects = after(DRAINING, order)
-        assert became.deadline == NOW + 5.0
+        assert became.deadline == NOW + 5.0 + DRAIN_MARGIN
         assert effects == (BeginDrain(FIRST, 5.0),)
     assert after(DRAINING, Stop(3000.0))[0].deadline == DRAINING.deadline
 
@@ -288,7 +289,7 @@ def test_an_operators_drain_can_be_shortened_and_has_no_deadline_of_its_own() ->
     assert after(PARKED, Drain(2.0)) == (PARKED, (BeginDrain(FIRST, 2.0),))
     assert after(PARKED, Drain()) == (PARKED, ())
     became, effects = after(PARKED, Restart(2.0))
-    assert (became.deadline, effects) == (NOW + 2.0, (BeginDrain(FIRST, 2.0),))
+    assert (became.deadline, effects) == (NOW + 2.0 + DRAIN_MARGIN, (BeginDrain(FIRST, 2.0),))
 
 
 def test_a_drain_by_wish_survives_a_crash() -> None:

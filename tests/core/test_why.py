@@ -325,6 +325,14 @@ def test_connections_that_wait_although_somebody_serves_and_how_they_go() -> Non
     ]
 
 
+def test_why_an_instance_cannot_be_connected_to_although_it_serves() -> None:
+    failure = "primary: cannot assign requested address"
+    story = Story().tell(60, EventName.HOLD_STARTED, "connections wait", frontend="http", connect_failed=failure)
+    assert explain(picture(held=2), story.events, today=TODAY)["frontends"]["http"][1:] == [
+        f"2 connections of it wait to be connected: {failure}",
+    ]
+
+
 def test_what_comes_next_is_in_its_order() -> None:
     backup = serving(BACKUP, next=Next("backup is late", at(30)))
     primary = serving(PRIMARY, next=Next("primary is late", at(40)))

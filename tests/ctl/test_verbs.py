@@ -789,6 +789,8 @@ async def test_a_stop_that_fails_or_is_refused(room: Room) -> None:
         (["reset", "ftp"], "there is no frontend ftp (http, all)"),
         (["pause", "http", "--for", "0s"], "Error: Invalid value for '--for': 0s is no time at all"),
         (["cap", "http", "many"], "Error: many is not a number of connections"),
+        (["cap", "http", "-1"], "Error: -1 is not a number of connections"),
+        (["cap", "http", "backup", "-1"], "Error: -1 is not a number of connections"),
         (["cap", "http", "third", "5"], "Error: third 5 is not a limit ([total|primary|backup] N)"),
         (["cap", "http", "2000000"], "total is 2000000, not a number of connections (0 to 1000000)"),
         (["start", "primary", "--within", "5s"], "Error: No such option '--within'."),

@@ -30,6 +30,7 @@ from clojarsd.runtime.unit_parts import LaunchReports, Plan
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.system.probe import Prober
 from clojarsd.system.settings_file import read_settings
+from clojarsd.system.world import foreign_sources
 from tests.support.units import LONG, TERMED, FakeProcess, Units
 from tests.support.waiting import PATIENCE, until
 
@@ -149,7 +150,7 @@ class Room:
         self.reads = 0
         self.reading.set()
         self.plans = Plans(read_settings(file), WORLD, self.prober)
-        self.configuration = Configuration(file, self.plans, self.units.history, self.read, self.look)
+        self.configuration = Configuration(file, self.plans, self.units.history, self.read, self.look, foreign_sources)
         around = replace(self.units.around, launch=self.launch, launched=self.launched)
         self.specs: dict[Role, LaunchSpec] = {}
         self.runners = {role: Runner(role, self.plans.unit(role), around) for role in Role}
@@ -301,6 +302,21 @@ async def test_another_number_of_relay_processes_is_told_with_the_frontends(room
     room.write(service=FIRST["service"] + "relay_workers = 3\n")
     assert await room.configuration.reload("ann") == ("service.relay_workers: 3 instead of 1",)
     assert room.frontends.workers == 3
+
+
+async def test_a_source_that_is_no_address_of_this_machine_is_told_when_it_comes(room: Room) -> None:
+    """192.0.2.0/24 is nobody's: RFC 5737."""
+    listen = 'listen = "127.0.0.1:8080"\nport = "http"\n'
+    room.write(frontends__http=f'{listen}source = "192.0.2.7"\n')
+    sentences = list(await room.configuration.reload("ann"))
+    told = (
+        "frontends.http.source: 192.0.2.7: cannot assign requested address;"
+        " no instance can be connected to from there, so clients of this frontend wait"
+    )
+    assert sentences[1:] == [told]
+    assert room.units.history.events[-1][4]["changes"] == sentences
+    room.write(frontends__http=f'{listen}source = "192.0.2.7"\nhold = "7s"\n')
+    assert told not in await room.configuration.reload("ann"), "it was told before"
 
 
 async def test_a_reload_that_changes_no_check_keeps_what_is_known_of_instances(room: Room) -> None:

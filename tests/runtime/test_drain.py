@@ -7,7 +7,10 @@ import socket
 import pytest
 import structlog
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.history import EventName
+from clojarsd.core.names import Role
+from clojarsd.runtime.frontend_view import tally_of
 from clojarsd.system.sockets import since_data
 from tests.support.fronts import NEVER, Front, P, pending_timers
 from tests.support.sockets import Rig, receive_exactly, receive_to_the_end, stays_silent, wait_for
@@ -264,6 +267,32 @@ def test_it_lasts_no_longer_than_is_wished(rig: Rig) -> None:
             rig.call(lambda: front.frontend.begin_drain(P, calls, 0.1))
             assert receive_to_the_end(client) == (b"", True)
             calls.until_one()
+
+
+def test_it_counts_what_ended_by_itself_and_what_was_cut(rig: Rig) -> None:
+    with Front(rig) as front:
+        done, owed = front.client(b"x"), front.client(b"x")
+        ends = [front.primary.accept() for _ in range(2)]
+        front.eligible(primary=False, backup=True)
+        calls = Calls(front)
+        rig.call(lambda: front.frontend.begin_drain(P, calls, 1.0))
+        done.close()
+        ends[0].close()
+        front.until(primary=1)
+        assert receive_to_the_end(owed) == (b"", True)
+        calls.until_one()
+        ends[1].close()
+        expected = DrainTally(ended=1, cut=1, after=1.0, is_sooner=True)
+        assert rig.call(lambda: tally_of(front.frontend, P)) == expected
+        assert rig.call(lambda: tally_of(front.frontend, Role.BACKUP)) == DrainTally()
+
+
+def test_it_counts_what_was_silent(rig: Rig) -> None:
+    with Front(rig, drain_idle=0.05) as front:
+        front.client()
+        with front.primary.accept():
+            drain(front).until_one()
+            assert rig.call(lambda: tally_of(front.frontend, P)) == DrainTally(silent=1)
 
 
 def test_a_second_one_makes_it_shorter_and_never_longer(rig: Rig) -> None:

@@ -33,6 +33,18 @@ def test_a_held_client_is_served_when_an_instance_is_eligible(rig: Rig) -> None:
         assert rig.call(pending_timers) == 0
 
 
+def test_why_nobody_can_be_connected_to_is_told(rig: Rig) -> None:
+    """192.0.2.0/24 is nobody's: RFC 5737."""
+    with Front(rig, source="192.0.2.7") as front:
+        front.client(b"hello")
+        front.until(held=1)
+        [(sentence, detail)] = front.told
+    address = front.backup.address
+    failure = f"backup: cannot connect to {address} from 192.0.2.7: cannot assign requested address"
+    assert sentence.endswith(f" wait: no instance can be connected to ({failure})")
+    assert detail["connect_failed"] == failure
+
+
 def test_a_held_client_that_said_all_and_half_closed_is_served_whole(rig: Rig) -> None:
     with Front(rig, **WAITS) as front:
         client = front.client(b"all I have to say")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.history import EventName
@@ -138,8 +139,10 @@ async def test_a_drain_is_over_when_the_last_connection_has_ended(pair: Pair) ->
         link.begin_drain(P, lambda: drained.append("second"))
         assert await client.ask() == b"p"
         assert drained == []
+        assert link.tally(P) is None, "it is not over"
         client.close()
         await until(lambda: drained == ["second"], "the end of the drain")
+        assert link.tally(P) == DrainTally(ended=1)
         await link.close()
 
 
@@ -328,6 +331,9 @@ async def test_a_shorter_drain_is_heard_of_by_a_later_supervisor_too(pair: Pair)
         link.begin_drain(P, lambda: drained.append("over at once"), 0.0)
         assert await client.is_cut()
         await until(lambda: drained == ["over at once"], "the end of the drain")
+        tally = link.tally(P)
+        assert tally is not None
+        assert (tally.cut, tally.total, tally.is_sooner) == (1, 1, True)
         await until(lambda: not link.views["line"].view().draining, "no drain in the view")
         await link.close()
 

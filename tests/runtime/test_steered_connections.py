@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from clojarsd.core.connections import ConnectionPhase
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Role
@@ -228,6 +229,7 @@ async def test_it_is_over_when_the_last_one_has_ended(steered: Steered) -> None:
     for client in clients:
         client.close()
     await steered.until_drained("over")
+    assert steered.known.tally(P) == DrainTally(ended=3)
 
 
 async def test_a_silent_one_is_not_waited_for_and_stays_as_it_is(steered: Steered) -> None:
@@ -235,6 +237,7 @@ async def test_a_silent_one_is_not_waited_for_and_stays_as_it_is(steered: Steere
     client = steered.client(steered.primary, b"!", b"A")
     steered.begin(P)
     await steered.until_drained("over")
+    assert steered.known.tally(P) == DrainTally(stay=1)
     client.sendall(b"!")
     assert receive_exactly(client, 1) == b"A"
 
@@ -339,6 +342,9 @@ async def test_after_its_time_the_rest_is_reset_with_a_reason(steered: Steered, 
     [cut] = [entry for entry in logged if entry["event"] == "drain_cut"]
     assert (cut["frontend"], cut["role"], cut["connections"]) == ("http", "primary", 1)
     assert cut["reason"].endswith("s after the drain began; 1 of them waited for an answer")
+    tally = steered.known.tally(P)
+    assert (tally.cut, tally.total, tally.is_sooner) == (1, 1, False)
+    assert tally.after == pytest.approx(SHORT, abs=0.1) or tally.after > SHORT
     steered.backup.answer()
     assert receive_exactly(other, 1) == b"A"
 
@@ -385,6 +391,7 @@ async def test_what_may_not_be_reset_is_left_and_said(
     await steered.until_drained("over")
     [left] = [entry for entry in logged if entry["event"] == "drain_left"]
     assert (left["connections"], left["reason"]) == (1, "cannot reset them: operation not permitted")
+    assert steered.known.tally(P) == DrainTally(left=1, trouble="cannot reset them: operation not permitted")
     steered.primary.answer()
     assert receive_exactly(client, 1) == b"A"
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.health import CheckRecord, Result, count
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import ProcessIdentity
@@ -249,7 +250,21 @@ NEVER_RAN = NotLaunched(FIRST, LaunchStage.LOG, "disk full")
     ],
 )
 def test_the_history_gets_a_sentence(event: EventName, unit: Unit, sentence: str) -> None:
-    assert announcement(ROLE, event, unit, "because", POLICY, 0) == sentence
+    kept = replace(memory(UP), drained=DrainTally())
+    assert announcement(ROLE, event, unit, "because", POLICY, kept) == sentence
+
+
+def test_the_end_of_a_drain_tells_what_has_become_of_the_connections() -> None:
+    stopping, kept = replace(READY, state=UnitState.STOPPING), memory(UP)
+    kept.drained = DrainTally(ended=3, silent=4, cut=2, after=30.0)
+    assert announcement(ROLE, EventName.DRAIN_FINISHED, stopping, None, POLICY, kept) == (
+        "primary has no connections left: 2 of 9 connections were cut after 30 s (drain),"
+        " 3 ended by themselves, 4 were silent and closed"
+    )
+    kept.drained = None
+    assert announcement(ROLE, EventName.DRAIN_FINISHED, stopping, None, POLICY, kept) == (
+        "primary waits for its connections no longer: those that are still open are cut"
+    )
 
 
 KILLED = Exited(FIRST, ExitStatus(None, 9))
@@ -264,7 +279,7 @@ def test_an_instance_that_had_to_be_killed_is_told_so_although_the_next_is_launc
     kept, before = memory(UP), replace(STOPPING, cause=cause)
     after, _ = step(before, KILLED, 5.0, POLICY)
     kept.count(before, after, KILLED)
-    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept.ended_after)
+    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept)
     assert text == "primary had not ended after SIGTERM and was killed"
 
 
@@ -275,7 +290,7 @@ def test_a_killing_that_nobody_has_ordered_is_told_as_one_after_an_escalated_sto
     shot = Exited(Incarnation(2), ExitStatus(None, 9))
     after, _ = step(again, shot, 6.0, POLICY)
     kept.count(again, after, shot)
-    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept.ended_after)
+    text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept)
     assert text == "primary was killed by SIGKILL"
 
 

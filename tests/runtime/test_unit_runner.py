@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import IllegalTransition, LaunchFailed, Refused
 from clojarsd.core.health import Result
 from clojarsd.core.history import EventName
@@ -225,6 +226,22 @@ async def test_a_drain_whose_time_is_over_is_cut_before_the_signal() -> None:
     await until(lambda: len(units.deeds) == 5, "the cut")
     assert units.deeds[2:] == ["primary cut", "primary checks nothing", "primary signal 15"]
     runner.abandon()
+
+
+async def test_the_end_of_a_drain_says_what_has_become_of_the_connections(ready: Units) -> None:
+    ready.traffic.tallies[ROLE] = DrainTally(ended=1, cut=2, after=30.0)
+    ready.runners[ROLE].order(Restart(), "ann")
+    assert ready.seen(ROLE).drained is None
+    ready.traffic.when_drained[ROLE]()
+    told = [
+        (message, detail) for event, message, _, _, detail in ready.history.events if event is EventName.DRAIN_FINISHED
+    ]
+    [(message, detail)] = told
+    assert message == (
+        "primary has no connections left: 2 of 3 connections were cut after 30 s (drain), 1 ended by itself"
+    )
+    assert (detail["cut"], detail["ended"], detail["cut_after_seconds"]) == (2, 1, 30.0)
+    assert ready.seen(ROLE).drained == ready.traffic.tallies[ROLE]
 
 
 async def test_an_undrain_ends_the_drain(ready: Units) -> None:

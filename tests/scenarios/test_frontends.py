@@ -145,7 +145,12 @@ def test_a_second_order_shortens_a_restart_that_waits_for_a_slow_request(pair: P
         assert left["left"] == 1
         assert "http: 1 open connection of primary may end until " in pair.done("status")
         began = time.monotonic()
-        pair.done("restart", "primary", "--within", "500ms")
+        ended = pair.ctl("restart", "primary", "--within", "500ms")
+        assert ended.returncode == 0, ended.stderr
+        assert "1 of 1 connection was cut after " in ended.stderr
+        [told] = [one for one in pair.events() if one["event"] == "drain-finished"]
+        assert (told["detail"]["cut"], told["detail"]["ended"]) == (1, 0)
+        assert "1 of 1 connection was cut after " in told["message"]
         assert time.monotonic() - began < 9.0, "the drain of the settings takes 10 s"
         with pytest.raises(ConnectionError):
             slow.getresponse()

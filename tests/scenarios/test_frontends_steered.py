@@ -81,6 +81,11 @@ def test_a_second_order_shortens_the_drain_of_a_steered_connection(tmp_path: Pat
         pair.done("restart", "primary", "--no-wait")
         pair.until(lambda seen: seen["instances"]["primary"]["state"] == "draining")
         began = time.monotonic()
-        pair.done("restart", "primary", "--within", "500ms")
+        ended = pair.ctl("restart", "primary", "--within", "500ms")
+        assert ended.returncode == 0, ended.stderr
+        assert "1 of 1 connection was cut after " in ended.stderr
+        [told] = [one for one in pair.events() if one["event"] == "drain-finished"]
+        assert (told["detail"]["cut"], told["detail"]["ended"]) == (1, 0)
+        assert "1 of 1 connection was cut after " in told["message"]
         assert time.monotonic() - began < min(9.0, PATIENCE), "the drain of the settings takes 10 s"
         assert pair.pid("primary") != before

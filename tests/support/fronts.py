@@ -96,11 +96,13 @@ class Past:
 
     def __init__(self) -> None:
         self.events: list[EventName] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
 
     def record(
         self, event: EventName, message: str, role: Role | None = None, by: str | None = None, **detail: Any
     ) -> None:
         self.events.append(event)
+        self.told.append((message, detail))
 
 
 class Front:
@@ -108,7 +110,7 @@ class Front:
 
     Attributes:
         frontend: what is under test; touch it by `rig.call` only.
-        happened: the events in the history.
+        happened: the events in the history; told: their sentences and details.
         doubts: the roles that could not be connected to.
     """
 
@@ -119,7 +121,7 @@ class Front:
         self.plan = make_plan({role: instance.address for role, instance in self.instances.items()}, **plan)
         self.doubts: list[Role] = []
         past = Past()
-        self.happened = past.events
+        self.happened, self.told = past.events, past.told
         self._clients: list[socket.socket] = []
         self.since: dict[Role, float | None] = {P: None, B: None}
         self.frontend = rig.call(lambda: Frontend(self.plan, rig.resources, Budget(20_000)))

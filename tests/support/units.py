@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.health import CheckRecord, Result
 from clojarsd.core.history import EventName
@@ -94,6 +95,7 @@ class FakeTraffic:
         self.connections = 0
         self.is_ordered = False
         self.failures = 0
+        self.tallies: dict[Role, DrainTally | None] = dict.fromkeys(Role, DrainTally())
 
     def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
         if eligible != self.eligible[role]:
@@ -107,6 +109,9 @@ class FakeTraffic:
         self.when_drained[role] = when_drained
         if self.calls_back_at_once:
             when_drained()
+
+    def tally(self, role: Role) -> DrainTally | None:
+        return self.tallies[role]
 
     def end_drain(self, role: Role) -> None:
         self.deeds.append(f"{role.value} end drain")
