@@ -18,4 +18,6 @@ class EndReason(enum.Enum):
     IDLE = "silent for idle_timeout"
     HALF_CLOSED = "silent for half_closed_timeout after one side had ended"
     TURNED_AWAY = "turned away: nobody could serve it in time"
+    DOWN = "cut, as its instance was down"
+    HOME = "closed when it was silent, as new connections go to the primary again"
     LEFT = "left by the client while it waited"

@@ -44,6 +44,8 @@ class FrontendPlan:
         source: the numeric host of ours that connects to instances come from; None: whichever fits.
         idle_timeout: seconds of silence after which a connection is ended; half_closed_timeout: the same for one of
             which one side has ended. None: never.
+        cuts_on_down: whether open connections are reset when their instance is down and the other one can serve.
+        moves_on_up: whether the backup's open connections are brought home when new ones go to the primary again.
         access_log: whether each connection is told in the log at its end.
     """
 
@@ -71,6 +73,8 @@ class FrontendPlan:
     idle_timeout: float | None = None
     half_closed_timeout: float | None = None
     access_log: bool = False
+    cuts_on_down: bool = False
+    moves_on_up: bool = False
 
     @property
     def when_home(self) -> Failback:

@@ -146,6 +146,7 @@ class FrozenFrontend:
         held_since: since when somebody has waited without a break, or None.
         drains: the roles that are drained; until when, or None: none of their connections is left.
         pause, caps, counted_from: what operators have ordered; caps None: what the plan says.
+        home_until: until when silent connections of the backup are ended, as the primary is back, or None.
         patient_until: before that instant nobody is given up who waits.
     """
 
@@ -162,6 +163,7 @@ class FrozenFrontend:
     caps: Caps | None = None
     counted_from: CountedFrom | None = None
     patient_until: float = 0.0
+    home_until: float | None = None
 
 
 def to_document(connection: FrozenConnection) -> Document:

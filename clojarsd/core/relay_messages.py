@@ -83,12 +83,14 @@ class SetEligible:
     Attributes:
         seconds: for how long that has been so, if it may.
         is_ordered: whether an operator wants it so, which is no failure.
+        is_down: whether it may not because its checks say that it is down, or because it is stuck.
     """
 
     role: Role
     eligible: bool
     seconds: float = 0.0
     is_ordered: bool = False
+    is_down: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,11 @@ def is_eligible(state: UnitState, health: Health) -> bool:
     return state is UnitState.READY and health is Health.UP
 
 
+def is_down(state: UnitState, health: Health) -> bool:
+    """Whether an instance may not get connections as something is wrong with it, and not because it is to leave."""
+    return state is UnitState.READY and health in (Health.DOWN, Health.STALLED)
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where new connections go.

@@ -23,7 +23,7 @@ from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.settings_health import CheckSettings, HangSettings, StallSettings, Table, WarmupSettings
 from clojarsd.core.settings_problems import Where
 from clojarsd.core.settings_reader import parse_toml, read_tables
-from clojarsd.core.settings_types import CheckKind, LogTo, Mode, a_table
+from clojarsd.core.settings_types import CheckKind, LogTo, Mode, OnDown, OnUp, a_table
 from clojarsd.core.stopping import SIGNALS, StopStep, WrittenStep
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "InstanceSettings",
     "LogTo",
     "Mode",
+    "OnDown",
+    "OnUp",
     "RestartLimit",
     "RestartWhen",
     "ServiceSettings",
@@ -181,6 +183,8 @@ class FrontendSettings(Table):
     drain_idle: kinds.DurationOrZero = 2.0
     failback: kinds.DurationOrZero = 5.0
     failback_max: kinds.DurationOrZero = 300.0
+    on_down: kinds.OnDownChoice = OnDown.KEEP
+    on_up: kinds.OnUpChoice = OnUp.KEEP
     max_connections: kinds.CountOrZero = 0
     max_per_instance: kinds.CountOrZero = 0
     proxy_protocol: kinds.Boolean = False

@@ -54,6 +54,20 @@ class CheckKind(enum.Enum):
     EXEC = "exec"
 
 
+class OnDown(enum.Enum):
+    """What becomes of open connections when their instance is down and the other one can serve."""
+
+    KEEP = "keep"
+    CUT = "cut"
+
+
+class OnUp(enum.Enum):
+    """What becomes of the backup's open connections when new ones go to the primary again."""
+
+    KEEP = "keep"
+    MOVE = "move"
+
+
 class Mode(enum.Enum):
     """How connections of a frontend reach an instance. `AUTO` steers where the kernel can and relays elsewhere."""
 
@@ -331,3 +345,5 @@ RestartChoice = Annotated[RestartWhen, one_of(RestartWhen)]
 LogChoice = Annotated[LogTo, one_of(LogTo)]
 KindChoice = Annotated[CheckKind, one_of(CheckKind)]
 ModeChoice = Annotated[Mode, one_of(Mode)]
+OnDownChoice = Annotated[OnDown, one_of(OnDown)]
+OnUpChoice = Annotated[OnUp, one_of(OnUp)]

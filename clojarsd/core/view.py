@@ -9,7 +9,7 @@ from typing import Any
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Health, Role
-from clojarsd.core.routing import NO_CAPS, Caps, is_eligible
+from clojarsd.core.routing import NO_CAPS, Caps, is_down, is_eligible
 from clojarsd.core.unit import Unit
 
 
@@ -102,6 +102,11 @@ class InstanceView:
     def is_eligible(self) -> bool:
         """Whether it may get connections."""
         return is_eligible(self.unit.state, self.health)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it may not because something is wrong with it, and not because it is to leave."""
+        return is_down(self.unit.state, self.health)
 
     def as_json(self) -> dict[str, Any]:
         """The instance as `GET /v1/status` gives it."""

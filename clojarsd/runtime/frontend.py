@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import structlog
 
@@ -13,7 +14,7 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime import places
-from clojarsd.runtime.acceptor import ACCEPTS_A_TURN, EXHAUSTED, Acceptor
+from clojarsd.runtime.acceptor import EXHAUSTED, Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.connection_log import ConnectionLog
 from clojarsd.runtime.dial import Client, Dial
@@ -24,6 +25,7 @@ from clojarsd.runtime.gate import Gate
 from clojarsd.runtime.idle import IdleSweep
 from clojarsd.runtime.router import Router
 from clojarsd.runtime.suspicion import Suspicion
+from clojarsd.runtime.switchover import Switchover
 from clojarsd.runtime.waiting import Waiting
 from clojarsd.runtime.wide_dial import WideDial, make_dial
 from clojarsd.system.announce import announce
@@ -44,6 +46,7 @@ class Frontend:
         counted: called when a number in the view has changed; set by the owner.
         gate: what operators have ordered about it.
         waiting: the clients that have to wait.
+        switchover: what becomes of open connections when new ones go elsewhere.
     """
 
     def __init__(self, plan: FrontendPlan, resources: RelayResources, budget: Budget) -> None:
@@ -56,13 +59,14 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
-        self._acceptor = Acceptor(self._loop, self._take_in, self._has_room, self._log)
+        self._acceptor = Acceptor(self._loop, self._take_in, partial(places.has_room, self), self._log)
         budget.when_room(self._acceptor.look)
         self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
         self._dials: set[Dial | WideDial] = set()
         self._suspicion = Suspicion(self._loop)
         self._told = ConnectionLog(self._loop, self._log)
         self._told.configure(plan.access_log)
+        self.switchover = Switchover(self, self._loop)
         self._idle = IdleSweep(self._loop, self._every_session)
         self.look_for_silence()
         self._sessions: dict[Role, set[Session]] = {role: set() for role in Role}
@@ -107,6 +111,7 @@ class Frontend:
         self._told.configure(plan.access_log, [*self._every_session(), *others])
         self._router.failback = plan.when_home
         self._router.look()
+        self.switchover.look()
         self.waiting.let_go()
 
     def resume(self, before: FrontendView) -> None:
@@ -146,6 +151,7 @@ class Frontend:
         for role in Role:
             self.cut(role)
         self._idle.close()
+        self.switchover.close()
 
     def _close_listeners(self) -> None:
         self._acceptor.end()
@@ -172,14 +178,17 @@ class Frontend:
 
     # Routing.
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
-        """Take who may get connections, since when, and whether by order; act on it at once."""
+    def set_eligible(
+        self, since: Mapping[Role, float | None], *, is_ordered: bool = False, down: Collection[Role] = ()
+    ) -> None:
+        """Take who may get connections, since when, whether by order, and who may not as it is down; act at once."""
         before = self._router.changes_at
-        self._router.set_eligible(eligible_since, is_ordered=is_ordered)
+        self._router.set_eligible(since, is_ordered=is_ordered)
         for role in Role:
-            if eligible_since[role] is None:
+            if since[role] is None:
                 self._redirect(role)
                 self._suspicion.answered(role)  # whatever is eligible there next is another instance
+        self.switchover.look(down)
         if self._router.changes_at != before:
             self.changed()
         if self.gate.caps.are_set:
@@ -194,25 +203,16 @@ class Frontend:
                 self.waiting.history.record(event, text, active, frontend=self.plan.name, before=moved_from.value)
             self.waiting.pacer.begin()
             self.waiting.let_go()
+        self.switchover.route_changed()
         self.changed()
 
     def _gate_changed(self) -> None:
         """Operators have ordered something, or a pause has ended."""
         self.waiting.heed(self.gate.paused)
+        self.switchover.look()
         self.changed()
 
     # Connecting.
-
-    def _has_room(self) -> bool:
-        """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
-        if not self._budget.has_room():
-            return False
-        held, dialled, caps = len(self.waiting), len(self._dials), self.gate.caps
-        if caps.total and held + sum(self.open_now().values()) >= caps.total:
-            return False
-        if held + dialled < self.plan.hold_connections:
-            return self.plan.hold > 0 or self._router.active is None or not caps.are_set or self.room() != 0
-        return not held and dialled < ACCEPTS_A_TURN and self.room() != 0
 
     def _take_in(self, accepted: socket.SocketType) -> None:
         self._budget.take()

@@ -1,4 +1,4 @@
-"""Which instance of a frontend has a place for one more client. A part of `Frontend`, set apart."""
+"""Whether a frontend, and which instance of it, has a place for one more client. A part of `Frontend`, set apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from clojarsd.core import routing
 from clojarsd.core.names import Role
+from clojarsd.runtime.acceptor import ACCEPTS_A_TURN
 from clojarsd.runtime.dial import Client
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ _NOT_COUNTED = dict.fromkeys(Role, 0)
 def may_serve(frontend: Frontend, role: Role) -> bool:
     """Whether the instance may get connections."""
     return frontend._router.eligible_since[role] is not None and role not in frontend._drains
+
+
+def has_room(frontend: Frontend) -> bool:
+    """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
+    if not frontend._budget.has_room():
+        return False
+    held, dialled, caps = len(frontend.waiting), len(frontend._dials), frontend.gate.caps
+    if caps.total and held + sum(frontend.open_now().values()) >= caps.total:
+        return False
+    if held + dialled < frontend.plan.hold_connections:
+        return frontend.plan.hold > 0 or frontend._router.active is None or not caps.are_set or room(frontend) != 0
+    return not held and dialled < ACCEPTS_A_TURN and room(frontend) != 0
 
 
 def room(frontend: Frontend) -> int | None:

@@ -19,7 +19,7 @@ from clojarsd.core.restart import RestartPolicy
 from clojarsd.core.routing import Failback
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
-from clojarsd.core.settings_types import CheckKind
+from clojarsd.core.settings_types import CheckKind, OnDown, OnUp
 from clojarsd.core.steering_choice import RELAY_ONLY
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.health_watch import PlannedCheck
@@ -261,6 +261,8 @@ class Plans:
             idle_timeout=frontend.idle_timeout,
             half_closed_timeout=frontend.half_closed_timeout,
             access_log=frontend.access_log,
+            cuts_on_down=frontend.on_down is OnDown.CUT,
+            moves_on_up=frontend.on_up is OnUp.MOVE,
         )
 
     def named_hosts(self, in_force: Mapping[Role, InForce]) -> tuple[frozenset[str], float | None]:

@@ -197,8 +197,8 @@ class RelayServer:
                 self._accepting = self._has_begun = True
                 for frontend in self.traffic.frontends.values():
                     frontend.begin()
-            case SetEligible(role, eligible, seconds, is_ordered):
-                self.traffic.set_eligible(role, eligible, seconds, is_ordered=is_ordered)
+            case SetEligible(role, eligible, seconds, is_ordered, is_down):
+                self.traffic.set_eligible(role, eligible, seconds, is_ordered=is_ordered, is_down=is_down)
             case BeginDrain():
                 self._begin_drain(message)
             case EndDrain(role):
@@ -288,6 +288,7 @@ class RelayServer:
         extra = {
             "accepting": self._accepting,
             "eligible_since": {role.value: since for role, since in self.traffic.eligible_since.items()},
+            "down": [role.value for role in self.traffic.down],
             "drains": {role.value: [drain.number, drain.is_over] for role, drain in self._drains.items()},
         }
         await hand_over(end, tuple(self.traffic.frontends.values()), extra=extra)
@@ -300,7 +301,7 @@ class RelayServer:
         """
         frontends = await take_over(end, self)
         since = {role: self._inherited["eligible_since"].get(role.value) for role in Role}
-        self.traffic.inherit(frontends, since)
+        self.traffic.inherit(frontends, since, [Role(name) for name in self._inherited.get("down", ())])
         self._keep_descriptors_free()
         self._accepting = self._has_begun = bool(self._inherited["accepting"])
         for name, (number, is_over) in self._inherited["drains"].items():

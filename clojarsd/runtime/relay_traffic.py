@@ -66,6 +66,7 @@ class RelayTraffic(ABC):
         self._pauses = Pauses(self._loop, steering.set_paused)
         self._plans: dict[str, FrontendPlan] = {}
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
+        self._down: frozenset[Role] = frozenset()
         self._drains: dict[Role, _Drain] = {}
         self._inherited: set[Role] = set()
         """Instances whose drain an earlier supervisor has begun and this one has not asked about."""
@@ -110,12 +111,15 @@ class RelayTraffic(ABC):
         """The instances whose drain an earlier supervisor has begun; `begin_drain` goes on with it."""
         return frozenset(self._inherited)
 
-    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
-        """Whether the instance may get new connections, and whether by order; the relay process hears it at once."""
-        if eligible != (self._eligible_since[role] is not None):
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False, is_down: bool = False) -> None:
+        """Whether the instance may get new connections, and why not; the relay process hears it at once."""
+        is_other = eligible != (self._eligible_since[role] is not None)
+        if is_other:
             self._eligible_since[role] = self._loop.time() if eligible else None
-            self.steering.set_eligible(self._eligible_since, is_ordered=is_ordered)
-            self._tell(SetEligible(role, eligible, is_ordered=is_ordered))
+        if is_other or is_down != (role in self._down):
+            self._down = self._down - {role} | ({role} if is_down else frozenset())
+            self.steering.set_eligible(self._eligible_since, is_ordered=is_ordered, down=self._down)
+            self._tell(SetEligible(role, eligible, is_ordered=is_ordered, is_down=is_down))
 
     # What operators order about one frontend.
 
@@ -282,7 +286,8 @@ class RelayTraffic(ABC):
     def _tell_eligible(self) -> None:
         now = self._loop.time()
         for role, since in self._eligible_since.items():
-            self._tell(SetEligible(role, since is not None, 0.0 if since is None else now - since))
+            seconds = 0.0 if since is None else now - since
+            self._tell(SetEligible(role, since is not None, seconds, is_down=role in self._down))
 
     def _tell_drains(self) -> None:
         """Have those go on that were under way."""

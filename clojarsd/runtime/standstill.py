@@ -40,6 +40,7 @@ class Standstill:
         for dial in frontend._dials:
             dial.abandon()
         frontend._idle.close()
+        frontend.switchover.stand_still()
         return stands
 
     def head(self) -> tuple[FrozenFrontend, list[int]]:
@@ -61,6 +62,7 @@ class Standstill:
             caps=frontend.gate.caps,
             counted_from=frontend.gate.counted_from,
             patient_until=frontend.waiting.hold.not_before,
+            home_until=frontend.switchover.until,
         )
         return frozen, [listener.fileno() for listener in frontend._listeners]
 
@@ -105,6 +107,7 @@ class Standstill:
         frontend.waiting.accepted, frontend.waiting.since = frozen.accepted[None], frozen.held_since
         frontend.waiting.hold.patient_until(frozen.patient_until)
         frontend.gate.thaw(frozen.pause, frozen.caps, frozen.counted_from)
+        frontend.switchover.until = frozen.home_until
         for role, deadline in frozen.drains.items():
             frontend._drains[role] = Drain.thaw(frontend, role, partial(when_drained, role), deadline)
         return cls(frontend, accepts=frozen.accepts)
@@ -146,11 +149,13 @@ class Standstill:
         frontend.waiting.heed(frontend.gate.paused)
         for drain in list(frontend._drains.values()):
             drain.unfreeze()
+        frontend.switchover.go_on()
 
     def let_go(self) -> None:
         """Close the descriptors of this process, so that nobody hears of it: another one has duplicates of all."""
         frontend = self.frontend
         frontend._idle.close()
+        frontend.switchover.close()
         frontend._told.close()
         for sessions in frontend._sessions.values():
             for session in sessions:

@@ -20,7 +20,7 @@ from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.runtime.steered_drain import SteeredDrain
-from clojarsd.runtime.steered_look import Looker, may_end, view_of
+from clojarsd.runtime.steered_look import Looker, is_silent, may_end, view_of
 from clojarsd.system.sock_diag import SockDiag
 from clojarsd.system.threads import executor
 
@@ -159,6 +159,41 @@ class SteeredConnections:
         drain = self._drains.get(role)
         spares = drain is not None and drain.is_over
         self._in_thread(partial(self._destroyed, role, tuple(self._all_plans()), spares), partial(self._say_cut, role))
+
+    def reset(
+        self, frontend: str, role: Role, why: str, *, silent_for: float | None = None, then: Callable[[int], None]
+    ) -> None:
+        """Reset connections of one frontend that the instance has accepted, in the thread.
+
+        Args:
+            why: for the log, after what was done.
+            silent_for: only those that have been silent for so many seconds and are owed nothing; None: all.
+            then: told how many are left; 0 as well where they cannot be seen or reset, so that nobody tries again.
+        """
+
+        def done(result: tuple[int, int, str | None] | OSError) -> None:
+            if isinstance(result, OSError):
+                reason = result.strerror or str(result)
+                log.warning("steered_connections_unseen", frontend=frontend, role=role.value, reason=reason)
+                then(0)
+                return
+            left, count, trouble = result
+            if trouble is not None:
+                log.warning("steered_connections_left", frontend=frontend, role=role.value, reason=trouble)
+            if count:
+                log.info("steered_connections_cut", frontend=frontend, role=role.value, connections=count, reason=why)
+            then(0 if trouble is not None else left)
+
+        self._in_thread(partial(self._reset, frontend, role, tuple(self._all_plans()), silent_for), done)
+
+    def _reset(
+        self, frontend: str, role: Role, plans: Sequence[FrontendPlan], silent_for: float | None
+    ) -> tuple[int, int, str | None]:
+        """How many are left, how many were reset, and why others could not be."""
+        found = self._looker.look(plans).open.get((frontend, role), ())
+        doomed = [one for one in found if silent_for is None or (is_silent(one, silent_for) and not one.unsent)]
+        count, trouble = self._looker.destroy(doomed)
+        return len(found) - count, count, trouble
 
     def waited_until(self, frontend: str) -> dict[Role, float]:
         """The instances whose drain waits for connections of the frontend, with the loop time until when."""

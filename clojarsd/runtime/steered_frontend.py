@@ -19,6 +19,7 @@ from clojarsd.core.steering_choice import order_of
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.gate import wall_clock
 from clojarsd.runtime.router import Router
+from clojarsd.runtime.steered_switchover import Resetting, SteeredSwitchover
 
 log = structlog.get_logger()
 
@@ -94,6 +95,7 @@ class SteeredFrontend:
         route_changed: called with the name, who is active now, and who was before if it was another one.
         failed: called when the kernel cannot be told or asked; closes this, so that it is not told anything else.
         failures: how often the primary has failed in a row, as far as an earlier daemon's time is remembered.
+        connections: what resets connections when new ones go elsewhere; None: nothing does.
 
     Attributes:
         is_paused: whether all new connections are to come to the relay process.
@@ -108,6 +110,7 @@ class SteeredFrontend:
         route_changed: Callable[[str, Role | None, Role | None], None],
         failed: Callable[[Exception], None],
         failures: int = 0,
+        connections: Resetting | None = None,
     ) -> None:
         self.plan = plan
         self.is_paused = False
@@ -117,6 +120,8 @@ class SteeredFrontend:
         self._route_changed = route_changed
         self._failed = failed
         self._is_closed = False
+        self._down: frozenset[Role] = frozenset()
+        self._switchover = SteeredSwitchover(connections)
         self._log = log.bind(frontend=plan.name)
         self._loop = asyncio.get_running_loop()
         self.router = Router(self._loop, self._log, plan.when_home, self._changed)
@@ -140,6 +145,7 @@ class SteeredFrontend:
         """Decide no more; the kernel is left as it is."""
         self._is_closed = True
         self.router.close()
+        self._switchover.close()
 
     def replan(self, plan: FrontendPlan) -> None:
         """Go by another plan of the same name."""
@@ -153,8 +159,11 @@ class SteeredFrontend:
             self.router.look()
             self.apply()
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
-        """Act at once on who may get connections, and whether by order."""
+    def set_eligible(
+        self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False, down: Collection[Role] = ()
+    ) -> None:
+        """Act at once on who may get connections, whether by order, and who may not because it is down."""
+        self._down = frozenset(down)
         before = self.router.eligible_since
         for role in Role:
             if eligible_since[role] is None:
@@ -233,11 +242,15 @@ class SteeredFrontend:
                 self._kernel.set_order(self.plan.name, order)
             except (CannotSteer, OSError) as error:
                 self._fail(error)
-            else:
-                self._order = order
+                return
+            self._order = order
+        since, paused = self.router.eligible_since, self.is_paused
+        self._switchover.look(self.plan, since, self._down, is_paused=paused)  # not before the kernel knows
 
     def _changed(self, moved_from: Role | None) -> None:
         self.apply()
+        if not self._is_closed:
+            self._switchover.route_changed(self.plan, self.router.active)
         self._route_changed(self.plan.name, self.router.active, moved_from)
 
     def counted(self) -> Mapping[Role | None, int]:

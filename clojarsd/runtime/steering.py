@@ -75,6 +75,7 @@ class Steering:
         self._counted: dict[str, Mapping[Role | None, int]] = {}
         """What the kernel had counted by frontend, and has forgotten because it was not to steer it any more."""
         self._eligible_since: Mapping[Role, float | None] = dict.fromkeys(Role)
+        self._down: frozenset[Role] = frozenset()
         self._paused: frozenset[str] = frozenset()
         self._has_begun = False
         self._is_over = False
@@ -200,7 +201,8 @@ class Steering:
         assert self._kernel is not None
         before = self.shown(plan.name)
         failures = before.failures if before is not None else 0
-        made = SteeredFrontend(plan, self._kernel, self._reach, self._route_changed, self._give_up, failures)
+        told = self._route_changed, self._give_up
+        made = SteeredFrontend(plan, self._kernel, self._reach, *told, failures, self._connections)
         made.has_begun = self._has_begun
         made.is_paused = plan.name in self._paused
         return made
@@ -273,9 +275,11 @@ class Steering:
 
     # Routing.
 
-    def set_eligible(self, eligible_since: Mapping[Role, float | None], *, is_ordered: bool = False) -> None:
-        """Take who may get connections, since when, and whether by order; the kernel knows when this returns."""
-        self._eligible_since = dict(eligible_since)
+    def set_eligible(
+        self, since: Mapping[Role, float | None], *, is_ordered: bool = False, down: Collection[Role] = ()
+    ) -> None:
+        """Take who may get connections, since when, whether by order, and who is down; the kernel knows at the end."""
+        self._eligible_since, self._down = dict(since), frozenset(down)
         if self._has_begun:
             self._look(is_ordered=is_ordered)
 
@@ -288,7 +292,7 @@ class Steering:
 
     def _look(self, *, is_ordered: bool = False) -> None:
         for frontend in list(self._frontends.values()):
-            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered)
+            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered, down=self._down)
 
     def _route_changed(self, name: str, active: Role | None, moved_from: Role | None) -> None:
         if active is not None and moved_from is not None and self._history is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from clojarsd.core.drain_tally import DrainTally
@@ -24,6 +24,8 @@ class Traffic:
         self._drains: dict[Role, _WholeDrain] = {}
         self._loop = asyncio.get_running_loop()
         self._eligible_since: dict[Role, float | None] = dict.fromkeys(Role)
+        self.down: frozenset[Role] = frozenset()
+        """The instances that may get no connections because something is wrong with them."""
 
     @property
     def frontends(self) -> Mapping[str, Frontend]:
@@ -43,11 +45,16 @@ class Traffic:
     def add(self, frontend: Frontend) -> None:
         """Take one in; it is closed here."""
         self._frontends[frontend.plan.name] = frontend
-        frontend.set_eligible(self._eligible_since)
+        frontend.set_eligible(self._eligible_since, down=self.down)
 
-    def inherit(self, frontends: Sequence[Frontend], eligible_since: Mapping[Role, float | None]) -> None:
+    def inherit(
+        self, frontends: Sequence[Frontend], eligible_since: Mapping[Role, float | None], down: Collection[Role] = ()
+    ) -> None:
         """Take those in that go on here after another process; they know who is eligible."""
         self._eligible_since.update(eligible_since)
+        self.down = frozenset(down)
+        for frontend in frontends:
+            frontend.switchover.down = self.down
         self._frontends.update({frontend.plan.name: frontend for frontend in frontends})
 
     def go_on_draining(self, role: Role, when_drained: Callable[[], None]) -> None:
@@ -87,18 +94,24 @@ class Traffic:
         self._frontends.clear()
         self._retiring.clear()
 
-    def set_eligible(self, role: Role, eligible: bool, seconds: float = 0.0, *, is_ordered: bool = False) -> None:
+    def set_eligible(
+        self, role: Role, eligible: bool, seconds: float = 0.0, *, is_ordered: bool = False, is_down: bool = False
+    ) -> None:
         """Whether the instance may get new connections; acted on before this returns.
 
         Args:
             seconds: for how long it has been eligible; told by who knew before.
             is_ordered: whether an operator wants it so.
+            is_down: whether something is wrong with it.
         """
-        if eligible == (self._eligible_since[role] is not None):
+        is_other = eligible != (self._eligible_since[role] is not None)
+        if not is_other and is_down == (role in self.down):
             return
-        self._eligible_since[role] = self._loop.time() - seconds if eligible else None
+        if is_other:
+            self._eligible_since[role] = self._loop.time() - seconds if eligible else None
+        self.down = self.down - {role} | ({role} if is_down else frozenset())
         for frontend in self._frontends.values():
-            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered)
+            frontend.set_eligible(self._eligible_since, is_ordered=is_ordered, down=self.down)
 
     def stop_accepting(self) -> None:
         """Refuse clients from now on; who waits is served, if somebody can, also where operators have paused."""

@@ -124,7 +124,7 @@ class UnitNews(ABC):
     def _publish(self) -> None:
         seen = self._view()
         wanted = self._unit.state is UnitState.DRAINING and self._memory.by not in (None, BY_DAEMON)
-        self._around.traffic.set_eligible(self.role, seen.is_eligible, is_ordered=wanted)
+        self._around.traffic.set_eligible(self.role, seen.is_eligible, is_ordered=wanted, is_down=seen.is_down)
         self._around.board.publish(seen)
 
 

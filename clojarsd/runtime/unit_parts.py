@@ -122,8 +122,8 @@ class Checker(Protocol):
 class Traffic(Protocol):
     """The connections that clients have to the pair."""
 
-    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
-        """Whether the instance may get new connections, and whether an operator wants it so."""
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False, is_down: bool = False) -> None:
+        """Whether the instance may get new connections, and whether an operator wants it so, or it is down."""
 
     def begin_drain(self, role: Role, when_drained: Callable[[], None], within: float | None = None) -> None:
         """Let open connections end, each within its frontend's time; call back when none is left.

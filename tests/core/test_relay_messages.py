@@ -174,7 +174,8 @@ def test_a_plan_of_a_process_that_knew_tcp_alone_is_read() -> None:
     """A relay process of an earlier version stands by while its supervisor is a new one."""
     document = to_supervisor(FROM_RELAY[0])
     plan = document["frontends"][0]["plan"]
-    later = ("others", "proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log")
+    later = ["others", "proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log"]
+    later += ["cuts_on_down", "moves_on_up"]
     for key in later:
         del plan[key]
     for backend in plan["backends"].values():
@@ -192,6 +193,8 @@ def test_a_plan_with_everything_arrives() -> None:
         idle_timeout=3600.0,
         half_closed_timeout=None,
         access_log=True,
+        cuts_on_down=True,
+        moves_on_up=True,
     )
     message = Configure(1, (Wanted(plan, None),))
     assert from_supervisor(through_json(to_relay(message))) == message

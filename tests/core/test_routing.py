@@ -6,7 +6,7 @@ import random
 import pytest
 
 from clojarsd.core.names import Health, Role, UnitState
-from clojarsd.core.routing import Caps, Failback, Route, choose, is_eligible, pick, room
+from clojarsd.core.routing import Caps, Failback, Route, choose, is_down, is_eligible, pick, room
 
 P, B = Role.PRIMARY, Role.BACKUP
 
@@ -14,6 +14,7 @@ P, B = Role.PRIMARY, Role.BACKUP
 @pytest.mark.parametrize(("state", "health"), list(itertools.product(UnitState, Health)))
 def test_only_ready_and_up_is_eligible(state: UnitState, health: Health) -> None:
     assert is_eligible(state, health) == (state is UnitState.READY and health is Health.UP)
+    assert is_down(state, health) == (state is UnitState.READY and health in (Health.DOWN, Health.STALLED))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ hold_connections = 12
 drain = "13s"
 drain_idle = "1s"
 failback = "14s"
+on_down = "cut"
+on_up = "move"
 proxy_protocol = true
 idle_timeout = "2h"
 half_closed_timeout = "never"
@@ -422,6 +424,8 @@ def test_every_key_of_a_frontend_is_in_its_plan(plans: Plans) -> None:
     assert (http.drain, http.drain_idle, http.failback) == (13.0, 1.0, 14.0)
     assert (http.movable, http.quickack) == (True, False)
     assert (http.mode, http.mode_reason) == ("auto", None)
+    assert (http.cuts_on_down, http.moves_on_up) == (True, True)
+    assert (nailgun.cuts_on_down, nailgun.moves_on_up) == (False, False)
     assert http.needs_relay == ("proxy_protocol", "idle_timeout", "access_log")
     assert (nailgun.mode, nailgun.needs_relay) == ("relay", ("quickack",))
     assert (http.proxy_protocol, http.access_log) == (True, True)

@@ -144,6 +144,7 @@ async def test_a_stalled_instance_gets_no_connections_at_once_until_it_accepts_a
     runner, saves = ready.runners[ROLE], ready.saves
     runner.stalled(runner.unit.incarnation, STALLED)
     assert ready.deeds[-1] == "primary not eligible"
+    assert ready.traffic.down == {ROLE}
     seen = ready.seen(ROLE)
     assert (seen.health, seen.is_eligible, seen.reason, seen.stalls) == (Health.STALLED, False, STALLED, 1)
     assert ready.saves > saves
@@ -151,6 +152,7 @@ async def test_a_stalled_instance_gets_no_connections_at_once_until_it_accepts_a
     assert ready.seen(ROLE).reason == STALLED
     runner.stalled(runner.unit.incarnation, None)
     assert ready.deeds[-1] == "primary eligible"
+    assert ready.traffic.down == set()
     seen = ready.seen(ROLE)
     assert (seen.health, seen.is_eligible, seen.reason, seen.stalls) == (Health.UP, True, None, 1)
     assert seen.stall_seconds > 0

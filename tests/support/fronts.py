@@ -8,7 +8,7 @@ import gc
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -148,14 +148,14 @@ class Front:
             counts = self.rig.call(lambda: self.frontend.view().connections)
             assert dict(counts) == {P: 0, B: 0, None: 0}
 
-    def eligible(self, *, primary: bool, backup: bool) -> None:
-        """Say who may get connections, from now on where that is new."""
+    def eligible(self, *, primary: bool, backup: bool, down: Collection[Role] = (), is_ordered: bool = False) -> None:
+        """Say who may get connections, from now on where that is new, who is down, and whether by order."""
 
         def tell() -> None:
             for role, may in ((P, primary), (B, backup)):
                 if may != (self.since[role] is not None):
                     self.since[role] = self.rig.loop.time() if may else None
-            self.frontend.set_eligible(self.since)
+            self.frontend.set_eligible(self.since, is_ordered=is_ordered, down=down)
 
         self.rig.call(tell)
 

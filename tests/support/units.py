@@ -94,10 +94,12 @@ class FakeTraffic:
         self.failing_back = False
         self.connections = 0
         self.is_ordered = False
+        self.down: set[Role] = set()
         self.failures = 0
         self.tallies: dict[Role, DrainTally | None] = dict.fromkeys(Role, DrainTally())
 
-    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False, is_down: bool = False) -> None:
+        self.down = self.down | {role} if is_down else self.down - {role}
         if eligible != self.eligible[role]:
             self.is_ordered = is_ordered
             self.eligible[role] = eligible
