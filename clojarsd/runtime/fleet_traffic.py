@@ -146,10 +146,10 @@ class FleetTraffic:
         for link in self._links:
             link.stop_accepting()
 
-    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False) -> None:
-        """Whether the instance may get new connections, and whether by order; the relay processes hear it at once."""
+    def set_eligible(self, role: Role, eligible: bool, *, is_ordered: bool = False, is_down: bool = False) -> None:
+        """Whether the instance may get new connections, whether that is by order, and whether it is down."""
         for link in self._links:
-            link.set_eligible(role, eligible, is_ordered=is_ordered)
+            link.set_eligible(role, eligible, is_ordered=is_ordered, is_down=is_down)
 
     def pause(self, name: str, until: float, by: str) -> None:
         """Have new connections of a frontend wait until that instant of the loop; see `RelayTraffic.pause`."""
