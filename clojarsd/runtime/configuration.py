@@ -201,7 +201,7 @@ class Configuration:
             self._moved.set()  # how long to wait for the next look may be another
         known = self._foreign(old)
         foreign = [one for one in self._foreign(new) if one not in known]
-        sentences = [*changes.sentences(tuple(self._running())), *foreign]
+        sentences = (*changes.sentences(tuple(self._running())), *foreign)
         self._history.record(
             EventName.CONFIG_RELOADED, "the configuration has changed", None, by, changes=list(sentences)
         )

@@ -1,7 +1,6 @@
 """The frontends that the kernel steers: decides where to, tells the kernel, and shows what it does.
 
-The relay process has the same frontends and gets what falls through: clients while nobody can serve, and those of an
-address family or an instance that the kernel cannot serve.
+The relay process has the same frontends and serves what falls through: while nobody can serve, or cannot be steered to.
 """
 
 from __future__ import annotations

@@ -285,6 +285,12 @@ async def until(fact):
         while not fact():
             await asyncio.sleep(0.005)
 
+def begin_of(file):
+    try:
+        return file.read_bytes()[:1]
+    except FileNotFoundError:  # between two steps of a rotation
+        return b""
+
 def events(logged):
     return [entry["event"] for entry in logged if entry["event"].startswith("log_disk")]
 
@@ -301,7 +307,7 @@ async def main():
             await until(lambda: keeper._seen[Role.PRIMARY].look is not None)
             log.write(b"n" * (MEBIBYTE * 3 // 4))  # what is free now cannot take a copy
             latest = disk / "primary.log.1"
-            await until(lambda: latest.exists() and latest.read_bytes()[:1] == b"n")
+            await until(lambda: begin_of(latest) == b"n")
             await until(lambda: (disk / "primary.log.2.gz").exists() and not list(disk.glob("*ing")))
             kept = sorted(entry.name for entry in disk.glob("primary*"))
             with (disk / "more").open("wb", buffering=0) as more:  # and now nothing helps

@@ -144,10 +144,19 @@ class Pair:
         try:
             self.begin()
             self.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+            self.until_true(self._is_saved, "what a next daemon must know")
         except BaseException:
             self.end()
             raise
         return self
+
+    def _is_saved(self) -> bool:
+        """Whether the state says that both are ready: after a daemon that is killed before, they are proved anew."""
+        try:
+            saved = json.loads((self.home / "state" / "state.json").read_text())
+        except OSError:
+            return False
+        return all(instance["unit"]["state"] == "READY" for instance in saved["instances"].values())
 
     def __exit__(self, *exc_info: object) -> None:
         self.end()
