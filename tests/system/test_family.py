@@ -322,9 +322,10 @@ async def test_a_strangers_process_with_our_mark_is_no_instance(launches: Launch
     """Anybody could have a process of theirs taken up as the latest launch, and the real one ended as a leftover."""
     launches.directory.chmod(0o755)
     spec = replace(launches.spec, command=("/bin/sleep", "600"), directory="/", mark=launches.mark(incarnation=9))
-    real, _ = launches(replace(spec, mark=launches.mark()))
+    real, heard_real = launches(replace(spec, mark=launches.mark()))
     forged, heard = launches(replace(spec, user=str(STRANGER), group=str(STRANGER)))
     async with asyncio.timeout(PATIENCE):
+        await heard_real.runs.wait()
         await heard.runs.wait()
     assert user_of(forged.pid) == STRANGER
     assert find_marked(launches.directory) == {Role.PRIMARY: [(1, identify(real.pid))]}
