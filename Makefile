@@ -7,7 +7,7 @@ workers := 4
 faults := tests/scenarios/test_faults.py
 pure_tests := tests/core $(wildcard tests/test_*.py)
 # Processors that others use as well show what a test takes for granted. What failed is named above, and must pass alone.
-again := $(python) -m pytest -q --last-failed --last-failed-no-failures none --ignore $(faults)
+again := $(python) -m pytest -q --last-failed --last-failed-no-failures none
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -18,8 +18,8 @@ demo: ## run a whole pair on this machine, in the foreground
 
 test: ## run all tests, several at a time since most wait; then the fault matrix, alone for the sake of its figures
 	@tools/setup test
-	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults) || { [ $$? = 1 ] && $(again); }
-	$(python) -m pytest -q $(faults)
+	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults) || { [ $$? = 1 ] && $(again) --ignore $(faults); }
+	$(python) -m pytest -q $(faults) || { [ $$? = 1 ] && $(again) $(faults); }
 
 check: lint ## the fast loop: lint, types, pure tests
 	$(python) -m pytest -q -m "not slow and not real" $(pure_tests)
