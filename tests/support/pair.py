@@ -152,8 +152,10 @@ class Pair:
 
     def _is_saved(self) -> bool:
         """Whether the state says that both are ready: after a daemon that is killed before, they are proved anew."""
+        assert self.daemon is not None
+        root = Path(f"/proc/{self.daemon.pid}/root")  # as the daemon sees it, which may have mounts of its own
         try:
-            saved = json.loads((self.home / "state" / "state.json").read_text())
+            saved = json.loads((root / str(self.home).lstrip("/") / "state" / "state.json").read_text())
         except OSError:
             return False
         return all(instance["unit"]["state"] == "READY" for instance in saved["instances"].values())
