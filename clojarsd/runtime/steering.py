@@ -213,10 +213,6 @@ class Steering:
             frontend.has_begun = True
         self._look()
 
-    def is_steered(self, name: str) -> bool:
-        """Whether the kernel steers the frontend of that name."""
-        return name in self._frontends
-
     def ports_to(self, role: Role, port: int) -> list[int]:
         """Those from which the kernel steers connections to that port of the role's instance, each once."""
         plans = [one.plan for one in self._frontends.values() if one.is_backend(role, port)]

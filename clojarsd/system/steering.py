@@ -155,11 +155,6 @@ class KernelSteering:
         except OSError as error:
             raise CannotSteer(why_not_usable(frontend, role.value, reason_of(error))) from error
 
-    def take_out(self, frontend: str, role: Role) -> None:
-        """Give the role no connections, whatever the order says."""
-        for family in _FAMILIES:
-            self._maps.drop_socket(self._indexes[frontend], role, family)
-
     def has(self, frontend: str, role: Role) -> frozenset[int]:
         """SO_COOKIE of each socket of the role that is there now; one that was closed has left by itself."""
         cookies = (self._maps.cookie(self._indexes[frontend], role, family) for family in _FAMILIES)
