@@ -19,10 +19,11 @@ from bench import goals, surroundings
 from bench.goals import COMPARISONS, Result, ratio
 from bench.pairs import write_json
 from bench.proxies import NotThere
-from bench.scenarios import FIGURES, SCENARIOS, Sizes, Subject, idle
+from bench.scenarios import FIGURES, SCENARIOS, Scenario, Sizes, Subject, background, idle
 from bench.targets import DIRECT, NAMES, opened, other
 
 DEFAULT = (DIRECT, "steer", "relay", "haproxy", "nginx")
+BY_NAME = {scenario.__name__: scenario for scenario in SCENARIOS}
 DESCRIPTORS = 20000
 Values = dict[str, dict[str, list[float]]]
 """figure -> target -> one number for each round."""
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         with opened(arguments.targets, arguments.others, arguments.backend_port) as targets:
             print(f"the backend listens on {targets[0].port}", file=sys.stderr)
-            values = measure([Subject(target, sizes) for target in targets], arguments.rounds)
+            values = measure([Subject(target, sizes) for target in targets], arguments.scenarios, arguments.rounds)
             names = [target.name for target in targets]
     except NotThere as reason:
         raise SystemExit(f"cannot measure all targets: {reason}; or leave it out with --targets") from None
@@ -59,11 +60,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--bulk-mb", type=int, help="size of a bulk transfer")
     parser.add_argument("--idle", type=int, help="idle connections whose memory is measured")
     parser.add_argument("--targets", type=lambda text: text.split(","), default=list(DEFAULT), metavar="NAME,NAME...")
+    parser.add_argument("--scenarios", type=lambda text: text.split(","), default=list(BY_NAME), metavar="NAME,NAME...")
     parser.add_argument("--backend-port", type=int, help="the port of the backend, for other proxies to lead to")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
     arguments = parser.parse_args(words)
     if unknown := [name for name in arguments.targets if name not in NAMES]:
         parser.error(f"no such target: {', '.join(unknown)} (there are {', '.join(NAMES)})")
+    if unknown := [name for name in arguments.scenarios if name not in BY_NAME]:
+        parser.error(f"no such scenario: {', '.join(unknown)} (there are {', '.join(BY_NAME)})")
+    arguments.scenarios = [act for name, act in BY_NAME.items() if act is background or name in arguments.scenarios]
     arguments.targets = [DIRECT, *(name for name in arguments.targets if name != DIRECT)]
     for name, quick, full in (("rounds", 2, 5), ("seconds", 0.8, 2.0), ("bulk_mb", 256, 1500), ("idle", 500, 2000)):
         if getattr(arguments, name) is None:
@@ -71,11 +76,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def measure(subjects: list[Subject], rounds: int) -> Values:
-    """Every scenario for every target in every round; who comes first changes from round to round."""
+def measure(subjects: list[Subject], scenarios: list[Scenario], rounds: int) -> Values:
+    """Each scenario for every target in every round; who comes first changes from round to round."""
     values: Values = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
-        for scenario in SCENARIOS:
+        for scenario in scenarios:
             if scenario is idle and number:
                 continue
             for subject in subjects if number % 2 == 0 else reversed(subjects):
@@ -91,7 +96,8 @@ def summary(
     """What the file holds: medians of the numbers, and of their ratios to the direct way in the same round."""
     figures: dict[str, object] = {}
     for name, figure in FIGURES.items():
-        seen = values[name]
+        if not (seen := values[name]):
+            continue
         entry: dict[str, object] = {
             "unit": figure.unit,
             "more_is_better": figure.more_is_better,
