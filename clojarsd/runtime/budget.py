@@ -42,14 +42,14 @@ class Budget:
         if look in self._waiting:
             self._waiting.remove(look)
 
-    def has_room(self) -> bool:
-        """Whether one more client may be taken."""
+    def room(self) -> int:
+        """How many more clients may be taken."""
         if self._used < self._most:
-            return True
+            return self._most - self._used
         if not self._is_spent:
             self._is_spent = True
             log.warning("clients_at_limit", clients=self._used, reason="the rest of the descriptors is kept free")
-        return False
+        return 0
 
     def take(self) -> None:
         """Count a client that was accepted."""

@@ -51,6 +51,34 @@ class Client:
         return cls(end, frozen.is_new, frozen.tried, frozen.give_up_at, True, frozen.is_announced)
 
 
+def connect(address: Address) -> tuple[socket.SocketType, bool]:
+    """A non-blocking socket to that address, and whether it is connected already, which it mostly is on this machine.
+
+    Raises:
+        OSError: it cannot be connected.
+    """
+    host, port = address.host, address.port
+    instance = socket.SocketType(_IPV6 if ":" in host else _IPV4, _STREAM)
+    # What ends the handshake goes with the first bytes, a packet less; the session sees to it when there are none.
+    instance.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    try:
+        number = instance.connect_ex((host, port))
+    except (OSError, UnicodeError) as error:  # a host name that names nothing; errno is not the system's then
+        instance.close()
+        raise OSError(errno.EHOSTUNREACH, str(error)) from error
+    if number == errno.EINPROGRESS:
+        # on loopback the handshake is over before connect returns: no turn of the loop is spent on it
+        if not _is_connected(instance):
+            return instance, False
+        number = 0
+    if not number and _is_connected_to_itself(instance, port):
+        number = errno.ECONNREFUSED
+    if number:
+        instance.close()
+        raise OSError(number, os.strerror(number))
+    return instance, True
+
+
 class Dial:
     """A connect under way. The client's socket is not touched; who made the dial gets both back in `on_end`.
 
@@ -81,28 +109,21 @@ class Dial:
 
     def start(self) -> None:
         """Connect; `on_end` is called once, with the connected socket or the error, perhaps before this returns."""
-        host, port = self._address.host, self._address.port
         try:
-            instance = socket.SocketType(_IPV6 if ":" in host else _IPV4, _STREAM)
+            instance, is_connected = connect(self._address)
         except OSError as error:
             self._on_end(self, error)
             return
-        # What ends the handshake goes with the first bytes, a packet less; the session sees to it when there are none.
-        instance.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        try:
-            number = instance.connect_ex((host, port))
-        except (OSError, UnicodeError) as error:  # a host name that names nothing; errno is not the system's then
-            self._finish(instance, OSError(errno.EHOSTUNREACH, str(error)))
-            return
-        if number == 0 or (number == errno.EINPROGRESS and _is_connected(instance)):
-            # on loopback the handshake is over before connect returns: no turn of the loop is spent on it
-            self._finish(instance, None)
-        elif number == errno.EINPROGRESS:
-            self._instance = instance
-            self._loop.add_writer(instance.fileno(), self._writable, instance)
-            self._timer = self._loop.call_later(self._timeout, self._expire, instance)
+        if is_connected:
+            self._on_end(self, instance)
         else:
-            self._finish(instance, OSError(number, os.strerror(number)))
+            self.wait(instance)
+
+    def wait(self, instance: socket.SocketType) -> None:
+        """Wait for the end of a connect that is under way; `on_end` is called once, later."""
+        self._instance = instance
+        self._loop.add_writer(instance.fileno(), self._writable, instance)
+        self._timer = self._loop.call_later(self._timeout, self._expire, instance)
 
     def abandon(self) -> Client:
         """Stop connecting; the client, whose socket the caller owns from here on. `on_end` is not called."""

@@ -13,8 +13,8 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.view import FrontendView
-from clojarsd.runtime import places
-from clojarsd.runtime.acceptor import EXHAUSTED, Acceptor
+from clojarsd.runtime import dialling, places
+from clojarsd.runtime.acceptor import Acceptor
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.connection_log import ConnectionLog
 from clojarsd.runtime.dial import Client, Dial
@@ -27,12 +27,14 @@ from clojarsd.runtime.router import Router
 from clojarsd.runtime.suspicion import Suspicion
 from clojarsd.runtime.switchover import Switchover
 from clojarsd.runtime.waiting import Waiting
-from clojarsd.runtime.wide_dial import WideDial, make_dial
+from clojarsd.runtime.wide_dial import WideDial, direct_addresses
 from clojarsd.system.announce import announce
 from clojarsd.system.relay import EndReason, RelayResources, Session
 from clojarsd.system.sockets import close_with_reset, is_same_socket, refuse_from_now_on
 
 log = structlog.get_logger()
+_PRIMARY, _BACKUP = Role  # by name, as in relay_phases.py
+_MOVED = EndReason.MOVED
 
 
 class Frontend:
@@ -59,9 +61,10 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         self._log = log.bind(frontend=plan.name)
         self._listeners: list[socket.socket] = []
-        self._acceptor = Acceptor(self._loop, self._take_in, partial(places.has_room, self), self._log)
+        self._acceptor = Acceptor(self._loop, self._take_in, partial(places.room_to_wait, self), self._log)
         budget.when_room(self._acceptor.look)
         self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
+        self._direct = direct_addresses(plan)
         self._dials: set[Dial | WideDial] = set()
         self._suspicion = Suspicion(self._loop)
         self._told = ConnectionLog(self._loop, self._log)
@@ -104,7 +107,7 @@ class Frontend:
         """Go by another plan of the same name; who waits already may do so as long as it was told."""
         if plan.caps != self.plan.caps:
             self.gate.caps = plan.caps
-        self.plan = plan
+        self.plan, self._direct = plan, direct_addresses(plan)
         self.waiting.change_time(plan.hold)
         self.look_for_silence()
         others = (client for client, _ in self.without_instance())
@@ -186,12 +189,12 @@ class Frontend:
         self._router.set_eligible(since, is_ordered=is_ordered)
         for role in Role:
             if since[role] is None:
-                self._redirect(role)
+                dialling.redirect(self, role)
                 self._suspicion.answered(role)  # whatever is eligible there next is another instance
         self.switchover.look(down)
         if self._router.changes_at != before:
             self.changed()
-        if self.gate.caps.are_set:
+        if not self.gate.is_open:
             self.waiting.let_go()  # the route may be as before, and yet the other instance have room
 
     def _route_changed(self, moved_from: Role | None) -> None:
@@ -235,42 +238,18 @@ class Frontend:
 
     def admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
-        role = places.next_role(self, client)
+        role = self._router.active
+        if not self.gate.is_open or client.tried or self._drains or self._suspicion.until:
+            role = places.next_role(self, client)
         if role is None:
             self.waiting.keep(client)
             return
         if self._told.is_on:
             self._told.dialling(client)
-        dial = make_dial(self._loop, client, role, self.plan, self._dialled)
-        self._dials.add(dial)
-        dial.start()
+        dialling.dial(self, client, role)
 
-    def _dialled(self, dial: Dial | WideDial, instance: socket.SocketType | OSError) -> None:
-        """A connect has come to its end; the client has been left alone meanwhile."""
-        self._dials.discard(dial)
-        if not isinstance(instance, OSError):
-            self._relay(dial.client, dial.role, instance)
-            return
-        self._log.debug("connect_failed", role=dial.role.value, reason=str(instance))
-        if instance.errno in EXHAUSTED:
-            self.waiting.keep(dial.client)  # before the pause: who waits here is tried before others are accepted
-            self._acceptor.pause(instance)
-        else:
-            self.doubt(dial.role)
-            dial.client.tried += (dial.role,)
-            other = dial.role.other
-            is_silent = self._suspicion.failed(dial.role, instance)
-            if is_silent and places.may_serve(self, other) and not self._suspicion.is_suspect(other):
-                self._redirect(dial.role)  # who waits for the same would wait in vain
-            self.admit(dial.client)
-
-    def _redirect(self, role: Role) -> None:
-        """Connect those elsewhere who are being connected to the role: nothing of theirs was sent yet."""
-        for dial in [dial for dial in self._dials if dial.role is role]:
-            self._dials.discard(dial)
-            self.admit(dial.abandon())
-
-    def _relay(self, client: Client, role: Role, instance: socket.SocketType) -> None:
+    def relay(self, client: Client, role: Role, instance: socket.SocketType) -> None:
+        """Carry the client's bytes to the instance, to which that socket is connected."""
         if client.is_new:
             self._accepted[role] += 1
         session = Session(
@@ -295,9 +274,9 @@ class Frontend:
         self._acceptor.look()
 
     def _ended(self, session: Session, reason: EndReason) -> None:
-        role = Role.PRIMARY if session in self._sessions[Role.PRIMARY] else Role.BACKUP
+        role = _PRIMARY if session in self._sessions[_PRIMARY] else _BACKUP
         self._sessions[role].discard(session)
-        if reason is EndReason.MOVED:
+        if reason is _MOVED:
             client = Client(session.client, is_new=False, is_duplicated=session.is_duplicated)
             self._told.moved(session, client)
             self.admit(client)
@@ -308,7 +287,7 @@ class Frontend:
         self.counted()
         if role in self._drains:
             self._drains[role].ended(reason)
-        if self.gate.caps.are_set:
+        if not self.gate.is_open:
             self.waiting.let_go()
 
     # What those who wait need to know.
@@ -355,7 +334,7 @@ class Frontend:
             before.go_on(when_drained, within)
         else:
             self._drains[role] = Drain(self, role, when_drained, within)
-            self._redirect(role)
+            dialling.redirect(self, role)
         self._drains[role].look()
 
     def end_drain(self, role: Role) -> None:

@@ -21,7 +21,7 @@ class Gate:
         changed: called when something was ordered, or a pause has ended by itself.
 
     Attributes:
-        caps: how many connections there may be.
+        is_open: whether there is nothing to be heeded: neither a pause nor a limit.
         counted_from: what is shown is counted from there; None: from the beginning.
     """
 
@@ -32,7 +32,8 @@ class Gate:
         caps: Caps,
         changed: Callable[[], None],
     ) -> None:
-        self.caps = caps
+        self._caps = caps
+        self.is_open = not caps.are_set
         self.counted_from: CountedFrom | None = None
         self._loop = loop
         self._log = log
@@ -45,6 +46,19 @@ class Gate:
     def paused(self) -> Pause | None:
         """Until when new connections wait, in the loop's time; None: they do not."""
         return self._pause
+
+    @property
+    def caps(self) -> Caps:
+        """How many connections there may be."""
+        return self._caps
+
+    @caps.setter
+    def caps(self, caps: Caps) -> None:
+        self._caps = caps
+        self._look()
+
+    def _look(self) -> None:
+        self.is_open = self._pause is None and not self._caps.are_set
 
     def view(self) -> PausedView | None:
         """The pause as it is shown."""
@@ -63,6 +77,7 @@ class Gate:
         if self._pause is not None:
             self.close()
             self._pause = None
+            self._look()
             self._log.info("pause_ended")
             self._changed()
 
@@ -89,6 +104,7 @@ class Gate:
 
     def _take(self, pause: Pause | None) -> None:
         self._pause = pause
+        self._look()
         self._shown = None if pause is None else PausedView(wall_clock(self._loop, pause.until), pause.by)
 
     def close(self) -> None:

@@ -20,16 +20,19 @@ def may_serve(frontend: Frontend, role: Role) -> bool:
     return frontend._router.eligible_since[role] is not None and role not in frontend._drains
 
 
-def has_room(frontend: Frontend) -> bool:
-    """Whether one more client may be without an instance; while nobody has to wait, a turn's worth always may."""
-    if not frontend._budget.has_room():
-        return False
+def room_to_wait(frontend: Frontend) -> int:
+    """How many more clients may be without an instance; while nobody has to wait, a turn's worth always may."""
+    most = frontend._budget.room()
     held, dialled, caps = len(frontend.waiting), len(frontend._dials), frontend.gate.caps
-    if caps.total and held + sum(frontend.open_now().values()) >= caps.total:
-        return False
-    if held + dialled < frontend.plan.hold_connections:
-        return frontend.plan.hold > 0 or frontend._router.active is None or not caps.are_set or room(frontend) != 0
-    return not held and dialled < ACCEPTS_A_TURN and room(frontend) != 0
+    if most and caps.total:
+        most = min(most, caps.total - held - sum(frontend.open_now().values()))
+    if most <= 0:
+        return 0
+    if (left := frontend.plan.hold_connections - held - dialled) > 0:
+        if frontend.plan.hold <= 0 and frontend._router.active is not None and caps.are_set:
+            most = min(most, room(frontend) or 0)  # who finds no instance would be turned away
+        return min(most, left)
+    return int(not held and dialled < ACCEPTS_A_TURN and room(frontend) != 0)
 
 
 def room(frontend: Frontend) -> int | None:

@@ -57,7 +57,7 @@ def _serve(frontend: Frontend, client: socket.socket, *, is_announced: bool) -> 
     Args:
         is_announced: whether what it says begins with who it is already, where instances are told that.
     """
-    if not frontend._budget.has_room():
+    if not frontend._budget.room():
         close_with_reset(client)  # what is kept free is for those who supervise: no descriptor, no orders
         return
     client.setblocking(False)

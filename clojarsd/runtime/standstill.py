@@ -9,9 +9,9 @@ from functools import partial
 from clojarsd.core.frozen import FrozenClient, FrozenConnection, FrozenFrontend
 from clojarsd.core.names import Role
 from clojarsd.runtime.dial import Client
+from clojarsd.runtime.dialling import under_way
 from clojarsd.runtime.drain import Drain
 from clojarsd.runtime.frontend import Frontend
-from clojarsd.runtime.wide_dial import make_dial
 from clojarsd.system.relay_thaw import thaw
 
 
@@ -121,7 +121,7 @@ class Standstill:
             if role is None:
                 frontend.waiting.hold.thaw(client)
             else:
-                frontend._dials.add(make_dial(frontend._loop, client, role, frontend.plan, frontend._dialled))
+                under_way(frontend, client, role)
         else:
             assert role is not None
             session = thaw(frontend._loop, state, descriptors, frontend._resources, on_end=frontend._ended)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from clojarsd.core.frontend_plan import FrontendPlan
-from clojarsd.core.names import Backend, Role, UnixAddress
+from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.runtime.dial import Client, Dial
 
 UNIX_PAUSE = 0.01
@@ -146,11 +146,19 @@ def make_dial(
     on_end: Callable[[Dial | WideDial, socket.SocketType | OSError], None],
 ) -> Dial | WideDial:
     """A connect to the instance as the plan wants it, which is to be started."""
-    address = plan.backends[role]
-    others = plan.others.get(role, ()) if plan.others else ()
-    if others or plan.source is not None or isinstance(address, UnixAddress):
-        return WideDial(loop, client, role, (address, *others), plan.source, plan.connect_timeout, on_end)
-    return Dial(loop, client, role, address, plan.connect_timeout, on_end)
+    if (direct := direct_addresses(plan).get(role)) is not None:
+        return Dial(loop, client, role, direct, plan.connect_timeout, on_end)
+    addresses = (plan.backends[role], *plan.others.get(role, ()))
+    return WideDial(loop, client, role, addresses, plan.source, plan.connect_timeout, on_end)
+
+
+def direct_addresses(plan: FrontendPlan) -> dict[Role, Address]:
+    """Of the instances that are reached by one connect to one TCP address."""
+    return {
+        role: address
+        for role, address in plan.backends.items()
+        if isinstance(address, Address) and not plan.others.get(role) and plan.source is None
+    }
 
 
 def _open(address: Backend, source: str | None) -> socket.socket:

@@ -9,7 +9,6 @@ pipe at most.
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Protocol
 from clojarsd.core.frozen import FrozenFlow
 from clojarsd.system.pipes import Pipe, PipePool
 from clojarsd.system.poller import ERRORS, FORGET, READ, WRITE, Poller
+from clojarsd.system.relay_phases import DONE, DROPPING, HELD, OPEN, Stage
 from clojarsd.system.sockets import send_at_once
 
 BUFFER_SIZE = 1 << 16
@@ -26,15 +26,6 @@ TURN_SIZE = 1 << 20
 SMALLEST_TURN = 1 << 17
 """Bytes of one flow in any case."""
 _SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE and SPLICE_F_NONBLOCK, which os names from Python 3.14 on
-
-
-class Stage(enum.Enum):
-    """How far one way of a connection has come."""
-
-    OPEN = "bytes are carried"
-    HELD = "the source is not read: the connection is being moved"
-    DROPPING = "the sink is lost: what the source sends is read and dropped"
-    DONE = "the source has ended and all it sent is delivered"
 
 
 class Shared(Protocol):
@@ -80,6 +71,7 @@ class Flow:
         "_buffer",
         "_detour",
         "_from_client",
+        "_is_prompt",
         "_looks",
         "_pending",
         "_pipe",
@@ -112,13 +104,15 @@ class Flow:
         self.sink = sink
         self.fd = source.fileno()
         self.watched = FORGET
-        self.stage = Stage.OPEN
+        self.stage: Stage = OPEN
         self.delivered = 0
         self._session = session
         self._shared = shared
         self._from_client = from_client
         self.quickack = quickack
         self._buffer = shared.buffer
+        self._is_prompt = False
+        """Whether the sink's kernel sends without waiting. The first bytes never wait: there are none before them."""
         self._pending = b""
         self._pipe: Pipe | None = None
         self._piped = 0
@@ -136,11 +130,11 @@ class Flow:
         """Watch the source's descriptor for what it is needed for now, in either direction."""
         twin, stage = self.twin, self.stage
         wanted = FORGET
-        if (stage is Stage.OPEN or stage is Stage.DROPPING) and not (self._pending or self._piped):
+        if (stage is OPEN or stage is DROPPING) and not (self._pending or self._piped):
             wanted = READ
         if twin._pending or twin._piped:
             wanted |= WRITE
-        elif stage is Stage.DONE:
+        elif stage is DONE:
             wanted = ERRORS
         self._shared.poller.watch(self, wanted)
 
@@ -152,6 +146,7 @@ class Flow:
 
     def say(self, first: bytes) -> None:
         """Send this, which does not count as delivered, before anything of the source. Only before that is read."""
+        self.push()
         try:
             sent = self.sink.send(first)
         except BlockingIOError:
@@ -164,15 +159,15 @@ class Flow:
 
     def hold(self) -> None:
         """Leave what comes in the kernel's queue from now on."""
-        self.stage = Stage.HELD
+        self.stage = HELD
         self.watch()
 
     def drop(self) -> None:
         """Forget what is on its way: the sink is lost. The source is still read, so that it is not stuck in a send."""
         self._pending = b""
         self._give_pipe_back()
-        if self.stage is not Stage.DONE:
-            self.stage = Stage.DROPPING
+        if self.stage is not DONE:
+            self.stage = DROPPING
             self._detour = self._read_dropping
         self.watch()
         self.twin.watch()
@@ -210,11 +205,12 @@ class Flow:
         self.delivered = frozen.delivered
         self._pending = frozen.pending
         self._looks = frozen.looks
-        if self.stage is Stage.DROPPING:
+        if self.stage is DROPPING:
             self._detour = self._read_dropping
         elif pipe is not None:
             self._shared.pipes.adopt(pipe)
             self._pipe, self._piped = pipe, frozen.piped
+            self.push()
             self._detour = self._read_splicing
         elif self._looks:
             self._detour = self._read_looking
@@ -242,6 +238,8 @@ class Flow:
         if self.quickack:
             self._acknowledge()
         self._session.owed = self._from_client
+        if self.delivered and not self._is_prompt:
+            self.push()
         try:
             sent = self.sink.send(buffer[:count], flags)
         except BlockingIOError:
@@ -256,6 +254,7 @@ class Flow:
         elif count == BUFFER_SIZE:
             self._pipe = self._shared.pipes.lend()
             if self._pipe is not None:
+                self.push()
                 self._detour = self._read_splicing
                 self._read_splicing()
 
@@ -276,8 +275,9 @@ class Flow:
             self.sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def push(self) -> None:
-        """Have the sink's kernel send what it keeps back for more to come."""
+        """Have the sink's kernel send what it keeps back for more to come, and keep nothing back from now on."""
         send_at_once(self.sink)  # if it is lost, whoever uses it next is told
+        self._is_prompt = True
 
     def writable(self) -> None:
         """The source's descriptor, which is the twin's sink, has room again."""
@@ -295,6 +295,8 @@ class Flow:
             if self._looks:
                 self._give_pipe_back()  # what comes next may be a request that begins a move
         else:
+            if not self._is_prompt:
+                self.push()
             try:
                 sent = self.sink.send(self._pending)
             except BlockingIOError:
@@ -315,7 +317,7 @@ class Flow:
             return
         self._detour = None
         self.readable()
-        if self._detour is None and self.stage is Stage.OPEN:
+        if self._detour is None and self.stage is OPEN:
             self._detour = self._read_looking
 
     def _read_dropping(self) -> None:
@@ -354,7 +356,7 @@ class Flow:
             left -= count
             self._piped = count
             if not self._drain():
-                if self.stage is Stage.OPEN and self._piped:
+                if self.stage is OPEN and self._piped:
                     self._wait_for_sink()
                 return
         if self._looks:

@@ -142,12 +142,17 @@ class Poller:
         forgotten.clear()
         strangers: Sequence[tuple[int, int]] = ()
         for fd, events in self._epoll.poll(timeout, BATCH):
+            if fd in forgotten:  # the number may be another socket's by now, with no news yet
+                continue
             subject = subjects.get(fd)
-            if subject is None or fd in forgotten:  # the number may be another socket's by now, with no news yet
-                if fd not in forgotten:
-                    strangers = (*strangers, (fd, events))
+            if subject is None:
+                strangers = (*strangers, (fd, events))
                 continue
             try:
+                if events == _NEWS:  # what nearly all are: nothing else is looked at
+                    if subject.watched & _NEWS:
+                        subject.readable()
+                    continue
                 if events & _NEWS:
                     if subject.watched & _NEWS:
                         if events & _END:

@@ -20,12 +20,13 @@ from functools import partial
 
 from clojarsd.core.end_reason import EndReason as EndReason
 from clojarsd.core.frozen import FrozenSession
-from clojarsd.system.flow import Flow, Stage
+from clojarsd.system.flow import Flow
 from clojarsd.system.queues import has_news, request_waits, unacknowledged, unread
-from clojarsd.system.relay_phases import Phase
+from clojarsd.system.relay_phases import DONE, DROPPING, ENDED, LOOKING, LOST, MOVING, OPEN, RELAYING, Phase
 from clojarsd.system.relay_resources import RelayResources as RelayResources
-from clojarsd.system.sockets import close, reset_when_closed, send_at_once
+from clojarsd.system.sockets import close, reset_when_closed
 
+_FINISHED, _MOVED = EndReason.FINISHED, EndReason.MOVED  # by name, as in relay_phases.py
 FIRST_DELAY = 0.001
 LONGEST_DELAY = 0.05
 """Seconds between two looks at a send queue: the first, and what the doubling ends at."""
@@ -78,7 +79,8 @@ class Session:
         self.client, self.instance, self.is_duplicated = client, instance, is_duplicated
         self.owed, self.began_at = False, loop.time()
         self._loop, self._resources, self._on_end = loop, resources, on_end
-        self._phase, self._give_up_at = Phase.RELAYING, 0.0
+        self._phase: Phase = RELAYING
+        self._give_up_at = 0.0
         self._lost: Flow | None = None
         """The flow whose source was reset or takes no more."""
         self._said = 0
@@ -94,12 +96,10 @@ class Session:
 
     def start(self) -> None:
         """Carry bytes from now on; what the client has sent by now is carried when this returns, and it may be over."""
-        send_at_once(self.client)  # if it was reset already, reading says so
-        send_at_once(self.instance)
         self._resources.poller.attach(self._loop)
         if self._up.is_flushed:
             self._up.readable()
-        if self._phase is not Phase.ENDED:
+        if self._phase is not ENDED:
             if not self.owed:
                 self._up.acknowledge_handshake()
             self._up.watch()
@@ -127,7 +127,7 @@ class Session:
     @property
     def is_half_closed(self) -> bool:
         """Whether one side has ended and the other has not."""
-        return self._up.stage is Stage.DONE or self._down.stage is Stage.DONE
+        return self._up.stage is DONE or self._down.stage is DONE
 
     def say_first(self, header: bytes) -> None:
         """Send the instance this before anything of the client; `bytes_up` does not count it. Only before `start`."""
@@ -135,12 +135,12 @@ class Session:
 
     def cut(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both at once with a reset."""
-        if self._phase is not Phase.ENDED:
+        if self._phase is not ENDED:
             self._end(reason, reset=(self.client, self.instance))
 
     def finish(self, reason: EndReason = EndReason.CUT) -> None:
         """Close both with an ordinary end, unless something that the client has sent waits to be read."""
-        if self._phase is not Phase.ENDED and not unread(self.client):
+        if self._phase is not ENDED and not unread(self.client):
             self._end(reason)
 
     def move_at_next_request(self) -> None:
@@ -149,8 +149,8 @@ class Session:
         That request is not read. The instance sees the end of the client's bytes, and what it still says is passed on
         until its end; then `on_end(MOVED)` hands the client back. Without such a request nothing changes.
         """
-        if self._phase is Phase.RELAYING:
-            self._phase = Phase.LOOKING
+        if self._phase is RELAYING:
+            self._phase = LOOKING
             self._up.look()
 
     def move_now(self) -> None:
@@ -159,10 +159,10 @@ class Session:
         A quiet connection whose instance has ended already is finished: there is nothing to move.
         """
         self.move_at_next_request()
-        if self.is_quiet() and self._down.stage is Stage.DONE:
+        if self.is_quiet() and self._down.stage is DONE:
             self.finish()
         elif (
-            self._phase is Phase.LOOKING
+            self._phase is LOOKING
             and self._can_move()
             and (request_waits(self.client, self._resources.buffer) or not has_news(self.client))
         ):
@@ -199,7 +199,7 @@ class Session:
         self._up.watch()
         self._down.watch()
         if self._timer_at is not None:
-            moves = self._phase is Phase.MOVING
+            moves = self._phase is MOVING
             act = self._instance_lingers if moves else partial(self._look_at_delivery, FIRST_DELAY)
             self._timer = self._loop.call_at(self._timer_at, act)
 
@@ -209,7 +209,7 @@ class Session:
         `on_end` is not called. That `freeze` has ended all watching matters: an epoll set goes by open files, and would
         go on telling of one that lives elsewhere.
         """
-        self._phase = Phase.ENDED
+        self._phase = ENDED
         for flow in (self._up, self._down):
             flow.release(closes=False)
         self._lost = None
@@ -220,8 +220,8 @@ class Session:
 
     def source_ended(self, flow: Flow, *, reset: bool) -> None:
         """Pass an end on as an end and a reset as a reset. Everything the source sent is with the sink's kernel."""
-        was_dropping = flow.stage is Stage.DROPPING
-        flow.stage = Stage.DONE
+        was_dropping = flow.stage is DROPPING
+        flow.stage = DONE
         if flow is self._down:
             self.owed = False  # the instance will say no more
         if was_dropping:  # the sink is lost, so there is nobody to tell
@@ -229,7 +229,7 @@ class Session:
                 self._end_lost()
             else:
                 flow.watch()
-        elif self._phase is Phase.MOVING and not (reset and self._down.delivered != self._said):
+        elif self._phase is MOVING and not (reset and self._down.delivered != self._said):
             self._finish_move()  # a reset of an instance that had no more to say cuts nothing short
         elif reset or self._lost is flow:  # after a failed send the kernel may show a reset as an end
             self._lose(flow)
@@ -247,7 +247,7 @@ class Session:
         """Drop what is on its way there. What that side had sent before is still delivered to the other."""
         if self._lost is not None:
             self._end_lost()  # nobody is left
-        elif self._phase is Phase.MOVING:
+        elif self._phase is MOVING:
             self._end(EndReason.CLIENT_RESET, reset=(self.instance,))
         else:
             with contextlib.suppress(OSError):
@@ -265,28 +265,28 @@ class Session:
 
     def _pass_end(self, flow: Flow) -> None:
         """Tell the sink that no more will come."""
-        if flow.twin.stage is Stage.DONE and not self.is_duplicated:
-            self._end(EndReason.FINISHED)  # closing says it, too, with the last descriptor
+        if flow.twin.stage is DONE and not self.is_duplicated:
+            self._end(_FINISHED)  # closing says it, too, with the last descriptor
             return
         try:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:
             self.sink_lost(flow)
             return
-        if flow.twin.stage is Stage.DONE:
-            self._end(EndReason.FINISHED)
+        if flow.twin.stage is DONE:
+            self._end(_FINISHED)
         else:
             flow.watch()
 
     def _lose(self, flow: Flow) -> None:
         """The side that is the source of this flow is lost: deliver what it had sent, then reset the other side."""
         self._cancel_timer()
-        self._phase = Phase.LOST
+        self._phase = LOST
         if self._lost is None:
             self._lost = flow
             flow.push()
             flow.twin.drop()
-        if flow.stage is Stage.DONE:
+        if flow.stage is DONE:
             flow.watch()
         self._seen = None
         self._look_at_delivery(FIRST_DELAY)
@@ -304,7 +304,7 @@ class Session:
         if self._seen is None or acknowledged > self._seen:
             self._give_up_at = now + self._resources.reset_flush
         self._seen = acknowledged
-        if (self._lost.stage is Stage.DONE and not queued) or now >= self._give_up_at:
+        if (self._lost.stage is DONE and not queued) or now >= self._give_up_at:
             self._end_lost()
         else:
             self._timer = self._loop.call_later(delay, self._look_at_delivery, min(2 * delay, LONGEST_DELAY))
@@ -319,8 +319,10 @@ class Session:
         """Let go of everything, then say so."""
         if self._timer is not None:
             self._cancel_timer()
-        self._phase = Phase.ENDED
-        moved = reason is EndReason.MOVED
+        self._phase = ENDED
+        moved = reason is _MOVED
+        if moved:
+            self._down.push()  # the next instance's first answer may follow the last one closely
         self._up.release(closes=not (moved or self.is_duplicated))
         self._down.release(closes=not self.is_duplicated)
         for end in reset:
@@ -340,11 +342,11 @@ class Session:
 
     def _can_move(self) -> bool:
         """Whether the connection is quiet and neither side has ended."""
-        return self.is_quiet() and self._up.stage is Stage.OPEN and self._down.stage is Stage.OPEN
+        return self.is_quiet() and self._up.stage is OPEN and self._down.stage is OPEN
 
     def _begin_move(self) -> None:
         """Stop reading the client, tell the instance that no more will come, and pass on what it still says."""
-        self._phase = Phase.MOVING
+        self._phase = MOVING
         self._said = self._down.delivered
         self._up.hold()
         with contextlib.suppress(OSError):  # it has gone by itself; reading says so
@@ -363,7 +365,7 @@ class Session:
             self._seen = self._down.delivered
             self._timer = self._loop.call_later(self._resources.move_flush, self._instance_lingers)
         elif self._seen != self._said:
-            self._down.stage = Stage.DONE
+            self._down.stage = DONE
             self._lose(self._down)
         elif request_waits(self.client, self._resources.buffer):
             self._finish_move()
@@ -379,4 +381,4 @@ class Session:
         except OSError:
             self._end(EndReason.CLIENT_RESET)
             return
-        self._end(EndReason.MOVED if waits else EndReason.FINISHED)
+        self._end(_MOVED if waits else _FINISHED)

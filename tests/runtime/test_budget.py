@@ -10,9 +10,9 @@ from clojarsd.runtime.budget import Budget
 def test_there_is_room_for_half_as_many_clients_as_descriptors() -> None:
     budget = Budget(6)
     for _ in range(3):
-        assert budget.has_room()
+        assert budget.room()
         budget.take()
-    assert not budget.has_room()
+    assert not budget.room()
 
 
 def test_who_waits_is_called_when_there_is_room_again() -> None:
@@ -25,10 +25,10 @@ def test_who_waits_is_called_when_there_is_room_again() -> None:
     assert called == []
     budget.take()
     budget.take()
-    assert not budget.has_room()
+    assert not budget.room()
     budget.give_back()
     assert called == ["one", "other"]
-    assert budget.has_room()
+    assert budget.room()
 
 
 def test_who_waits_is_called_when_others_need_less() -> None:
@@ -39,7 +39,7 @@ def test_who_waits_is_called_when_others_need_less() -> None:
     budget.keep_free(4)
     assert called == [], "nobody was without room"
     budget.take()
-    assert not budget.has_room()
+    assert not budget.room()
     budget.keep_free(2)
     assert called == ["one"]
     budget.keep_free(0)
@@ -52,7 +52,7 @@ def test_an_episode_is_said_once() -> None:
         for _ in range(20):
             budget.take()
         for _ in range(5):
-            assert not budget.has_room()
+            assert not budget.room()
             budget.give_back()
             budget.take()
         for _ in range(3):
@@ -61,16 +61,16 @@ def test_an_episode_is_said_once() -> None:
 
 
 def test_the_smallest_limit_still_lets_one_client_in() -> None:
-    assert Budget(-100).has_room()
+    assert Budget(-100).room()
 
 
 def test_descriptors_for_others_are_not_for_clients() -> None:
     budget = Budget(6)
     budget.keep_free(4)
     budget.take()
-    assert not budget.has_room()
+    assert not budget.room()
     budget.keep_free(2)
-    assert budget.has_room()
+    assert budget.room()
 
 
 def test_who_does_not_wait_any_more_is_not_called() -> None:
@@ -86,6 +86,6 @@ def test_who_does_not_wait_any_more_is_not_called() -> None:
     budget.forget(gone)
     budget.forget(gone)
     budget.take()
-    assert not budget.has_room()
+    assert not budget.room()
     budget.give_back()
     assert called == ["other"]

@@ -41,6 +41,9 @@ def test_an_instance_that_speaks_first_has_the_header_before_the_client_says_a_w
         client = front.client()
         with front.primary.accept() as end:
             assert receive_header(end) == told_of(client)
+            (session,) = rig.call(lambda: list(front.frontend._every_session()))
+            # nor does what the client says then wait until the header is acknowledged
+            assert session.instance.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 @pytest.mark.parametrize(

@@ -305,8 +305,11 @@ def test_any_chunks_and_any_order_of_ends_give_the_same_bytes(new_loop: NewLoop,
 def test_small_writes_are_never_held_back(rig: Rig) -> None:
     """Nagle's algorithm off on both sides: a chunk behind another one does not wait for an acknowledgement."""
     relayed = rig.connect()
-    relayed.client.sendall(b"x")
-    assert receive_exactly(relayed.instance, 1) == b"x"
+    for _ in range(2):  # the first bytes have nothing before them that they could wait for
+        relayed.client.sendall(b"x")
+        assert receive_exactly(relayed.instance, 1) == b"x"
+        relayed.instance.sendall(b"y")
+        assert receive_exactly(relayed.client, 1) == b"y"
     for end in (relayed.session.client, relayed.session.instance):
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
