@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from tests.support.inside import Inside
 from tests.support.real import unavailable
 
 BPF_FS: Final = Path("/sys/fs/bpf")
@@ -183,30 +184,13 @@ def _check(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-class Space:
+class Space(Inside):
     """Namespaces that stay open, with process numbers of their own: what still runs in them at the end is killed."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs `arguments` inside, as root, in the working directory of whoever calls."""
         names = ("--mount", "--net", "--pid")
         return ["nsenter", "--target", str(self.pid), *names, f"--wdns={os.getcwd()}", "--", *arguments]
-
-    def call(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run the command inside; its output is captured, whatever its exit code."""
-        command = self.command(*arguments)
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    def run(self, *arguments: str, timeout: float = 60.0) -> str:
-        """What the command printed on stdout. Raises AssertionError, with all it printed, when it fails."""
-        done = self.call(*arguments, timeout=timeout)
-        said = f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-        assert done.returncode == 0, said
-        return done.stdout
 
 
 @contextlib.contextmanager
@@ -240,8 +224,6 @@ def space(*, bpf_fs: bool = True) -> Iterator[Space]:
     try:
         assert outer.stdout.readline() == b"up\n", "the namespaces could not be made"
         (inner,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
-        for name in ("mnt", "net", "pid"):
-            assert os.readlink(f"/proc/{inner}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
         yield Space(int(inner))
     finally:
         outer.kill()  # its child, which is their PID 1, dies with it and takes all others along

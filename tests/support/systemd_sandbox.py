@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.support.inside import Inside
+
 BOOT_S = 60.0
 """How long the boot may take; half a second is usual."""
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -40,30 +42,13 @@ def missing_for_sandbox() -> str | None:
     return tried.stderr.strip() if tried.returncode else None
 
 
-class Sandbox:
+class Sandbox(Inside):
     """A running one. Made by `boot`, which also ends it."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs `arguments` inside, as root."""
         # entering the mount namespace makes its root the working directory; --wd=/ would leave it in the machine's
         return ["nsenter", "--target", str(self.pid), *NAMESPACES, "--", *arguments]
-
-    def call(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run the command inside; its output is captured, whatever its exit code."""
-        command = self.command(*arguments)
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    def run(self, *arguments: str, timeout: float = 60.0) -> str:
-        """What the command printed on stdout. Raises AssertionError, with all it printed, when it fails."""
-        done = self.call(*arguments, timeout=timeout)
-        said = f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-        assert done.returncode == 0, said
-        return done.stdout
 
 
 @contextlib.contextmanager
@@ -103,12 +88,10 @@ def boot(directory: Path, units: Mapping[str, str], shared: Sequence[Path] = ())
             if pid is None:
                 log.seek(0)
                 raise AssertionError(f"systemd did not boot:\n{log.read().decode(errors='replace')}")
-            # every command of a test goes in by this number: make sure that it leads away from the machine itself
-            for name in ("mnt", "pid", "net"):
-                assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+            sandbox = Sandbox(pid)
             # it goes on to tell of its jobs, and would wait for ever for room in a queue that nobody reads
             listener.close()
-            yield Sandbox(pid)
+            yield sandbox
         finally:
             # its child, PID 1 of the sandbox, dies with it and takes all others along
             outer.kill()
