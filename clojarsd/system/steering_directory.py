@@ -115,8 +115,17 @@ class SteeringDirectory:
         """Take out what is pinned, the directory, and the file system if it is ours and nobody else needs it.
 
         The link goes first: connections go on as without us from there on. A directory that was made for a plain user
-        stays, and is empty. Raises OSError: something cannot be taken out.
+        stays, and is empty. One that stands in the place of ours, which somebody has removed, is another daemon's.
+
+        Raises:
+            OSError: something cannot be taken out.
         """
+        if self.holds(()):
+            self._empty()
+        self.close()  # nobody can be in it now: who comes next makes another one
+        _remove_parents(self._root)
+
+    def _empty(self) -> None:
         link = self.pinned(LINK)
         try:
             if link is not None:
@@ -132,8 +141,6 @@ class SteeringDirectory:
                 entry.unlink()
             with contextlib.suppress(PermissionError):
                 self.path.rmdir()
-        self.close()  # nobody can be in it now: who comes next makes another one
-        _remove_parents(self._root)
 
 
 def is_left(name: str, root: Path) -> bool:

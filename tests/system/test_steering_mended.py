@@ -126,6 +126,8 @@ def test_pins_that_another_daemon_has_made_meanwhile_stay_its_own() -> None:
                 seen.steering.mend()
             assert seen.steering.is_attached()
             assert seen.reached() == "primary"
+            seen.steering.remove()
+            assert (PINS / LINK).exists()
 
 
 @apart
