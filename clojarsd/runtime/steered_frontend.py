@@ -51,6 +51,9 @@ class Kernel(Protocol):
     def mend(self) -> None:
         """Make it again. Raises CannotSteer."""
 
+    def is_as_found(self) -> bool:
+        """Whether connections are steered as an earlier daemon has left it."""
+
     def is_attached(self) -> bool:
         """Whether connections are steered."""
 

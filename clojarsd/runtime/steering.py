@@ -225,7 +225,8 @@ class Steering:
 
     def detach(self) -> None:
         """Let go, and leave the kernel as it is: connections go on to those who could serve last, if there are any."""
-        if not self._has_begun and not any(frontend.order for frontend in self._frontends.values()):
+        is_as_found = self._kernel is not None and self._kernel.is_as_found()
+        if not (self._has_begun or is_as_found or any(frontend.order for frontend in self._frontends.values())):
             self.remove()  # nothing was steered yet, and we do not begin
         self._is_over = True
         self._forget()

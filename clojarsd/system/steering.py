@@ -221,6 +221,10 @@ class KernelSteering:
             self._directory.close()
             self._directory = directory
 
+    def is_as_found(self) -> bool:
+        """Whether lookups run what an earlier daemon has left, since nothing was configured."""
+        return self._program is None
+
     def is_attached(self) -> bool:
         """Whether lookups run a program of ours."""
         try:

@@ -370,6 +370,23 @@ async def test_who_never_began_leaves_nothing_behind_and_what_he_found(world: Wo
     assert world.kernel.orders == {"http": (P,)}
 
 
+async def test_who_fails_before_it_configures_anything_leaves_what_it_found(world: World) -> None:
+    """As a daemon does that cannot listen somewhere: the kernel steers on for the instances that run."""
+    world.eligible(world.steering(), P)
+    steering = world.make(world.kernel.open, is_left=True)
+    steering.plan([world.plan()])
+    steering.detach()
+    assert world.kernel.orders == {"http": (P,)}
+    assert not world.kernel.is_open
+
+
+async def test_who_fails_before_it_configures_anything_leaves_nothing_where_nothing_was(world: World) -> None:
+    steering = world.make(world.kernel.open)
+    steering.plan([world.plan()])
+    steering.detach()
+    assert world.kernel.was_removed
+
+
 # What the kernel refuses while the daemon runs.
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -148,6 +150,27 @@ def test_daemon_and_relay_process_may_both_be_killed(tmp_path: Path) -> None:
             pair.begin()
             pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
             clients.await_answers(20)
+        assert clients.failures == []
+
+
+@apart
+def test_a_daemon_that_cannot_begin_leaves_the_kernel_as_the_last_one_has_left_it(tmp_path: Path) -> None:
+    """Here since somebody else has an address that its configuration names now."""
+    with steered(tmp_path) as pair, socket.create_server(("127.0.0.1", 0)) as stranger:
+        primary, usual = pair.pid("primary"), pair.listen
+        with Clients(pair.http, 2) as clients:
+            pair.kill()
+            pair.listen = (*usual, f"127.0.0.1:{stranger.getsockname()[1]}")
+            program = [*pair.program, "-c", str(pair.write_config())]
+            said = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            assert said.returncode == 1
+            assert "address already in use" in said.stderr
+            with connection(pair.http) as opened:
+                get(opened, "/who")
+                assert primary in peer_of(pair), "it is steered, not relayed"
+            pair.listen = usual
+            pair.begin()
+            clients.await_answers(10)
         assert clients.failures == []
 
 

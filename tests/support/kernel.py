@@ -19,6 +19,7 @@ class RememberingKernel:
         refuses: why frontends are not taken, or None.
         breaks: what each act raises, by its name, as when a descriptor or memory is short.
         lost: what was taken away, or None; `cannot_mend`: why it cannot be made again, or None.
+        was_removed: whether somebody has taken all of it out.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,8 @@ class RememberingKernel:
         self.cannot_mend: str | None = None
         self.attached = True
         self.is_open = False
+        self.was_removed = False
+        self._is_as_found = False
 
     def _may_break(self, act: str) -> None:
         if act in self.breaks:
@@ -41,11 +44,13 @@ class RememberingKernel:
     def open(self) -> RememberingKernel:
         self._may_break("open")
         self.is_open = True
+        self._is_as_found = bool(self.frontends)
         return self
 
     def configure(self, frontends: Sequence[Steered]) -> None:
         if self.refuses is not None:
             raise CannotSteer(self.refuses)
+        self._is_as_found = False
         self.frontends = {one.name: one for one in frontends}
         for known in (self.orders, self.counts):
             for name in set(known) - set(self.frontends):
@@ -89,12 +94,16 @@ class RememberingKernel:
     def is_attached(self) -> bool:
         return self.attached
 
+    def is_as_found(self) -> bool:
+        return self._is_as_found
+
     def detach(self) -> None:
         self.is_open = False
 
     def remove(self) -> None:
         self.is_open = False
         self._may_break("remove")
+        self.was_removed = True
         self.frontends, self.orders, self.counts, self.sockets = {}, {}, {}, {}
 
 

@@ -53,6 +53,7 @@ def reason(name: str = "test", root: Path = BPF_FS) -> str:
 def test_a_removed_steering_leaves_nothing() -> None:
     with listening() as instance, listening(port=8080) as own:
         steering = KernelSteering.open("test")
+        assert not steering.is_as_found(), "there was nothing"
         steering.configure([HTTP])
         steering.put("http", P, [instance])
         steering.set_order("http", [P])

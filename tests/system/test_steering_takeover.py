@@ -36,10 +36,12 @@ def test_the_kernel_steers_on_when_the_daemon_is_killed_and_the_next_one_takes_i
         del among["primary"]
         assert reached("127.0.0.1", 8080, among) == "backup"
         steering = KernelSteering.open("test")
+        assert steering.is_as_found()
         assert steering.order("http") == (P, B)
         assert steering.counters("http") == {P: 1, B: 1, None: 0}
         assert steering.has("http", B) == {cookie(among["backup"])}
         steering.configure([HTTP])
+        assert not steering.is_as_found()
         assert reached("127.0.0.1", 8080, among) == "backup"
         with pytest.raises(KeyError):
             steering.order("line")
