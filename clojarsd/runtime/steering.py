@@ -161,24 +161,27 @@ class Steering:
         try:
             self._have_connections()
             self._kernel.configure([Steered(name, plan.listen) for name, plan in wanted.items()])
+            self._keep_counts(leaving)  # which the kernel has forgotten now
             self._have_frontends(wanted)
         except (CannotSteer, OSError) as reason:
             log.error("not_steered", reason=str(reason))
             self.remove()
             self._do_without(reason)
-            return {name: plan.relayed(str(reason)) for name, plan in plans.items()}
-        self._keep_counts(leaving)
         self._counted = {name: counted for name, counted in self._counted.items() if name in plans}
-        assert self._connections is not None
-        self._connections.configure(wanted.values())
-        if self._has_begun:
-            self._look()
+        if self._connections is not None and self._frontends:
+            self._connections.configure(wanted.values())
+            if self._has_begun:
+                self._look()
+        if not self._frontends:  # given up, here or in the middle of telling them
+            return {name: plan.relayed(self._without or "") for name, plan in plans.items()}
         return dict(plans)
 
     def _have_frontends(self, wanted: Mapping[str, FrontendPlan]) -> None:
         for name in self._frontends.keys() - wanted.keys():
             self._frontends.pop(name).close()
         for name, plan in wanted.items():
+            if self._kernel is None:
+                return  # given up when an earlier one was told
             if name not in self._frontends:
                 self._frontends[name] = self._make(plan)
             else:

@@ -488,6 +488,25 @@ async def test_a_frontend_that_cannot_be_begun_is_relayed(world: World, error: E
 
 
 @EACH
+async def test_what_cannot_be_told_in_the_middle_of_a_change_leaves_all_to_the_relay(
+    world: World, error: Exception
+) -> None:
+    """Here the first frontend gets the primary back by its new settings, and the kernel refuses the order."""
+    plans = [world.plan("one", failback=60.0), world.plan("two", failback=60.0)]
+    steering = world.steering(*plans)
+    world.eligible(steering, P, B)
+    world.eligible(steering, B)
+    world.eligible(steering, P, B)
+    assert world.kernel.orders == {"one": (B, P), "two": (B, P)}
+    world.kernel.breaks["set_order"] = error
+    planned = world.configure(steering, *(replace(plan, failback=0.0) for plan in plans), world.plan("three"))
+    assert world.kernel.frontends == {}
+    assert {name: plan.is_steered for name, plan in planned.items()} == {"one": False, "two": False, "three": False}
+    assert planned["three"].mode_reason == planned["one"].mode_reason
+    assert (planned["one"].mode_reason or "").startswith("the kernel could not be told: ")
+
+
+@EACH
 async def test_an_end_goes_on_where_something_is_left(world: World, error: Exception) -> None:
     steering = world.steering()
     world.eligible(steering, P)
