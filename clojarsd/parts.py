@@ -15,7 +15,7 @@ import structlog
 
 from clojarsd.core.adoption import Adoption, Expectation, Found, adopt
 from clojarsd.core.api import Access
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.launch import World, log_path
@@ -126,7 +126,7 @@ class Parts:
             try:
                 groups = Groups(base, self._on_memory)
             except OSError as error:
-                log.warning("no_control_groups", reason=(error.strerror or str(error)).lower())
+                log.warning("no_control_groups", reason=reason_of(error))
             else:
                 stack.callback(groups.close)
                 self.loop.add_reader(groups.fileno(), groups.read_events)
@@ -261,7 +261,7 @@ class Parts:
             try:
                 listener.give_to(owner)
             except OSError as error:
-                log.warning("notify_socket_not_given", role=role.value, reason=(error.strerror or str(error)).lower())
+                log.warning("notify_socket_not_given", role=role.value, reason=reason_of(error))
 
     def _group_of(self, role: Role) -> Path | None:
         """The control group of the role's process, if it has one of its own."""
@@ -284,7 +284,7 @@ class Parts:
         try:
             return self.processes.adopt(identity, make_events, mark)
         except OSError as error:  # it runs, and cannot be watched: better no daemon than a second process
-            reason = (error.strerror or str(error)).lower()
+            reason = reason_of(error)
             raise Failed(f"cannot take up {role.value}, which runs as process {identity.pid}: {reason}") from error
 
     def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:

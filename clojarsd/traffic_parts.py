@@ -8,7 +8,7 @@ from functools import partial
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.settings import ServiceSettings
@@ -101,5 +101,5 @@ class TrafficParts:
             try:
                 self._groups.join(self._groups.leaf("relay"), pid)
             except OSError as error:
-                log.warning("relay_not_grouped", reason=(error.strerror or str(error)).lower())
+                log.warning("relay_not_grouped", reason=reason_of(error))
         self._grouped = pids

@@ -72,3 +72,8 @@ class IllegalTransition(ClojarsdError):
         super().__init__(f"{event!r} cannot happen in state {state.value}")
         self.state = state
         self.event = event
+
+
+def reason_of(error: Exception) -> str:
+    """The error in words for the middle of a sentence; of the system's errors what they mean, without their numbers."""
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)

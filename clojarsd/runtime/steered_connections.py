@@ -16,7 +16,7 @@ import structlog
 
 from clojarsd.core.connections import ConnectionList, ConnectionView, joined
 from clojarsd.core.drain_tally import DrainTally
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.runtime.steered_drain import SteeredDrain
@@ -114,7 +114,7 @@ class SteeredConnections:
         try:
             return await self._loop.run_in_executor(self._executor, partial(self._listed, plans))
         except OSError as error:
-            raise Failed(f"cannot list the steered connections: {error.strerror or error}") from error
+            raise Failed(f"cannot list the steered connections: {reason_of(error)}") from error
 
     def _listed(self, plans: Sequence[FrontendPlan]) -> ConnectionList:
         seen = self._looker.look(plans)
@@ -173,7 +173,7 @@ class SteeredConnections:
 
         def done(result: tuple[int, int, str | None] | OSError) -> None:
             if isinstance(result, OSError):
-                reason = result.strerror or str(result)
+                reason = reason_of(result)
                 log.warning("steered_connections_unseen", frontend=frontend, role=role.value, reason=reason)
                 then(0)
                 return
@@ -215,7 +215,7 @@ class SteeredConnections:
 
     def _say_cut(self, role: Role, result: tuple[int, int, str | None] | OSError) -> None:
         if isinstance(result, OSError):
-            log.warning("steered_connections_unseen", role=role.value, reason=result.strerror or str(result))
+            log.warning("steered_connections_unseen", role=role.value, reason=reason_of(result))
             return
         found, count, trouble = result
         if trouble is not None:

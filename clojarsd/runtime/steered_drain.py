@@ -15,6 +15,7 @@ import structlog
 
 from clojarsd.core.connections import ConnectionView
 from clojarsd.core.drain_tally import DrainTally
+from clojarsd.core.errors import reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.runtime.steered_look import Looker, Seen, is_silent, may_end, owes_answer, view_of
@@ -156,8 +157,8 @@ class SteeredDrain:
     def _looked(self, seen: Seen | OSError) -> None:
         if isinstance(seen, OSError):
             if self._cannot_look is None:
-                self._log.warning("steered_connections_unseen", reason=seen.strerror or str(seen))
-            self._cannot_look = seen.strerror or str(seen)
+                self._log.warning("steered_connections_unseen", reason=reason_of(seen))
+            self._cannot_look = reason_of(seen)
             self._looks_in_vain = 0
         else:
             self._cannot_look = None

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from clojarsd.core.errors import CannotSteer, Failed
+from clojarsd.core.errors import CannotSteer, Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Backend, Role
 from clojarsd.core.steering import Steered
@@ -211,8 +211,8 @@ class SteeredFrontend:
             if role not in self._fetched and self._has(role):
                 return  # they are there since an earlier daemon, and may not be had again
             if role not in self._trouble:
-                self._log.warning("not_steered", role=role.value, reason=str(error))
-            self._trouble[role] = f"{role.value} is relayed: {error}"
+                self._log.warning("not_steered", role=role.value, reason=reason_of(error))
+            self._trouble[role] = f"{role.value} is relayed: {reason_of(error)}"
         else:
             self._trouble.pop(role, None)
             self._fetched.add(role)

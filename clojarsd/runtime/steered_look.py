@@ -5,12 +5,11 @@ All of this asks the kernel and reads /proc, so it runs in a thread, always the 
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clojarsd.core.connections import ConnectionPhase, ConnectionView
+from clojarsd.core.errors import reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Role
 from clojarsd.system.sock_diag import CLOSE_WAIT, CLOSING, LAST_ACK, Connection, SockDiag
@@ -93,7 +92,7 @@ class Looker:
             try:
                 count += self._diag.destroy(connection)
             except OSError as error:
-                return count, os.strerror(error.errno or errno.EIO).lower()
+                return count, reason_of(error)
         return count, None
 
     def _know_owners(self, connections: Sequence[Connection]) -> dict[Role, set[int]]:

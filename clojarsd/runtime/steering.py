@@ -15,7 +15,7 @@ import structlog
 
 from clojarsd.core.connections import ConnectionList
 from clojarsd.core.drain_tally import DrainTally
-from clojarsd.core.errors import CannotSteer
+from clojarsd.core.errors import CannotSteer, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
@@ -133,12 +133,12 @@ class Steering:
     def _do_without(self, why: Exception) -> None:
         """What an earlier daemon, or this one, has told the kernel is not to hold where nobody can change it."""
         self._retry.put_off(self._loop.time())
-        self._without = str(why)
+        self._without = reason_of(why)
         try:
             self._take_away()
         except (CannotSteer, OSError) as left:
-            log.error("steering_left", reason=str(left))
-            self._without = f"{why}; and {left}, so that connections go where the last daemon has sent them"
+            log.error("steering_left", reason=reason_of(left))
+            self._without += f"; and {reason_of(left)}, so that connections go where the last daemon has sent them"
 
     def _why_elsewhere(self, plan: FrontendPlan, role: Role) -> str | None:
         why = self._reach.why_elsewhere(plan.backends[role])
@@ -164,7 +164,7 @@ class Steering:
             self._keep_counts(leaving)  # which the kernel has forgotten now
             self._have_frontends(wanted)
         except (CannotSteer, OSError) as reason:
-            log.error("not_steered", reason=str(reason))
+            log.error("not_steered", reason=reason_of(reason))
             self.remove()
             self._do_without(reason)
         self._counted = {name: counted for name, counted in self._counted.items() if name in plans}
@@ -197,7 +197,7 @@ class Steering:
             try:
                 self._connections = self._count()
             except (OSError, RuntimeError) as error:
-                raise CannotSteer(f"cannot see the connections that the kernel steers: {error}") from error
+                raise CannotSteer(f"cannot see the connections that the kernel steers: {reason_of(error)}") from error
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
@@ -251,7 +251,7 @@ class Steering:
             try:
                 kernel.remove()
             except (CannotSteer, OSError) as left:
-                log.error("steering_left", reason=str(left))
+                log.error("steering_left", reason=reason_of(left))
 
     def end(self) -> None:
         """Remove it for good."""
@@ -260,7 +260,7 @@ class Steering:
 
     def _give_up(self, error: Exception) -> None:
         """The kernel cannot be told where connections are to go: let it send them nowhere. Tried again later."""
-        reason = f"the kernel could not be told: {_sentence(error)}"
+        reason = f"the kernel could not be told: {reason_of(error)}"
         log.error("steering_given_up", reason=reason)
         self.remove()
         self._do_without(CannotSteer(reason))
@@ -337,7 +337,7 @@ class Steering:
             try:
                 self._open = await self._connections.count()
             except OSError as error:
-                log.warning("steered_connections_unseen", reason=(error.strerror or str(error)).lower())
+                log.warning("steered_connections_unseen", reason=reason_of(error))
 
     async def run(self) -> NoReturn:
         """See to it that the kernel has what it is to have, and try again what was given up, until cancelled."""
@@ -394,7 +394,3 @@ class Steering:
 
 async def _nothing_to_configure() -> None:
     pass
-
-
-def _sentence(error: Exception) -> str:
-    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)

@@ -133,7 +133,7 @@ def delete(descriptor: int, key: bytes) -> bool:
 
 
 def load_lookup_program(program: bytes, name: str) -> int:
-    """The descriptor of an sk_lookup program. If the verifier refuses it, the error's text ends with what it says."""
+    """The descriptor of an sk_lookup program. If the verifier refuses it, what it says is a note of the error."""
     try:
         return _load(program, name, None)
     except OSError as error:
@@ -144,9 +144,9 @@ def load_lookup_program(program: bytes, name: str) -> int:
             return _load(program, name, log)
         except OSError as again:
             said = log.value.decode(errors="replace").strip()
-            if not said:
-                raise
-            raise OSError(again.errno, f"{again.strerror}; the verifier says:\n{said}") from None
+            if said:
+                again.add_note(f"the verifier says:\n{said}")
+            raise
 
 
 def attach_lookup(program: int, namespace: int) -> int:

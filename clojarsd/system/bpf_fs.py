@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from clojarsd.core.errors import reason_of
+
 OURS: Final = "clojarsd"
 """The source of what we have mounted."""
 _MAGIC: Final = 0xCAFE4A11
@@ -83,7 +85,7 @@ def unmount_ours_within(path: Path, seconds: float) -> str | None:
             if error.errno != errno.EBUSY:
                 return None
             if time.monotonic() >= give_up_at:
-                return os.strerror(error.errno).lower()
+                return reason_of(error)
             time.sleep(_UNMOUNT_PAUSE)
     return None
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.names import Backend, Role, UnixAddress
 from clojarsd.system.instance_sockets import duplicate, find_listening
 
@@ -36,7 +35,7 @@ class InstanceReach:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 return f"is on another host ({address.host})"
-            return f"is at {address.host}, which this host cannot use: {_reason(error)}"
+            return f"is at {address.host}, which this host cannot use: {reason_of(error)}"
         return None
 
     def listening(self, role: Role, address: Backend) -> Sequence[socket.socket]:
@@ -55,10 +54,6 @@ class InstanceReach:
             try:
                 taken = [undo.enter_context(duplicate(one)) for one in fitting]
             except OSError as error:
-                raise Failed(f"cannot take its listening socket: {_reason(error)}") from error
+                raise Failed(f"cannot take its listening socket: {reason_of(error)}") from error
             undo.pop_all()
         return taken
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error)

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.names import Address
 from clojarsd.system.sock_diag import SockDiag
 
@@ -54,7 +54,7 @@ def find_listening(pids: Iterable[int], port: int) -> list[Listening]:
     try:
         wanted = {one.inode: one for one in _listeners(port)}
     except OSError as error:
-        raise Failed(f"cannot ask the kernel who listens on port {port}: {_reason(error)}") from error
+        raise Failed(f"cannot ask the kernel who listens on port {port}: {reason_of(error)}") from error
     found: list[Listening] = []
     unseen: list[str] = []
     for pid in pids:
@@ -62,7 +62,7 @@ def find_listening(pids: Iterable[int], port: int) -> list[Listening]:
             try:
                 found.extend(_open_in(pid, wanted))
             except OSError as error:
-                unseen.append(f"cannot look at the descriptors of process {pid}: {_reason(error)}")
+                unseen.append(f"cannot look at the descriptors of process {pid}: {reason_of(error)}")
             else:
                 if is_in_other_network(pid):
                     unseen.append(f"process {pid} is in another network namespace")
@@ -134,7 +134,3 @@ def _listeners(port: int) -> Iterator[Listening]:
             is_ipv6 = ":" in one.address.host
             takes_ipv4 = not is_ipv6 or (one.address.host == "::" and not one.is_ipv6_only)
             yield Listening(0, -1, one.inode, one.address, takes_ipv4, is_ipv6)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

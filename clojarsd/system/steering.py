@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from clojarsd.core.errors import CannotSteer
+from clojarsd.core.errors import CannotSteer, reason_of
 from clojarsd.core.names import Role
 from clojarsd.core.steering import ADDRESS_SIZE, IPV4, IPV6, MOST_FRONTENDS, Steered, address_keys, program
 from clojarsd.core.steering_reasons import Act, Powers, why_no_room, why_not_usable, why_refused
@@ -27,7 +27,6 @@ from clojarsd.system.steering_directory import (
     ROOT,
     SteeringDirectory,
     left_behind,
-    reason_of,
     refuse_if_impossible,
     sweep,
 )

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
-from clojarsd.core.errors import CannotSteer
+from clojarsd.core.errors import CannotSteer, reason_of
 from clojarsd.core.steering_reasons import (
     Powers,
     why_impossible,
@@ -282,8 +282,3 @@ def _remove_parents(root: Path) -> None:
 
 def _not_made(path: Path, error: OSError, powers: Powers) -> str:
     return why_not_made(str(path), error.errno or 0, reason_of(error), powers.user)
-
-
-def reason_of(error: OSError) -> str:
-    """The error in words for the middle of a sentence."""
-    return os.strerror(error.errno).lower() if error.errno else str(error)

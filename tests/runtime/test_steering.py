@@ -484,6 +484,8 @@ async def test_a_frontend_that_cannot_be_begun_is_relayed(world: World, error: E
     world.kernel.breaks["order"] = error
     world.steering()
     assert not world.plans["http"].is_steered
+    said = {"cannot allocate memory", "operation not permitted", "bad file descriptor", "not today"}
+    assert world.plans["http"].mode_reason in said
     assert world.kernel.frontends == {}
 
 
