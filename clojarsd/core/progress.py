@@ -129,20 +129,41 @@ def gets_traffic(role: Role, view: PairView) -> bool:
     return all(frontend.active is role for frontend in view.frontends.values())
 
 
-def narrate(role: Role, before: PairView, after: PairView) -> str | None:
-    """The step between two pictures of an instance, in words; None when it is none."""
+def narrate(role: Role, before: PairView, after: PairView) -> tuple[str, ...]:
+    """The steps between two pictures of an instance, in words; those as well that no picture has shown.
+
+    Whoever watches may come to look when a process has ended already, and the next one begun.
+    """
     was, seen = before.instances[role], after.instances[role]
-    same = was.unit.state is seen.unit.state and was.unit.incarnation == seen.unit.incarnation
-    if same and was.is_eligible == seen.is_eligible and was.pid == seen.pid:
-        cut = _told_cut(was, seen)
-        return f"is drained, and {cut}" if cut is not None else None
+    is_next = was.unit.incarnation != seen.unit.incarnation
+    is_same = not is_next and was.unit.state is seen.unit.state and was.pid == seen.pid
+    cut = _told_cut(was, seen)
+    if seen.unit.state is UnitState.STOPPING and seen.pid is not None and not is_same:
+        return (_end_of(seen.pid, cut),)
+    if is_next and was.pid is not None and was.unit.state is not UnitState.STOPPING:
+        ended: str | None = _end_of(was.pid, cut)
+    else:
+        ended = f"is drained, and {cut}" if cut is not None else None
+    begun = f"starts (process {seen.pid})" if is_next and seen.unit.state in _BEGUN else None
+    step = None if is_same and was.is_eligible == seen.is_eligible else _step(seen, connections(after, role))
+    is_drained_since = seen.unit.state is UnitState.DRAINING and not is_next
+    steps = (step, ended) if is_drained_since else (ended, begun, step)
+    return tuple(one for one in steps if one is not None)
+
+
+_BEGUN = (UnitState.READY, UnitState.DRAINING)
+"""States of a process whose start was a step before."""
+
+
+def _step(seen: InstanceView, left: int) -> str | None:
+    """How it came to be as it is; None when that is no step.
+
+    Args:
+        left: how many connections to it are open.
+    """
     match seen.unit.state:
         case UnitState.DRAINING:
-            left = connections(after, role)
             return f"gets no new connections; {left} open one{'' if left == 1 else 's'} may end"
-        case UnitState.STOPPING if seen.pid is not None:
-            cut = _told_cut(was, seen)
-            return f"ends (process {seen.pid})" + (f", and {cut}" if cut is not None else "")
         case UnitState.STOPPING:  # it has ended
             return seen.reason if seen.unit.hook is HookName.POST_STOP else "ends"
         case UnitState.STARTING:
@@ -153,6 +174,10 @@ def narrate(role: Role, before: PairView, after: PairView) -> str | None:
             return "is stopped"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
+
+
+def _end_of(pid: int, cut: str | None) -> str:
+    return f"ends (process {pid})" + (f", and {cut}" if cut is not None else "")
 
 
 def _told_cut(was: InstanceView, seen: InstanceView) -> str | None:

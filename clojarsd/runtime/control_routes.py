@@ -169,11 +169,11 @@ class Desk:
         before = self._board.view()
         while True:
             seen = self._board.view()
-            news = [(role, text) for role in roles if (text := narrate(role, before, seen)) is not None]
+            news = [(role, step) for role in roles for step in narrate(role, before, seen)]
             before = seen
             if news:
                 at = stamp(datetime.now(UTC))
-                await write(step_line(Step(at, role, as_sentence(role, text))) for role, text in news)
+                await write(step_line(Step(at, role, as_sentence(role, step))) for role, step in news)
             if all(awaited.holds(seen.instances[role]) for role in roles):
                 return done_line(describe_reached(awaited, roles))
             if not news:  # else the picture may have changed while that was written

@@ -280,8 +280,8 @@ class Orders:
         while (verdict := judge(verb, role, seen, before)) is None:
             await self._board.change()
             now = self._board.view()
-            if (text := narrate(role, seen, now)) is not None:
-                work.note(role, as_sentence(role, text))
+            for step in narrate(role, seen, now):
+                work.note(role, as_sentence(role, step))
             seen = now
         return verdict
 

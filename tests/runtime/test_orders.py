@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from clojarsd.core.api import Verb
+from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed, LaunchFailed, Refused
 from clojarsd.core.names import LaunchStage, Role, UnitState
 from clojarsd.core.unit_events import Start, Stop
@@ -129,6 +130,23 @@ async def test_a_restart_is_told_step_by_step(desk: Desk) -> None:
     assert [(step.role, step.message) async for step in work.steps()] == [(B, message) for message in STEPS]
     assert await done(work) == "backup is up"
     assert desk.incarnations() == {P: 1, B: 2}
+
+
+async def test_steps_that_are_over_before_anybody_looks_are_told(desk: Desk) -> None:
+    """On a machine that has much to do a process may end, and the next one begin, before the watcher gets its turn."""
+    desk.units.is_lively = desk.units.traffic.calls_back_at_once = False
+    desk.units.process(B).heed = lambda: desk.units.exit(B, TERMED)  # all in one turn of the loop
+    work = desk.submit(Verb.RESTART, B)
+    await told(work, "backup is to be restarted")
+    desk.units.traffic.tallies[B] = DrainTally(cut=1, after=0.5, is_sooner=True)
+    desk.units.traffic.when_drained[B]()
+    desk.units.serve(B)
+    assert await messages(work) == [
+        "backup is to be restarted",
+        "backup ends (process 101), and 1 of 1 connection was cut after 0.5 s (sooner than drain)",
+        "backup starts (process 102)",
+        "backup is ready",
+    ]
 
 
 async def test_restarts_of_both_in_one_turn_leave_one_to_serve(desk: Desk) -> None:
