@@ -13,6 +13,7 @@ from typing import Final
 
 from clojarsd.core.hook import last_words
 from clojarsd.system.log_names import inode_of
+from clojarsd.system.thread_signals import left_to_the_main_thread
 
 READ_TIMEOUT: Final = 1.0
 """Seconds that they are waited for, should the disk hang."""
@@ -80,7 +81,7 @@ class LastWords:
         self._tell: Callable[[str], None] | None = tell
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(READ_TIMEOUT, self._told, "")
-        with suppress(RuntimeError):  # no thread can be had
+        with suppress(RuntimeError), left_to_the_main_thread():  # no thread can be had
             threading.Thread(target=self._read, name="last-words", daemon=True).start()
 
     def cancel(self) -> None:

@@ -15,6 +15,8 @@ from typing import TextIO
 
 import structlog
 
+from clojarsd.system.thread_signals import left_to_the_main_thread
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 VARIABLE = "CLOJARSD_LOG"
 MOST_QUEUED = 10_000
@@ -125,7 +127,8 @@ class _Queued:
         self._dropped = 0
         self._lock = threading.RLock()  # reentrant: a finalizer may log in the middle of `write`
         self._thread = threading.Thread(target=self._write_all, name="logs", daemon=True)
-        self._thread.start()
+        with left_to_the_main_thread():
+            self._thread.start()
 
     def write(self, text: str) -> int:
         """Put the line into the queue, or drop it if that is full."""

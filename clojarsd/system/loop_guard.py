@@ -19,6 +19,7 @@ from typing import Self
 import structlog
 
 from clojarsd.system.logs import flush_logs
+from clojarsd.system.thread_signals import left_to_the_main_thread
 
 log = structlog.get_logger()
 
@@ -58,7 +59,8 @@ class LoopGuard:
         self._watched = threading.get_ident()
         self._inside.acquire()
         self._beat()
-        self._thread.start()
+        with left_to_the_main_thread():
+            self._thread.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

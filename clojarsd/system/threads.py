@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
-T = TypeVar("T")
-_OF_A_THREAD = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
-"""What a thread gets for what it has done itself."""
+from clojarsd.system.thread_signals import left_to_the_main_thread
 
+T = TypeVar("T")
 START_PAUSE = 0.1
 """Seconds until the next try to have a first thread, when the kernel gives none."""
 
@@ -24,11 +22,12 @@ def executor(name: str, count: int) -> ThreadPoolExecutor:
     Raises:
         RuntimeError: it gives none now.
     """
-    made = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=take_no_signals)
+    made = ThreadPoolExecutor(count, thread_name_prefix=name)
     together = threading.Barrier(count)
     try:
-        for _ in range(count):
-            made.submit(together.wait)  # each takes a thread of its own, since none goes on before all are there
+        with left_to_the_main_thread():
+            for _ in range(count):
+                made.submit(together.wait)  # each takes a thread of its own, since none goes on before all are there
     except RuntimeError:
         together.abort()
         made.shutdown(wait=False, cancel_futures=True)
@@ -74,7 +73,8 @@ class Threads:
         while True:
             number = self._started + 1
             try:
-                threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+                with left_to_the_main_thread():
+                    threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
             except RuntimeError:  # "can't start new thread" is all that Python says of it
                 if self._started:
                     return
@@ -84,11 +84,5 @@ class Threads:
                 return
 
     def _work(self) -> None:
-        take_no_signals()
         while (act := self._acts.get()) is not None:
             act()
-
-
-def take_no_signals() -> None:
-    """Leave signals for the process to its main thread, which has handlers for them or holds them back."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OF_A_THREAD)

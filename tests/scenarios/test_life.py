@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from clojarsd.system.succession import HELD_BACK
-from tests.support.app import signals
+from tests.support.app import blocked
 from tests.support.pair import CHECKOUT, Clients, Pair, connection, get, same_instant
 from tests.support.waiting import PATIENCE
 
@@ -310,12 +310,6 @@ def test_signals_wait_for_the_main_thread_and_for_nobody_else(pair: Pair) -> Non
         for role in ("primary", "backup"):
             assert blocked(Path(f"/proc/{pair.pid(role)}")) == set()
         pair.done("daemon", "upgrade")
-
-
-def blocked(process: Path) -> set[int]:
-    """The signals that a process or thread does not take."""
-    [mask] = [line for line in (process / "status").read_text().splitlines() if line.startswith("SigBlk:")]
-    return set(signals(mask.split()[1]))
 
 
 def test_daemon_stop_ends_both_and_leaves_nothing(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def signals(mask: str) -> list[int]:
     return [number for number in range(1, 65) if bits >> (number - 1) & 1]
 
 
+def blocked(process: Path) -> set[int]:
+    """The signals that a process or thread, by its directory in /proc, does not take."""
+    [mask] = [line for line in (process / "status").read_text().splitlines() if line.startswith("SigBlk:")]
+    return set(signals(mask.split()[1]))
+
+
 def spawn_child() -> int:
     """Start a child in our process group that outlives us; what we ignore, it ignores. Returns its pid."""
     return os.posix_spawnp("sleep", ["sleep", "600"], os.environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -69,3 +70,16 @@ async def test_an_executor_that_has_all_its_threads_needs_none_later(kernel: Ker
 async def test_an_executor_that_cannot_have_its_threads_says_so(kernel: Kernel) -> None:
     with pytest.raises(RuntimeError):
         executor("test", 3)
+
+
+async def test_threads_leave_the_signals_of_the_process_to_its_main_thread() -> None:
+    def held() -> set[int]:
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    before, threads = held(), Threads("test")
+    with executor("test", 1) as made:
+        for seen in (await threads.run(held), await asyncio.get_running_loop().run_in_executor(made, held)):
+            assert seen >= {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD}
+            assert not seen & {signal.SIGSEGV, signal.SIGABRT}, "which it gets for what it does itself"
+    assert held() == before
+    threads.close()
