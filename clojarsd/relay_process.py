@@ -105,7 +105,7 @@ async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, pre
             gc.collect()
             gc.freeze()  # what lives as long as the process is not looked at by every collection
             await ended.wait()
-            door.close()
+            door.close(has_successor=server.has_successor)
             server.close()
     except* Failed as failed:
         raise failed.exceptions[0] from None
@@ -124,11 +124,11 @@ class _Door:
         self._loop.add_reader(listening.socket.fileno(), self._accept)
         self._look_at = self._loop.call_later(LOOK_EVERY, self._look)
 
-    def close(self) -> None:
-        """Take the path away."""
+    def close(self, *, has_successor: bool) -> None:
+        """Take the path away, unless it is a successor's."""
         self._look_at.cancel()
         self._loop.remove_reader(self._listening.socket.fileno())
-        self._listening.close()
+        self._listening.close(leaves_path=has_successor)
 
     def _accept(self) -> None:
         try:

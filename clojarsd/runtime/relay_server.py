@@ -84,6 +84,7 @@ class RelayServer:
 
     Attributes:
         traffic: the frontends.
+        has_successor: whether another process has taken over everything.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class RelayServer:
         start: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.traffic = Traffic()
+        self.has_successor = False
         self._resources = resources
         self._budget = budget
         self._code = code
@@ -277,6 +279,7 @@ class RelayServer:
                 with contextlib.closing(descriptors):
                     self.hear(caller, message, descriptors)
             return
+        self.has_successor = True
         self._tell(HandedOver())
         self.close()
         self._ended()

@@ -84,9 +84,15 @@ class RelaySocket:
                 return end, pid
             end.close()
 
-    def close(self) -> None:
-        """Listen no more, and take the path away unless something else is there by now."""
-        if self._inode is not None and _inode(self.path.name, self._directory) == self._inode:
+    def close(self, *, leaves_path: bool = False) -> None:
+        """Listen no more, and take the path away unless something else is there by now.
+
+        Args:
+            leaves_path: somebody else is to listen there in this moment. What is there may become theirs between the
+                look and the act, so it is not touched.
+        """
+        is_ours = self._inode is not None and _inode(self.path.name, self._directory) == self._inode
+        if is_ours and not leaves_path:
             with contextlib.suppress(OSError):
                 os.unlink(self.path.name, dir_fd=self._directory)
         self.socket.close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -19,13 +21,19 @@ from clojarsd.core.errors import Failed
 from clojarsd.core.frontend_plan import CountedFrom, FrontendPlan, Pause
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.relay_messages import PROTOCOL, Hello, Refusal, from_relay, to_relay
+from clojarsd.core.relay_messages import PROTOCOL, HandOver, Hello, Refusal, from_relay, to_relay
 from clojarsd.core.routing import Caps
 from clojarsd.runtime import relay_link as module
+from clojarsd.runtime.budget import Budget
+from clojarsd.runtime.frontend import Frontend
+from clojarsd.runtime.handover import take_over
 from clojarsd.runtime.relay_link import RelayLink
 from clojarsd.runtime.relay_owner import SOCKET
 from clojarsd.system.channel import Channel, Descriptors
+from clojarsd.system.channel import pair as channel_pair
+from clojarsd.system.relay import RelayResources
 from clojarsd.system.relay_socket import RelaySocket, connect, make_room
+from tests.support.app import blocked
 from tests.support.fronts import LOOPBACK, NEVER, B, P, Past
 from tests.support.relays import NOBODY, Pair, a_pair, is_relay, limit
 from tests.support.sockets import open_descriptors, tcp_pair
@@ -506,6 +514,17 @@ async def test_signals_are_the_supervisors_business_until_there_is_none(pair: Pa
     assert list((pair.dir / SOCKET).parent.iterdir()) == []
 
 
+async def test_signals_wait_for_the_main_thread_and_for_nobody_else(pair: Pair) -> None:
+    """Another thread may take one, and get its turn only when the supervisor that was there by then has gone."""
+    async with pair.link() as link:
+        threads = {int(task.name): blocked(task) for task in Path(f"/proc/{link.pid}/task").iterdir()}
+        ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        assert ends & threads.pop(pid_of(link)) == set()
+        assert len(threads) >= 1, "one writes the log"
+        assert all(held >= ends for held in threads.values()), threads
+        await link.close()
+
+
 # The relay process dies, hangs, or is not to be found.
 
 
@@ -871,6 +890,47 @@ async def test_another_process_takes_everything_over(pair: Pair) -> None:
         assert await at_backup.ask() == b"b"
         await link.close()
     assert list(pair.dir.iterdir()) == []
+
+
+class Successor:
+    """A process that takes over, as far as another one sees it; this one has no socket for supervisors yet."""
+
+    def __init__(self) -> None:
+        self._resources = RelayResources(reset_flush=NEVER, move_flush=NEVER, max_pipes=0)
+        self._resources.poller.attach(asyncio.get_running_loop())
+        self.frontends: list[Frontend] = []
+
+    def frontend(self, plan: FrontendPlan) -> Frontend:
+        self.frontends.append(Frontend(plan, self._resources, Budget(100)))
+        return self.frontends[-1]
+
+    def inherit(self, extra: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        assert extra["accepting"]
+
+    def drained(self, name: str, role: Role) -> None:
+        raise AssertionError
+
+    def close(self) -> None:
+        for frontend in self.frontends:
+            frontend.close()
+        self._resources.close()
+
+
+async def test_one_that_has_handed_over_leaves_the_path_to_its_successor(pair: Pair) -> None:
+    """Which comes to listen there in the same moment: what was taken away could be its socket."""
+    async with pair.link(run=False) as link:
+        client = await pair.client(await pair.listening(link))
+        assert await client.ask() == b"p"
+        old, (ours, theirs) = pid_of(link), channel_pair()
+        with contextlib.closing(Successor()) as successor:
+            link._tell(HandOver(), [theirs.fileno()])
+            theirs.close()
+            async with asyncio.timeout(PATIENCE):
+                await take_over(ours, successor)
+            assert await client.ask() == b"p"
+            await until(lambda: not is_relay(old), "its end")
+            assert (pair.dir / SOCKET).is_socket()
+            assert connect(pair.dir / SOCKET) is None, "nobody listens there"
 
 
 async def test_orders_that_are_given_meanwhile_are_carried_out_afterwards(pair: Pair) -> None:

@@ -75,9 +75,13 @@ class Pair:
         self.owned: set[int] = set()
         self.instances = {role: Instance() for role in Role}
         self._clients: list[Client] = []
-        self._pids: list[int] = []
+        self._pids: set[int] = set()
         self._answering: set[asyncio.StreamWriter] = set()
         self._serving: dict[Role, asyncio.Server] = {}
+
+    def _own(self, pid: int) -> None:
+        self.owned.add(pid)
+        self._pids.add(pid)
 
     async def serve(self, *roles: Role) -> None:
         """Let these instances answer."""
@@ -106,10 +110,8 @@ class Pair:
     @contextlib.asynccontextmanager
     async def link(self, *plans: FrontendPlan, run: bool = True, begin: bool = True) -> AsyncIterator[RelayLink]:
         """A link with these frontends, with the primary and the backup eligible, that is looked after."""
-        owner = Owner(self.owned.add, self.owned.discard, self.account)
+        owner = Owner(self._own, self.owned.discard, self.account)
         async with asyncio.TaskGroup() as group, RelayLink.open(plans or (self.plan(),), self.dir, owner) as link:
-            if link.pid is not None:
-                self._pids.append(link.pid)
             running = group.create_task(link.run()) if run else None
             if begin:
                 link.set_eligible(P, True)
@@ -118,8 +120,6 @@ class Pair:
             try:
                 yield link
             finally:
-                if link.pid is not None:
-                    self._pids.append(link.pid)
                 if running is not None:
                     running.cancel()
 
@@ -128,10 +128,9 @@ class Pair:
         self, *plans: FrontendPlan, workers: int = 2, run: bool = True, begin: bool = True
     ) -> AsyncIterator[RelayFleet]:
         """The same with so many relay processes, which all end with the pair."""
-        owner = Owner(self.owned.add, self.owned.discard, self.account)
+        owner = Owner(self._own, self.owned.discard, self.account)
         opened = RelayFleet.open(plans or (self.plan(),), self.dir, owner, workers=workers)
         async with asyncio.TaskGroup() as group, opened as fleet:
-            self._pids += fleet.pids
             running = group.create_task(fleet.run()) if run else None
             if begin:
                 fleet.set_eligible(P, True)
@@ -140,7 +139,6 @@ class Pair:
             try:
                 yield fleet
             finally:
-                self._pids += fleet.pids
                 if running is not None:
                     running.cancel()
 
@@ -168,7 +166,7 @@ class Pair:
         for writer in self._answering:
             writer.transport.abort()
         await until(lambda: not self._answering, "the end of all answers")
-        for pid in set(self._pids):
+        for pid in self._pids:
             await end_relay(pid)
 
 
