@@ -37,8 +37,11 @@ class TellingStore(MemoryStore):
     def write(self, events: Sequence[PastEvent]) -> None:
         if self.gate is not None:
             asyncio.run_coroutine_threadsafe(self.gate.wait(), self._loop).result(DEADLINE_S)
-        self._tell("write")
-        super().write(events)
+        try:
+            super().write(events)
+        except Failed:
+            self._tell("failed")
+            raise
         self._tell("written")
 
     def prune(self, before: str) -> None:
@@ -120,7 +123,7 @@ async def test_one_warning_for_an_episode_and_nothing_is_lost(monkeypatch: pytes
             store.failure = Failed("cannot write the history: the disk is full")
             history.record(EventName.FAILOVER, "during")
             for _ in range(3):
-                await store.until("write")
+                await store.until("failed")
             store.failure = None
             await store.until("written")
             history.record(EventName.FAILBACK, "after")
@@ -152,7 +155,7 @@ async def test_waiting_events_are_bounded_and_what_is_given_up_is_counted(monkey
             store.failure = Failed("full")
             for number in range(10):
                 history.record(EventName.DEPLOY_STEP, f"step {number}")
-            await store.until("write")
+            await store.until("failed")
             store.failure = None
             await store.until("written")
             history.record(EventName.FAILBACK, "after")

@@ -186,6 +186,7 @@ async def test_silent_ones_are_reset_when_the_primary_is_back_and_others_are_lef
     assert stays_silent(owed)
     await rig.answer(owed)
     await until(lambda: was_reset(owed), "its reset when it is silent as well")
+    await rig.looked()  # which is told after it was done
     (told, _) = [line for line in logged if line["event"] == "steered_connections_cut"]
     assert (told["role"], told["reason"]) == ("backup", "new connections go to the primary again")
 
