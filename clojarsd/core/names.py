@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NewType
+from typing import Any, NewType, Self
 
 Incarnation = NewType("Incarnation", int)
 """The number of one launch of a unit; the first is 1."""
@@ -98,6 +98,12 @@ class Address:
 
     host: str
     port: int
+
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Self:
+        """From the name that a TCP socket gives of an end. Where IPv6 stands for IPv4 (`::ffff:1.2.3.4`) it is IPv4."""
+        host, port = name[:2]
+        return cls(host.removeprefix("::ffff:") if "." in host else host, port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

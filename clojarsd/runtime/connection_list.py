@@ -101,6 +101,4 @@ def _peer(client: socket.SocketType) -> Address | None:
         peer = client.getpeername()
     except OSError:
         return None
-    if not isinstance(peer, tuple):
-        return None
-    return Address(peer[0].removeprefix("::ffff:") if "." in peer[0] else peer[0], peer[1])
+    return Address.of_socket(peer) if isinstance(peer, tuple) else None

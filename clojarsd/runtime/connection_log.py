@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from clojarsd.core.frozen import FrozenRecord
-from clojarsd.core.names import Role
+from clojarsd.core.names import Address, Role
 from clojarsd.runtime.dial import Client
 from clojarsd.system.relay import EndReason, Session
 
@@ -162,7 +162,4 @@ def _peer_of(end: object) -> str | None:
         peer = end.getpeername()  # type: ignore[attr-defined]
     except OSError:
         return None
-    if not isinstance(peer, tuple):
-        return "a Unix socket"
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(Address.of_socket(peer)) if isinstance(peer, tuple) else "a Unix socket"

@@ -140,8 +140,8 @@ class Rescue:
     def _sort(self, role: Role, client: socket.socket) -> str | None:
         """Whose client it is; None when it is nobody's, and closed."""
         try:
-            remote = _address(client.getpeername())
-            local = _address(client.getsockname())
+            remote = Address.of_socket(client.getpeername())
+            local = Address.of_socket(client.getsockname())
         except OSError:
             client.close()  # it has gone
             return None
@@ -226,8 +226,3 @@ class _Pass:
             self.ended.set_result(None)
             self._loop.remove_reader(self._helper.channel.fileno())
             self._helper.channel.close()
-
-
-def _address(name: tuple[str, int]) -> Address:
-    """A socket's name as an address; an IPv4 one of an IPv6 socket stands as the IPv4 address."""
-    return Address(name[0].removeprefix("::ffff:") if "." in name[0] else name[0], name[1])

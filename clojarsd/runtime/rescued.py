@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
-from clojarsd.core.names import Role
+from clojarsd.core.names import Address, Role
 from clojarsd.runtime.dial import Client
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.traffic import Traffic
 from clojarsd.system.relay import Session
 from clojarsd.system.sockets import close_with_reset
+
+Ends = tuple[Address, Address]
+"""Our end of a connection, and the other one. Both: the kernel gives one port of ours to several that differ there."""
 
 
 def adopt(traffic: Traffic, name: str, role: Role, clients: Sequence[socket.socket]) -> None:
@@ -26,11 +29,11 @@ def adopt(traffic: Traffic, name: str, role: Role, clients: Sequence[socket.sock
     """
     dialled = _dialled(traffic, role)
     for client in clients:
-        try:
-            frontend, session = dialled.get(client.getpeername()[:2], (None, None))
-        except OSError:
-            client.close()  # it has gone
+        ends = _ends_of(client)
+        if ends is None:
+            client.close()
             continue
+        frontend, session = dialled.get(ends[::-1], (None, None))
         if frontend is not None and session is not None:
             _count_elsewhere(frontend, session, role)
         if frontend not in traffic.frontends.values():
@@ -41,14 +44,23 @@ def adopt(traffic: Traffic, name: str, role: Role, clients: Sequence[socket.sock
             _serve(frontend, client, is_announced=session is not None)
 
 
-def _dialled(traffic: Traffic, role: Role) -> Mapping[tuple[str, int], tuple[Frontend, Session]]:
-    """The sessions of the role that have got no answer yet, by the addresses from which the role was dialled."""
+def _dialled(traffic: Traffic, role: Role) -> Mapping[Ends, tuple[Frontend, Session]]:
+    """The sessions of the role that have got no answer yet, by the ends of their connection to it."""
     return {
-        session.instance.getsockname()[:2]: (frontend, session)
+        ends: (frontend, session)
         for frontend in traffic.all_frontends
         for session in frontend.open_sessions(role)
-        if not session.bytes_down
+        if not session.bytes_down and (ends := _ends_of(session.instance)) is not None
     }
+
+
+def _ends_of(end: socket.SocketType) -> Ends | None:
+    """Both ends of a TCP connection; None when it has gone, or is none."""
+    try:
+        near, far = end.getsockname(), end.getpeername()
+    except OSError:
+        return None
+    return (Address.of_socket(near), Address.of_socket(far)) if isinstance(near, tuple) else None
 
 
 def _serve(frontend: Frontend, client: socket.socket, *, is_announced: bool) -> None:

@@ -31,13 +31,8 @@ def far_ends_of(ends: Sequence[socket.socket], pids: Iterable[int]) -> Mapping[s
 def _seen_from_there(diag: SockDiag, end: socket.socket) -> int | None:
     """The inode of the other end; None when it is on no machine of ours, or has gone."""
     try:
-        far, near = _address(end.getpeername()), _address(end.getsockname())
+        far, near = Address.of_socket(end.getpeername()), Address.of_socket(end.getsockname())
     except OSError:
         return None
     other = diag.find(far, near)
     return None if other is None else other.inode
-
-
-def _address(name: tuple[str, int]) -> Address:
-    """A socket's name as an address; an IPv4 one of an IPv6 socket stands as the IPv4 address."""
-    return Address(name[0].removeprefix("::ffff:") if "." in name[0] else name[0], name[1])

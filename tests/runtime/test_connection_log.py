@@ -162,8 +162,9 @@ def test_who_was_never_served_is_said_with_the_reason(rig: Rig, quiet: Lines) ->
     assert [line["reason"] for line in quiet if line["event"] == "connection_ended"][1:] == ["cut by clojarsd"]
 
 
-def test_who_was_taken_out_of_an_instances_queue_is_told_of_once(rig: Rig, quiet: Lines) -> None:
-    with Front(rig, primary=False, backup=False, access_log=True) as front:
+@pytest.mark.parametrize("dual", [False, True], ids=["ipv4", "dual"])
+def test_who_was_taken_out_of_an_instances_queue_is_told_of_once(rig: Rig, quiet: Lines, dual: bool) -> None:
+    with Front(rig, primary=False, backup=False, dual=dual, access_log=True) as front:
         stuck = Stuck(rig, front)
         with direct(stuck, b"x") as client:
             address = "{}:{}".format(*client.getsockname())

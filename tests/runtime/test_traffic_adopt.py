@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +14,8 @@ from clojarsd.core.names import Address
 from clojarsd.core.proxy_protocol import header
 from clojarsd.runtime.rescued import adopt
 from clojarsd.runtime.traffic import Traffic
-from tests.support.fronts import LOOPBACK, B, Front, P
+from tests.support.fronts import LOOPBACK, B, Front, Instance, P
+from tests.support.real import unavailable
 from tests.support.sockets import (
     DEADLINE_S,
     Rig,
@@ -23,6 +26,9 @@ from tests.support.sockets import (
     reset,
     stays_silent,
 )
+
+IP_LOCAL_PORT_RANGE = 51
+"""Of linux/in.h."""
 
 
 class Stuck:
@@ -70,9 +76,15 @@ class Stuck:
         return client, self.front.backup.accept()
 
 
+@pytest.fixture(params=[False, True], ids=["ipv4", "dual"])
+def dual(request: pytest.FixtureRequest) -> bool:
+    """Whether the instances listen as a JVM does, so that the rescued end of an IPv4 connection is an IPv6 socket."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def stuck(rig: Rig) -> Iterator[Stuck]:
-    with Front(rig, primary=False, backup=False) as front:
+def stuck(rig: Rig, dual: bool) -> Iterator[Stuck]:
+    with Front(rig, primary=False, backup=False, dual=dual) as front:
         yield Stuck(rig, front)
 
 
@@ -217,9 +229,9 @@ def test_a_drain_of_the_one_that_serves_it_waits_for_it_and_a_cut_ends_it(stuck:
         assert stuck.drained == 1
 
 
-def test_a_request_boundary_brings_it_home_without_a_detour(rig: Rig) -> None:
+def test_a_request_boundary_brings_it_home_without_a_detour(rig: Rig, dual: bool) -> None:
     """HTTP: a drain of the backup moves the client itself, and nothing is left of the way that it took."""
-    with Front(rig, primary=False, backup=False, movable=True, drain_idle=DEADLINE_S) as front:
+    with Front(rig, primary=False, backup=False, dual=dual, movable=True, drain_idle=DEADLINE_S) as front:
         stuck = Stuck(rig, front)
         client, end = stuck.relayed(b"GET / HTTP/1.1\r\n\r\n")
         with end:
@@ -256,6 +268,33 @@ def test_the_other_sessions_of_the_instance_stay_its_own(stuck: Stuck) -> None:
             stuck.front.until(primary=1, backup=2)
 
 
+def test_one_that_comes_from_the_same_port_as_a_session_to_elsewhere_is_another(stuck: Stuck) -> None:
+    """The kernel gives one local port to several connections whose other ends differ."""
+    client = stuck.front.client(b"x")
+    stuck.front.until(primary=1)
+    with stuck.rescued() as inside, contextlib.closing(Instance()) as port, socket.socket() as another:
+        dial_from(another, inside.getpeername()[1], port.address)
+        another.sendall(b"z")
+        waiting = port.accept()
+        assert waiting.getpeername()[1] == inside.getpeername()[1]
+        stuck.stall()
+        stuck.adopt(waiting)
+        with stuck.front.backup.accept() as end:
+            assert receive_exactly(end, 1) == b"z"
+            stuck.front.until(primary=1, backup=1)
+            assert receive_exactly(inside, 1) == b"x"
+            client.close()
+
+
+def dial_from(client: socket.socket, port: int, to: Address) -> None:
+    """Connect from that local port, which another connection has, too."""
+    try:
+        client.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
+    except OSError:
+        unavailable("Linux before 6.3 lets nobody choose a port that is in use")
+    client.connect((to.host, to.port))
+
+
 def test_where_there_is_no_room_it_is_reset_and_the_rest_goes_on(stuck: Stuck) -> None:
     client = stuck.front.client(b"x")
     stuck.front.until(primary=1)
@@ -268,9 +307,9 @@ def test_where_there_is_no_room_it_is_reset_and_the_rest_goes_on(stuck: Stuck) -
         client.close()
 
 
-def test_who_was_announced_by_the_first_session_is_not_announced_again(rig: Rig) -> None:
+def test_who_was_announced_by_the_first_session_is_not_announced_again(rig: Rig, dual: bool) -> None:
     """The header that the stuck instance would have read is in the rescued socket, and names the client."""
-    with Front(rig, primary=False, backup=False, proxy_protocol=True) as front:
+    with Front(rig, primary=False, backup=False, dual=dual, proxy_protocol=True) as front:
         stuck = Stuck(rig, front)
         client, end = stuck.relayed(b"x")
         own = stuck.front.address
@@ -281,8 +320,8 @@ def test_who_was_announced_by_the_first_session_is_not_announced_again(rig: Rig)
             assert receive_exactly(client, 1) == b"y"
 
 
-def test_who_came_by_the_instances_own_port_is_announced(rig: Rig) -> None:
-    with Front(rig, primary=False, backup=False, proxy_protocol=True) as front:
+def test_who_came_by_the_instances_own_port_is_announced(rig: Rig, dual: bool) -> None:
+    with Front(rig, primary=False, backup=False, dual=dual, proxy_protocol=True) as front:
         stuck = Stuck(rig, front)
         with direct(stuck, b"x") as client:
             waiting = stuck.rescued()

@@ -31,11 +31,16 @@ _STANDARD = 3
 
 
 class Instance:
-    """A port that refuses until `listen` is called, and then gets what the test sends."""
+    """A port that refuses until `listen` is called, and then gets what the test sends.
 
-    def __init__(self) -> None:
-        self._socket = socket.create_server((LOOPBACK, 0))
-        self.address = Address(*self._socket.getsockname())
+    Args:
+        dual: whether it listens for IPv6 and IPv4 with one socket, as a JVM does.
+    """
+
+    def __init__(self, *, dual: bool = False) -> None:
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        self._socket = socket.create_server(("" if dual else LOOPBACK, 0), family=family, dualstack_ipv6=dual)
+        self.address = Address(LOOPBACK, self._socket.getsockname()[1])
         self._fillers: list[socket.socket] = []
         self.listen()
 
@@ -114,9 +119,18 @@ class Front:
         doubts: the roles that could not be connected to.
     """
 
-    def __init__(self, rig: Rig, *, begin: bool = True, primary: bool = True, backup: bool = True, **plan: Any) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        *,
+        begin: bool = True,
+        primary: bool = True,
+        backup: bool = True,
+        dual: bool = False,
+        **plan: Any,
+    ) -> None:
         self.rig = rig
-        self.instances = {role: Instance() for role in Role}
+        self.instances = {role: Instance(dual=dual) for role in Role}
         self.primary, self.backup = self.instances[P], self.instances[B]
         self.plan = make_plan({role: instance.address for role, instance in self.instances.items()}, **plan)
         self.doubts: list[Role] = []
