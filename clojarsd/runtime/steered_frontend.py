@@ -97,7 +97,7 @@ class SteeredFrontend:
     Args:
         route_changed: called with the name, who is active now, and who was before if it was another one.
         failed: called when the kernel cannot be told or asked; closes this, so that it is not told anything else.
-        failures: how often the primary has failed in a row, as far as an earlier daemon's time is remembered.
+        before: what the relay process, which has the same route, has shown last; None: nothing yet.
         connections: what resets connections when new ones go elsewhere; None: nothing does.
 
     Attributes:
@@ -112,7 +112,7 @@ class SteeredFrontend:
         reach: Reach,
         route_changed: Callable[[str, Role | None, Role | None], None],
         failed: Callable[[Exception], None],
-        failures: int = 0,
+        before: FrontendView | None = None,
         connections: Resetting | None = None,
     ) -> None:
         self.plan = plan
@@ -135,9 +135,14 @@ class SteeredFrontend:
         self._counted: Mapping[Role | None, int] = {}
         self._order = kernel.order(plan.name)
         if self._order:  # an earlier daemon has left it so
-            first = self._order[0]
-            has_served = first is Role.PRIMARY or kernel.counters(plan.name)[Role.PRIMARY] > 0
-            self.router.resume(first, primary_has_served=has_served, failures=failures)
+            first, counted = self._order[0], kernel.counters(plan.name)
+            self._resume(first, counted, before.failures if before is not None else 0)
+        elif before is not None:  # it was relayed until now
+            self._resume(before.active, before.accepted_total, before.failures)
+
+    def _resume(self, active: Role | None, counted: Mapping[Role | None, int], failures: int) -> None:
+        has_served = active is Role.PRIMARY or counted[Role.PRIMARY] > 0 or failures > 0
+        self.router.resume(active, primary_has_served=has_served, failures=failures)
 
     @property
     def order(self) -> tuple[Role, ...]:

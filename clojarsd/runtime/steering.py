@@ -201,10 +201,8 @@ class Steering:
 
     def _make(self, plan: FrontendPlan) -> SteeredFrontend:
         assert self._kernel is not None
-        before = self.shown(plan.name)
-        failures = before.failures if before is not None else 0
-        told = self._route_changed, self._give_up
-        made = SteeredFrontend(plan, self._kernel, self._reach, *told, failures, self._connections)
+        told, before = (self._route_changed, self._give_up), self.shown(plan.name)
+        made = SteeredFrontend(plan, self._kernel, self._reach, *told, before, self._connections)
         made.has_begun = self._has_begun
         made.is_paused = plan.name in self._paused
         return made

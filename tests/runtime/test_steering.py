@@ -208,6 +208,20 @@ async def test_failures_in_a_row_are_remembered_over_a_restart_of_the_daemon(wor
     assert shown.next.reason == "it has failed 4 times in a row and must be eligible for 8 s, not 1 s"
 
 
+async def test_one_that_was_relayed_goes_on_with_its_route_and_does_not_fail_back_before_its_time(world: World) -> None:
+    steering = world.steering(world.plan(mode="relay"))
+    world.eligible(steering, P, B)
+    seen = replace(SEEN, active=B, failures=3)
+    steering.shown = {"http": seen}.get
+    world.configure(steering, world.plan(failback=1.0, failback_max=60.0))
+    assert world.kernel.orders["http"] == (B, P)
+    shown = steering.show("http", seen)
+    assert (shown.active, shown.failures) == (B, 3)
+    assert shown.next is not None
+    assert shown.next.reason == "it has failed 3 times in a row and must be eligible for 4 s, not 1 s"
+    assert world.past.events == []
+
+
 async def test_a_primary_that_has_served_for_long_under_this_daemon_is_trusted_again(world: World) -> None:
     world.eligible(world.steering(), P, B)
     steering = world.make(world.kernel.open, is_left=True)
