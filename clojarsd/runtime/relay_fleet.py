@@ -200,6 +200,8 @@ class RelayFleet(FleetTraffic):
             link.end_drain(role)
         for name in list(link.paused):
             link.resume(name)  # what waited was sent on its way
+        for role, drain in self._drains.items():
+            link.begin_drain(role, partial(self._drained, link, role, drain))
         await link.configure(self._shares(link.number, workers))
         for name, pause in self._workers[0].paused.items():
             link.pause(name, pause.until, pause.by)

@@ -343,6 +343,22 @@ async def test_one_that_leaves_lets_its_connections_end_and_its_counts_stay(pair
         assert numbers_in(pair.dir) == set()
 
 
+async def test_one_that_stays_after_all_goes_on_with_a_drain(pair: Pair, soon: None) -> None:
+    plan = pair.plan(drain=NEVER, drain_idle=NEVER)
+    async with pair.fleet(plan) as fleet:
+        found = await clients(pair, fleet)
+        await fleet.configure([plan], workers=1)
+        drained: list[Role] = []
+        fleet.begin_drain(P, lambda: drained.append(P))
+        await fleet.configure([plan], workers=2)
+        for client in found[1:]:
+            client.close()
+        await until(lambda: sum(counts(fleet)) == 1, "all but one to have left")
+        assert drained == []
+        found[0].close()
+        await until(lambda: drained == [P], "the end of the drain")
+
+
 async def test_one_that_leaves_is_cut_after_the_drains_time(pair: Pair, soon: None) -> None:
     plan = pair.plan(drain=0.3, drain_idle=NEVER)
     async with pair.fleet(plan) as fleet:
