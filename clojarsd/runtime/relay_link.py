@@ -354,7 +354,7 @@ class RelayLink(RelayTraffic):
 
     @property
     def _is_heard(self) -> bool:
-        return self._peer is not None or self._held_back is not None
+        return self._held_back is not None or (self._peer is not None and not self._peer.channel.is_left())
 
     # What it says.
 
