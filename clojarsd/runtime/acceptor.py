@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from clojarsd.system.sockets import BACKLOG
+from clojarsd.system.sockets import EXHAUSTED as EXHAUSTED
 
 ACCEPTS_A_TURN = 64
 ACCEPT_PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out: clients wait in the backlog, nothing spins."""
 EPISODE_GAP = 10.0
 """Seconds after which running out again is news."""
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _STREAM = int(socket.SOCK_STREAM)
 _OF_ONE_CLIENT = frozenset(
     {

@@ -6,7 +6,6 @@ What each request does is in `control_routes`.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,6 +28,7 @@ from clojarsd.runtime.log_keeper import InstanceLog
 from clojarsd.runtime.status import Board
 from clojarsd.system.inotify import EntryWatch
 from clojarsd.system.peer import Peer, group_names, peer_of, user_name
+from clojarsd.system.sockets import EXHAUSTED
 
 log = structlog.get_logger()
 
@@ -47,7 +47,6 @@ FINISH_LOOK = 0.005
 """Seconds that callers have to be answered at the end, and between two looks whether they are."""
 RESTORE_PAUSE = 5.0
 """Seconds until the next try to make a socket that was removed."""
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -176,7 +175,7 @@ class ControlServer:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
+                if error.errno not in EXHAUSTED:
                     raise
                 log.warning("control_accept_paused", reason=error.strerror, pause_s=ACCEPT_PAUSE)
                 self._stop_accepting()

@@ -296,15 +296,16 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
     Raises:
         Failed: there is none; says why.
     """
-    ours, theirs = pair()
     try:
-        owner.keep_room(runtime_dir)
-        pid, pidfd = _spawn(owner.place(runtime_dir), code, theirs, take_over, owner.account)
+        with ExitStack() as undo:
+            owner.keep_room(runtime_dir)
+            ours, theirs = pair()
+            undo.callback(ours.close)
+            with theirs:
+                pid, pidfd = _spawn(owner.place(runtime_dir), code, theirs, take_over, owner.account)
+            undo.pop_all()
     except OSError as error:
-        ours.close()
         raise Failed(f"cannot start the relay process: {_reason(error)}") from error
-    finally:
-        theirs.close()
     return RelayPeer(pid, pidfd, ours, owner)
 
 

@@ -53,7 +53,11 @@ async def replace_relay(link: RelayLink) -> None:
     old = link._peer
     if old is None or not link._has_begun or link._held_back is not None:
         raise Failed("cannot replace the relay process: none is in charge at the moment")
-    ours, theirs = pair()
+    try:
+        ours, theirs = pair()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Failed(f"cannot replace the relay process: {reason}; the old one stays in charge") from error
     try:
         new = spawn(link._runtime_dir, link._code, link._owner, theirs)
         link._kept = None

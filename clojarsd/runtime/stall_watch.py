@@ -22,6 +22,7 @@ from clojarsd.system.accept_queue import AcceptQueues, ProbeConnection
 from clojarsd.system.instance_sockets import Listening
 from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.sock_diag import SockDiag
+from clojarsd.system.sockets import EXHAUSTED
 
 log = structlog.get_logger()
 
@@ -212,7 +213,10 @@ class StallWatch:
         for watched in list(self._watched):
             try:
                 waiting = self._queues.waiting(watched.found)
-            except (OSError, Failed):  # closed, or its process is gone
+            except (OSError, Failed) as error:
+                if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                    continue  # it cannot be seen now: what is thought of it holds until the next look
+                # closed, or its process is gone
                 watched.drop_probe()
                 self._watched.remove(watched)
                 self._queues.forget()

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.runtime.dial import Client, Dial
+from clojarsd.system.sockets import EXHAUSTED
 
 UNIX_PAUSE = 0.01
 """Seconds between two connects to a Unix socket whose backlog is full: the kernel says so instead of waiting."""
 _IP_BIND_ADDRESS_NO_PORT = 24
 """Of linux/in.h: leave the choice of the local port to connect, which knows the other side: so ports last longer."""
-_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class WideDial:
@@ -120,7 +120,7 @@ class WideDial:
     def _failed(self, error: OSError) -> None:
         """Try the next address, unless it is we who cannot."""
         self._close()
-        if self._left and error.errno not in _OURS:
+        if self._left and error.errno not in EXHAUSTED:
             self.start()
         else:
             self._on_end(self, error)

@@ -28,7 +28,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class AcceptQueues:
-    """Reads the accept queues of other processes' listeners. Whoever makes it closes it.
+    """Reads the accept queues of other processes' listeners. Whoever makes it calls `forget` at the end.
 
     A look takes a duplicate of the listening socket and closes it at once: some 10 us. Where this process may not have
     one, the kernel is asked by netlink instead, which takes longer.
@@ -48,7 +48,7 @@ class AcceptQueues:
         """How many connections wait in its accept queue.
 
         Raises:
-            OSError, Failed: it is not there any more.
+            OSError, Failed: it is not there any more; or cannot be seen now, with one of `sockets.EXHAUSTED`.
         """
         if self._is_allowed:
             try:

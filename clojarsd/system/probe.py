@@ -20,6 +20,7 @@ from clojarsd.core.health import Result
 from clojarsd.core.names import Backend, UnixAddress
 from clojarsd.core.proxy_protocol import LOCAL
 from clojarsd.system.own_connections import OwnConnections, OwnSocket
+from clojarsd.system.sockets import EXHAUSTED
 
 UNIX_PAUSE = 0.01
 """Seconds between two connects to a Unix socket whose backlog is full."""
@@ -201,17 +202,13 @@ async def _within(seconds: float, address: Backend, ask: Callable[[], Awaitable[
     return Result(False, text, time.monotonic() - began)
 
 
-_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Trouble of this process, which says nothing about the instance."""
-
-
 def _reason(address: Backend, error: OSError) -> str:
     """Why a connection came to nothing: `127.0.0.1:8001 refused`.
 
     Raises:
         Failed: because of this process, not of the instance.
     """
-    if error.errno in _OURS:
+    if error.errno in EXHAUSTED:
         raise Failed(f"cannot check {address}: {os.strerror(error.errno).lower()}") from error
     if error.errno == errno.ECONNREFUSED:
         return f"{address} refused"

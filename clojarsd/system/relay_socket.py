@@ -162,20 +162,20 @@ def connect(path: Path) -> socket.socket | None:
         if isinstance(error, FileNotFoundError):
             return None
         raise _unreachable(path, error) from error
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        end.setblocking(False)
-        end.connect(f"/proc/self/fd/{place}")
-        if os.fstat(place).st_nlink <= 1 and credentials_of(end)[1] in (path.parent.stat().st_uid, os.geteuid()):
-            return end
+        with contextlib.ExitStack() as undo:
+            end = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            end.setblocking(False)
+            end.connect(f"/proc/self/fd/{place}")
+            if os.fstat(place).st_nlink <= 1 and credentials_of(end)[1] in (path.parent.stat().st_uid, os.geteuid()):
+                undo.pop_all()
+                return end
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     except OSError as error:
-        end.close()
         raise _unreachable(path, error) from error
     finally:
         os.close(place)
-    end.close()
     return None
 
 

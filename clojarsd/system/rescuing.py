@@ -38,21 +38,19 @@ class Helper:
     """
 
     def __init__(self) -> None:
-        self.channel, theirs = pair()
-        self.channel.setblocking(False)
         try:
-            self.pid = _spawn(theirs)
-            try:
+            with ExitStack() as undo:
+                self.channel, theirs = pair()
+                undo.callback(self.channel.close)
+                with theirs:
+                    self.pid = _spawn(theirs)
+                undo.callback(os.waitpid, self.pid, 0)
+                undo.callback(os.kill, self.pid, signal.SIGKILL)  # our own child, not reaped: the number is its own
                 self.pidfd = os.pidfd_open(self.pid)
-            except OSError:
-                os.kill(self.pid, signal.SIGKILL)  # our own child, not reaped: the number is its own
-                os.waitpid(self.pid, 0)
-                raise
+                undo.pop_all()
         except OSError as error:
-            self.channel.close()
             raise Failed(f"cannot start the helper that accepts: {(error.strerror or str(error)).lower()}") from error
-        finally:
-            theirs.close()
+        self.channel.setblocking(False)
 
     def begin(self, listeners: Sequence[Listening], seconds: float, most: int) -> None:
         """Let it accept from these, for so many seconds and so many connections at the most.

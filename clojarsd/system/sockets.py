@@ -16,6 +16,8 @@ from clojarsd.system.port_group import share
 
 BACKLOG = 4096
 """More than most kernels allow (net.core.somaxconn); they take the smaller."""
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the kernel says when this process or the machine has no descriptors or memory left; nobody else is to blame."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 

@@ -24,6 +24,7 @@ from clojarsd.core.names import Address, Role
 from clojarsd.core.relay_messages import PROTOCOL, HandOver, Hello, Refusal, from_relay, to_relay
 from clojarsd.core.routing import Caps
 from clojarsd.runtime import relay_link as module
+from clojarsd.runtime import relay_replacement as replacement
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.handover import take_over
@@ -34,7 +35,7 @@ from clojarsd.system.channel import pair as channel_pair
 from clojarsd.system.relay import RelayResources
 from clojarsd.system.relay_socket import RelaySocket, connect, make_room
 from tests.support.app import blocked
-from tests.support.fronts import LOOPBACK, NEVER, B, P, Past
+from tests.support.fronts import LOOPBACK, NEVER, B, P, Past, descriptors_left
 from tests.support.relays import NOBODY, Pair, a_pair, is_relay, limit
 from tests.support.sockets import open_descriptors, tcp_pair
 from tests.support.waiting import PATIENCE, until
@@ -549,6 +550,18 @@ async def test_a_killed_relay_process_is_replaced_and_nobody_is_refused(pair: Pa
         await link.close()
 
 
+async def test_one_that_dies_while_the_supervisor_has_no_descriptors_is_replaced_when_it_has_some(pair: Pair) -> None:
+    async with pair.link() as link:
+        view = await pair.listening(link)
+        with descriptors_left(0), structlog.testing.capture_logs() as logged:
+            os.kill(pid_of(link), signal.SIGKILL)
+            await until(lambda: link._delay > replacement.FIRST_DELAY, "two tries")
+        reason = "cannot start the relay process: too many open files"
+        assert [line["reason"] for line in logged if line["event"] == "relay_not_started"] == [reason] * 2
+        assert await (await pair.client(view)).ask() == b"p"
+        await link.close()
+
+
 async def test_its_successor_does_not_fail_back_before_its_time(pair: Pair) -> None:
     async with pair.link(pair.plan(failback=NEVER), begin=False) as link:
         view = await pair.listening(link)
@@ -976,6 +989,19 @@ async def test_a_process_that_cannot_take_over_leaves_the_old_one_in_charge(
         await link.close()
 
 
+async def test_without_descriptors_the_old_one_stays_in_charge(pair: Pair) -> None:
+    async with pair.link() as link:
+        old = pid_of(link)
+        client = await pair.client(await pair.listening(link))
+        with descriptors_left(0), pytest.raises(Failed, match="cannot replace the relay process: too many open files"):
+            await link.replace()
+        with descriptors_left(2), pytest.raises(Failed, match="cannot start the relay process: too many open files"):
+            await link.replace()
+        assert link.pid == old
+        assert await client.ask() == b"p"
+        await link.close()
+
+
 async def test_open_connections_of_removed_frontends_are_not_given_up_for_a_new_process(pair: Pair) -> None:
     async with pair.link(pair.plan(), pair.plan("two")) as link:
         old = pid_of(link)
@@ -1027,6 +1053,19 @@ async def test_they_wait_while_there_is_no_relay_process(pair: Pair) -> None:
             assert waiting.fileno() >= 0
             assert await answered(client, 3) == b"bbb"
             assert waiting.fileno() == -1
+        await link.close()
+
+
+async def test_they_wait_also_when_it_is_not_known_yet_that_there_is_none(pair: Pair) -> None:
+    async with pair.link() as link:
+        client, waiting = tcp_pair()
+        with client:
+            client.sendall(b"xyz")
+            link.set_eligible(P, False)
+            os.kill(pid_of(link), signal.SIGKILL)
+            os.waitid(os.P_PID, pid_of(link), os.WEXITED | os.WNOWAIT)
+            link.adopt("line", P, [waiting])
+            assert await answered(client, 3) == b"bbb"
         await link.close()
 
 

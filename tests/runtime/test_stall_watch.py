@@ -27,7 +27,7 @@ from clojarsd.system.probe import Prober
 from clojarsd.system.sock_diag import SockDiag
 from clojarsd.system.steering import KernelSteering
 from tests.support.acceptors import Acceptor
-from tests.support.fronts import LOOPBACK, make_plan
+from tests.support.fronts import LOOPBACK, descriptors_left, make_plan
 from tests.support.namespaces import apart
 from tests.support.sockets import open_descriptors, receive_exactly, receive_to_the_end
 from tests.support.steered import HTTP
@@ -391,6 +391,32 @@ async def test_what_an_earlier_daemon_has_found_is_given_up_where_stalls_are_not
             watched.begin(acceptor)
             await watched.recovered()
             assert watched.events() == []
+
+
+async def test_without_descriptors_what_is_known_holds_and_nobody_else_is_harmed() -> None:
+    with Acceptor.running() as acceptor:
+        async with watching(plan_for(acceptor)) as watched:
+            looks, really = 0, watched.watch._queues.waiting
+
+            def counted(found: Listening) -> int:
+                nonlocal looks
+                looks += 1
+                return really(found)
+
+            watched.watch._queues.waiting = counted  # type: ignore[method-assign]
+            watched.begin(acceptor)
+            await watched.listening()
+            acceptor.client()
+            await watched.stalled()
+            watched.watch.may_rescue = lambda: True
+            with descriptors_left(0):
+                watched.rescue.prepare()
+                before = looks
+                await until(lambda: looks > before + 5, "some looks")
+                assert watched.unit.is_stalled
+            acceptor.do("serve")
+            await watched.recovered()
+            assert watched.unit.said[1:] == [None]
 
 
 async def test_who_waits_is_rescued_and_told_in_the_event() -> None:

@@ -14,7 +14,9 @@ import pytest
 from clojarsd.core.errors import Failed
 from clojarsd.system.confinement import Account
 from clojarsd.system.relay_socket import BACKLOG, RelaySocket, clear_room, connect, make_room
+from tests.support.fronts import descriptors_left
 from tests.support.real import unavailable
+from tests.support.sockets import open_descriptors
 
 LISTEN = """
 import os, socket, sys
@@ -113,6 +115,16 @@ def test_one_that_takes_no_more_is_told(room: Path) -> None:
     for end in waiting:
         assert end is not None
         end.close()
+    listening.close()
+
+
+def test_without_descriptors_nobody_can_be_asked_and_none_is_left(room: Path) -> None:
+    listening = RelaySocket(room)
+    before = open_descriptors()
+    for left in range(2):
+        with descriptors_left(left), pytest.raises(Failed, match=f"{room}: too many open files"):
+            connect(room)
+    assert open_descriptors() == before
     listening.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 from clojarsd.core.errors import Failed
 from clojarsd.system.rescuing import Helper
 from tests.support.acceptors import Acceptor
+from tests.support.fronts import descriptors_left
 from tests.support.sockets import DEADLINE_S, open_descriptors, receive_exactly, receive_to_the_end, reset
 
 LONG = 20.0
@@ -119,6 +120,13 @@ def test_several_listeners_are_emptied() -> None:
 def test_one_that_was_not_needed_ends() -> None:
     with helper():
         pass
+
+
+def test_without_descriptors_there_is_none_and_that_is_said() -> None:
+    said = "cannot start the helper that accepts: too many open files"
+    for left in (0, 1, 2):  # for the channel, its other end, and what the child gets
+        with descriptors_left(left), pytest.raises(Failed, match=said):
+            Helper()
 
 
 def test_one_that_has_gone_in_the_queue_is_handed_on_as_such() -> None:
