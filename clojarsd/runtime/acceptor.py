@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from clojarsd.system.sockets import BACKLOG
-from clojarsd.system.sockets import EXHAUSTED as EXHAUSTED
 
 ACCEPTS_A_TURN = 64
 ACCEPT_PAUSE = 0.1

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from clojarsd.core.names import Role
 from clojarsd.runtime import places
-from clojarsd.runtime.acceptor import EXHAUSTED
 from clojarsd.runtime.dial import Client, Dial, connect
 from clojarsd.runtime.wide_dial import WideDial, make_dial
+from clojarsd.system.sockets import EXHAUSTED
 
 if TYPE_CHECKING:
     from clojarsd.runtime.frontend import Frontend
