@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,21 @@ def test_who_may_not_wait_in_the_hold_waits_in_the_backlog(rig: Rig) -> None:
         front.primary.accept().close()
         with front.primary.accept() as end:
             assert receive_exactly(end, 1) == b"b"
+
+
+@pytest.mark.parametrize("limits", [{"max_per_instance": 2}, {"max_connections": 2}], ids=["instance", "frontend"])
+def test_of_those_who_come_at_once_only_as_many_are_taken_in_as_there_is_room_for(
+    rig: Rig, limits: dict[str, Any]
+) -> None:
+    """Nobody may wait in the hold here, so who is taken in beyond the limit would be turned away."""
+    with Front(rig, backup=False, hold=0.0, **limits) as front:
+        clients = rig.call(lambda: [front.client(str(number).encode()) for number in range(6)])
+        front.until(primary=2)
+        assert all(stays_silent(client) for client in clients)
+        for number, client in enumerate(clients):
+            with front.primary.accept() as end:
+                assert receive_exactly(end, 1) == str(number).encode()
+            client.close()
 
 
 def test_who_waits_for_room_is_given_up_after_hold(rig: Rig) -> None:
