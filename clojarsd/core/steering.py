@@ -114,6 +114,12 @@ def address_keys(indexed: Mapping[int, Steered], byte_order: ByteOrder) -> dict[
     return implied | named
 
 
+def client_families(frontend: Steered) -> frozenset[int]:
+    """The families of the frontend's clients."""
+    keys = address_keys({0: frontend}, "little")
+    return frozenset(int.from_bytes(key[:4], "little") for key in keys)
+
+
 def _has_ipv4(frontend: Steered, port: int) -> bool:
     return any(":" not in other.host for other in frontend.listen if other.port == port)
 

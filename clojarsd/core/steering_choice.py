@@ -7,12 +7,14 @@ from typing import Final
 
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
+from clojarsd.core.steering import IPV4, IPV6
 
 RELAY_ONLY: Final = (
     *("quickack", "max_connections", "max_per_instance", "proxy_protocol"),
     *("source", "idle_timeout", "access_log"),
 )
 """Keys of a frontend that ask for what only the relay can do, where the settings give them."""
+_NAMES: Final = {IPV4: "IPv4", IPV6: "IPv6"}
 
 
 def wants_steering(plan: FrontendPlan) -> bool:
@@ -36,16 +38,33 @@ def why_relayed(plan: FrontendPlan, no_kernel: str | None, elsewhere: Mapping[Ro
     return "; ".join(elsewhere[role] for role in Role if role in elsewhere) or None
 
 
-def order_of(active: Role | None, eligible: Collection[Role], reachable: Collection[Role]) -> tuple[Role, ...]:
+def order_of(
+    active: Role | None, eligible: Collection[Role], takes: Mapping[Role, Collection[int]]
+) -> tuple[Role, ...]:
     """The roles that the kernel tries, the first first; none: every connection comes to the relay.
 
     An active instance whose listening socket the kernel does not have is served by the relay: if the kernel were told
-    of the other one alone, it would prefer that one.
+    of the other one alone, it would prefer that one. So it would for clients of a family that only the other one takes.
 
     Args:
-        reachable: the roles whose listening sockets the kernel has.
+        takes: which of the families of the frontend's clients reach a listening socket of a role that the kernel has.
     """
-    if active is None or active not in reachable:
+    if active is None or not takes.get(active):
         return ()
     standby = active.other
-    return (active, standby) if standby in eligible and standby in reachable else (active,)
+    has_standby = standby in eligible and takes.get(standby) and set(takes[standby]) <= set(takes[active])
+    return (active, standby) if has_standby else (active,)
+
+
+def why_some_relayed(families: Collection[int], active: Role, takes: Collection[int]) -> str | None:
+    """Why clients of a steered frontend are relayed, all or those of one family; None: the active instance gets each.
+
+    Args:
+        families: of the frontend's clients.
+        takes: those of them that reach a listening socket of the active instance.
+    """
+    missing = sorted(set(families) - set(takes))
+    if not missing:
+        return None
+    names = " and ".join(_NAMES[one] for one in missing)
+    return f"{names} clients are relayed: {active.value} does not listen for them"

@@ -14,8 +14,8 @@ import structlog
 from clojarsd.core.errors import CannotSteer, Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Backend, Role
-from clojarsd.core.steering import Steered
-from clojarsd.core.steering_choice import order_of
+from clojarsd.core.steering import Steered, client_families
+from clojarsd.core.steering_choice import order_of, why_some_relayed
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.gate import wall_clock
 from clojarsd.runtime.router import Router
@@ -30,11 +30,11 @@ class Kernel(Protocol):
     def configure(self, frontends: Sequence[Steered]) -> None:
         """Steer these frontends and no others."""
 
-    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
-        """Have these listening sockets serve the role."""
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> Collection[int]:
+        """Have these listening sockets serve the role; the families of clients that reach them."""
 
-    def has(self, frontend: str, role: Role) -> Collection[int]:
-        """Which sockets serve the role now."""
+    def has(self, frontend: str, role: Role) -> Mapping[int, int]:
+        """Which sockets serve the role now, by the family of clients that reach them."""
 
     def set_order(self, frontend: str, order: Sequence[Role]) -> None:
         """Try the roles in this order."""
@@ -65,7 +65,7 @@ class Kernel(Protocol):
 
 
 class Reach(Protocol):
-    """How instances' sockets are come by; see `system.instance_sockets`."""
+    """How instances' sockets are come by; see `system.instance_reach.InstanceReach`."""
 
     def why_elsewhere(self, address: Backend) -> str | None:
         """Why the kernel of this host cannot give connections to that address, or None."""
@@ -130,6 +130,9 @@ class SteeredFrontend:
         self.router = Router(self._loop, self._log, plan.when_home, self._changed)
         self._trouble: dict[Role, str] = {}
         """Why the kernel cannot serve a role that may get connections."""
+        self._families = client_families(Steered(plan.name, plan.listen))
+        self._takes: dict[Role, frozenset[int]] = {}
+        """The families of clients that reach the sockets of a role, as they were put in."""
         self._fetched: set[Role] = set()
         """Whose sockets this daemon has given to the kernel, now or for an earlier incarnation."""
         self._counted: Mapping[Role | None, int] = {}
@@ -158,6 +161,7 @@ class SteeredFrontend:
     def replan(self, plan: FrontendPlan) -> None:
         """Go by another plan of the same name."""
         before, self.plan = self.plan, plan
+        self._families = client_families(Steered(plan.name, plan.listen))
         self.router.failback = plan.when_home
         if before.backends != plan.backends:
             for role in Role:
@@ -211,26 +215,28 @@ class SteeredFrontend:
             with contextlib.ExitStack() as taken:
                 found = self._reach.listening(role, self.plan.backends[role])
                 sockets = [taken.enter_context(one) for one in found]
-                self._kernel.put(self.plan.name, role, sockets)
+                takes = self._kernel.put(self.plan.name, role, sockets)
         except (Failed, OSError) as error:
-            if role not in self._fetched and self._has(role):
+            if role not in self._fetched and (found_families := self._has(role)):
+                self._takes[role] = found_families
                 return  # they are there since an earlier daemon, and may not be had again
             if role not in self._trouble:
                 self._log.warning("not_steered", role=role.value, reason=reason_of(error))
             self._trouble[role] = f"{role.value} is relayed: {reason_of(error)}"
         else:
             self._trouble.pop(role, None)
+            self._takes[role] = frozenset(takes)
             self._fetched.add(role)
 
-    def _has(self, role: Role) -> bool:
-        """Whether the kernel has a socket of the role."""
+    def _has(self, role: Role) -> frozenset[int]:
+        """The families for which the kernel has a socket of the role."""
         if self._is_closed:
-            return False
+            return frozenset()
         try:
-            return bool(self._kernel.has(self.plan.name, role))
+            return frozenset(self._kernel.has(self.plan.name, role))
         except (CannotSteer, OSError) as error:
             self._fail(error)
-            return False
+            return frozenset()
 
     def _fail(self, error: Exception) -> None:
         """The kernel cannot be told or asked; what it says after we were closed means nothing."""
@@ -242,7 +248,8 @@ class SteeredFrontend:
         if self._is_closed or not self.has_begun:
             return
         eligible = [role for role in Role if self._may_serve(role)]
-        order = order_of(self.router.active, eligible, [role for role in eligible if role not in self._trouble])
+        reachable = {role: self._taken(role) for role in eligible if role not in self._trouble}
+        order = order_of(self.router.active, eligible, reachable)
         if self.is_paused:
             order = ()
         if order != self._order:
@@ -267,6 +274,19 @@ class SteeredFrontend:
             self._counted = self._kernel.counters(self.plan.name)
         return self._counted
 
+    def _how(self, active: Role) -> tuple[bool, str | None]:
+        """Whether new connections go to the active instance by the kernel, some at least; and why not, or not all."""
+        if active in self._trouble:
+            return False, self._trouble[active]
+        if active not in self._takes:
+            return True, None  # it is not known yet who may serve
+        taken = self._taken(active)
+        return bool(taken), why_some_relayed(self._families, active, taken)
+
+    def _taken(self, role: Role) -> frozenset[int]:
+        """Which of the families of the frontend's clients the kernel can give to the role."""
+        return self._takes.get(role, frozenset()) & self._families
+
     def show(self, seen: FrontendView, opened: Mapping[Role, int], waited_until: Mapping[Role, float]) -> FrontendView:
         """The view of the relay process with what the kernel does.
 
@@ -275,14 +295,14 @@ class SteeredFrontend:
             waited_until: the roles whose steered connections are let end, with the loop time until when.
         """
         active = self.router.active
-        trouble = self._trouble.get(active) if active is not None else None
+        is_steered, reason = (True, None) if active is None else self._how(active)
         draining = dict(seen.draining)
         for role, at in waited_until.items():
             draining[role] = max(draining.get(role, ""), wall_clock(self._loop, at))
         return replace(
             seen,
-            mode="steer" if trouble is None else "relay",
-            mode_reason=trouble,
+            mode="steer" if is_steered else "relay",
+            mode_reason=reason,
             active=active,
             connections=with_counts(seen.connections, opened),
             accepted_total=with_counts(seen.accepted_total, self.counted()),

@@ -128,10 +128,13 @@ class KernelSteering:
             for index in left:  # no program leads there any more; one that dies here leaves names that the next ends
                 self._maps.end(index)
 
-    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> frozenset[int]:
         """Let the role's connections go to these listening sockets, and to no others; they may be closed afterwards.
 
         An IPv6 socket that takes IPv4 too gets IPv4 clients unless there is an IPv4 socket as well.
+
+        Returns:
+            The families of clients that reach one of them.
 
         Raises:
             CannotSteer: one cannot be used; the text says why. The sockets before are still there.
@@ -142,7 +145,7 @@ class KernelSteering:
             reason = _why_unusable(one)
             if reason is not None:
                 raise CannotSteer(why_not_usable(frontend, role.value, reason))
-            for family in _families_of(one):
+            for family in families_of(one):
                 wanted.setdefault(family, one)
         try:
             for family, one in wanted.items():
@@ -153,11 +156,13 @@ class KernelSteering:
                     self._maps.drop_socket(index, role, family)
         except OSError as error:
             raise CannotSteer(why_not_usable(frontend, role.value, reason_of(error))) from error
+        return frozenset(wanted)
 
-    def has(self, frontend: str, role: Role) -> frozenset[int]:
-        """SO_COOKIE of each socket of the role that is there now; one that was closed has left by itself."""
-        cookies = (self._maps.cookie(self._indexes[frontend], role, family) for family in _FAMILIES)
-        return frozenset(cookie for cookie in cookies if cookie is not None)
+    def has(self, frontend: str, role: Role) -> dict[int, int]:
+        """SO_COOKIE of the socket of the role that clients of a family reach now, by family; one that was closed has
+        left by itself."""
+        cookies = {family: self._maps.cookie(self._indexes[frontend], role, family) for family in _FAMILIES}
+        return {family: cookie for family, cookie in cookies.items() if cookie is not None}
 
     def set_order(self, frontend: str, order: Sequence[Role]) -> None:
         """Let connections that come from now on try these roles, first to last; none: they fall through."""
@@ -372,7 +377,8 @@ def _why_unusable(one: socket.socket) -> str | None:
     return None
 
 
-def _families_of(one: socket.socket) -> tuple[int, ...]:
+def families_of(one: socket.socket) -> tuple[int, ...]:
+    """The families of clients that a listening TCP socket takes."""
     if one.family == socket.AF_INET:
         return (IPV4,)
     return (IPV6,) if one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) else (IPV6, IPV4)

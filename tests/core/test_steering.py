@@ -26,6 +26,7 @@ from clojarsd.core.steering import (
     Maps,
     Steered,
     address_keys,
+    client_families,
     counter_place,
     order_word,
     program,
@@ -195,6 +196,16 @@ def test_a_packet_belongs_to_the_frontend_that_listens_there(
         packet = Packet(host, port, protocol)
         orders = [(P, B)] * max(1, len(frontends))
         assert run(frontends, packet, orders, sockets, set(), byte_order) == model(frontends, packet, orders, sockets)
+
+
+@pytest.mark.parametrize("listens", LISTENS.values(), ids=LISTENS.keys())
+def test_the_families_of_a_frontends_clients_are_those_of_the_packets_that_belong_to_it(
+    listens: tuple[tuple[Address, ...], ...],
+) -> None:
+    hosts = ("127.0.0.1", "127.0.0.2", "::1", "2001:db8::1")
+    for frontend in (Steered("f", listen) for listen in listens):
+        packets = [Packet(host, port) for host, port in itertools.product(hosts, (80, 81))]
+        assert client_families(frontend) == {one.family for one in packets if whose([frontend], one) == 0}
 
 
 @pytest.mark.parametrize("byte_order", BYTE_ORDERS)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from clojarsd.core.names import Address, Role
-from clojarsd.core.steering_choice import order_of, wants_steering, why_relayed
+from clojarsd.core.steering import IPV4, IPV6
+from clojarsd.core.steering_choice import order_of, wants_steering, why_relayed, why_some_relayed
 from tests.support.fronts import make_plan
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -51,9 +52,35 @@ def test_the_kernel_comes_before_the_instances(mode: str) -> None:
 def test_every_order() -> None:
     subsets = [frozenset(some) for count in range(3) for some in itertools.combinations(Role, count)]
     for active, eligible, reachable in itertools.product((None, P, B), subsets, subsets):
-        order = order_of(active, eligible, reachable)
+        order = order_of(active, eligible, {role: {IPV4} for role in reachable})
         if active is None or active not in reachable:
             assert order == ()
             continue
         assert order[0] is active
         assert order[1:] == ((active.other,) if active.other in eligible & reachable else ())
+
+
+@pytest.mark.parametrize(
+    ("active", "standby", "order"),
+    [
+        ({IPV4}, {IPV4, IPV6}, (P,)),
+        ({IPV4}, {IPV6}, (P,)),
+        ({IPV4, IPV6}, {IPV6}, (P, B)),
+        ({IPV4, IPV6}, {IPV4, IPV6}, (P, B)),
+        ({IPV4, IPV6}, set(), (P,)),
+        (set(), {IPV4}, ()),
+    ],
+)
+def test_a_standby_has_no_clients_of_a_family_that_the_active_one_does_not_take(
+    active: set[int], standby: set[int], order: tuple[Role, ...]
+) -> None:
+    assert order_of(P, set(Role), {P: active, B: standby}) == order
+
+
+def test_clients_that_are_relayed_for_their_family_are_named() -> None:
+    both = {IPV4, IPV6}
+    assert why_some_relayed(both, P, both) is None
+    assert why_some_relayed({IPV4}, P, {IPV4}) is None
+    assert why_some_relayed(both, P, {IPV4}) == "IPv6 clients are relayed: primary does not listen for them"
+    assert why_some_relayed({IPV4}, B, set()) == "IPv4 clients are relayed: backup does not listen for them"
+    assert why_some_relayed(both, P, set()) == "IPv4 and IPv6 clients are relayed: primary does not listen for them"

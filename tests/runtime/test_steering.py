@@ -17,6 +17,7 @@ from clojarsd.core.errors import CannotSteer, Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
+from clojarsd.core.steering import IPV4
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime import steering as module
 from clojarsd.runtime.steered_connections import SteeredConnections
@@ -138,7 +139,7 @@ async def test_a_new_incarnation_brings_its_own_socket(world: World) -> None:
     world.listeners[P].close()
     world.listeners[P] = world.reach.listeners[P] = socket.create_server(("127.0.0.1", 0))
     world.eligible(steering, P)
-    assert world.kernel.has("http", P) not in (first, frozenset())
+    assert world.kernel.has("http", P) not in (first, {})
 
 
 async def test_an_instance_whose_socket_cannot_be_had_is_relayed_and_not_passed_over(world: World) -> None:
@@ -152,6 +153,51 @@ async def test_an_instance_whose_socket_cannot_be_had_is_relayed_and_not_passed_
     world.eligible(steering, B)
     assert world.kernel.orders == {"http": (B,)}
     assert steering.show("http", SEEN).mode == "steer"
+
+
+IPV6_TOO = (Address("127.0.0.1", 8080), Address("::1", 8080))
+
+
+def takes_both(world: World, role: Role) -> None:
+    """Have the instance listen for IPv4 and IPv6."""
+    world.listeners[role].close()
+    both = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    world.listeners[role] = world.reach.listeners[role] = both
+
+
+def listen(world: World, steering: Steering, *addresses: Address) -> None:
+    steering.configure(steering.plan([world.plan(failback=60.0)]), lambda name: addresses)
+
+
+async def test_who_has_clients_of_a_family_that_the_primary_does_not_take_is_not_its_standby(world: World) -> None:
+    """The kernel would give it those while the primary serves the others, so that both had clients at once."""
+    takes_both(world, B)
+    steering = world.steering()
+    listen(world, steering, *IPV6_TOO)
+    world.eligible(steering, P, B)
+    assert world.kernel.orders == {"http": (P,)}
+    world.eligible(steering, B)
+    assert world.kernel.orders == {"http": (B,)}
+    listen(world, steering, *HTTP)
+    world.eligible(steering, P, B)
+    assert world.kernel.orders == {"http": (B, P)}, "nobody has an IPv6 client"
+
+
+async def test_clients_of_a_family_that_the_active_instance_does_not_take_are_said_to_be_relayed(world: World) -> None:
+    takes_both(world, B)
+    steering = world.steering()
+    listen(world, steering, *IPV6_TOO)
+    world.eligible(steering, P)
+    seen = steering.show("http", SEEN)
+    assert (seen.mode, seen.mode_reason) == ("steer", "IPv6 clients are relayed: primary does not listen for them")
+    listen(world, steering, *IPV6_TOO[1:])
+    seen = steering.show("http", SEEN)
+    assert (seen.mode, seen.mode_reason) == ("relay", "IPv6 clients are relayed: primary does not listen for them")
+    assert world.kernel.orders == {"http": ()}
+    world.eligible(steering, B)
+    seen = steering.show("http", SEEN)
+    assert (seen.mode, seen.mode_reason) == ("steer", None)
+    assert world.kernel.orders == {"http": (B,)}
 
 
 async def test_a_socket_is_asked_for_again_until_it_is_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +388,7 @@ async def test_an_instance_that_moves_to_another_port_is_found_there(world: Worl
         world.reach.listeners[P] = other
         moved = {**world.backends, P: Address(*other.getsockname())}
         world.configure(steering, replace(world.plan(), backends=moved))
-        assert world.kernel.has("http", P) == {other.getsockname()[1]}
+        assert world.kernel.has("http", P) == {IPV4: other.getsockname()[1]}
 
 
 async def test_a_kernel_that_cannot_is_named_and_all_is_relayed(world: World) -> None:

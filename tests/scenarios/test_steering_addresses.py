@@ -78,7 +78,10 @@ def frontend(pair: Pair) -> dict[str, Any]:
 
 def assert_all(pair: Pair, hosts: Sequence[str], *, relayed: Sequence[str] = ()) -> None:
     """Clients of each address are answered by the primary, those of `relayed` by way of the relay process."""
-    assert (frontend(pair)["mode"], frontend(pair)["mode_reason"]) == ("steer", None), pair.daemon_log()
+    family = {"IPv6" if ":" in host else "IPv4" for host in relayed}
+    why = f"{family.pop()} clients are relayed: primary does not listen for them" if family else None
+    mode = "steer" if hosts else "relay"
+    assert (frontend(pair)["mode"], frontend(pair)["mode_reason"]) == (mode, why), pair.daemon_log()
     for host in (*hosts, *relayed):
         answer = Answer(pair, host)
         assert (host, answer.name, answer.is_relayed) == (host, "primary", host in relayed)

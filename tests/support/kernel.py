@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.names import Backend, Role
 from clojarsd.core.steering import Steered
+from clojarsd.system.steering import families_of
 
 
 class RememberingKernel:
@@ -15,7 +16,7 @@ class RememberingKernel:
 
     Attributes:
         log: every order it was given, as `(frontend, roles)`.
-        sockets: whose inodes serve which role of which frontend; a test may take some away.
+        sockets: whose ports serve which role of which frontend, by family; a test may take some away.
         refuses: why frontends are not taken, or None.
         breaks: what each act raises, by its name, as when a descriptor or memory is short.
         lost: what was taken away, or None; `cannot_mend`: why it cannot be made again, or None.
@@ -25,7 +26,7 @@ class RememberingKernel:
     def __init__(self) -> None:
         self.frontends: dict[str, Steered] = {}
         self.orders: dict[str, tuple[Role, ...]] = {}
-        self.sockets: dict[tuple[str, Role], set[int]] = {}
+        self.sockets: dict[tuple[str, Role], dict[int, int]] = {}
         self.counts: dict[str, dict[Role | None, int]] = {}
         self.log: list[tuple[str, tuple[Role, ...]]] = []
         self.refuses: str | None = None
@@ -60,14 +61,16 @@ class RememberingKernel:
             self.counts.setdefault(name, {Role.PRIMARY: 0, Role.BACKUP: 0, None: 0})
         self.sockets = {key: some for key, some in self.sockets.items() if key[0] in self.frontends}
 
-    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> None:
+    def put(self, frontend: str, role: Role, sockets: Sequence[socket.socket]) -> Collection[int]:
         self._may_break("put")
         assert all(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for one in sockets)
-        self.sockets[frontend, role] = {one.getsockname()[1] for one in sockets}
+        found = {family: one.getsockname()[1] for one in sockets for family in families_of(one)}
+        self.sockets[frontend, role] = found
+        return found.keys()
 
-    def has(self, frontend: str, role: Role) -> frozenset[int]:
+    def has(self, frontend: str, role: Role) -> Mapping[int, int]:
         self._may_break("has")
-        return frozenset(self.sockets.get((frontend, role), ()))
+        return dict(self.sockets.get((frontend, role), {}))
 
     def set_order(self, frontend: str, order: Sequence[Role]) -> None:
         self._may_break("set_order")
