@@ -93,18 +93,13 @@ def address_keys(indexed: Mapping[int, Steered], byte_order: ByteOrder) -> dict[
     another frontend's `0.0.0.0`.
 
     Raises:
-        CannotSteer: two frontends have the same address, or an address belongs to one interface only.
+        CannotSteer: two frontends have the same address.
     """
     named: dict[bytes, int] = {}
     implied: dict[bytes, int] = {}
     for index, frontend in indexed.items():
         for address in frontend.listen:
-            host = ipaddress.ip_address(address.host)
-            if isinstance(host, ipaddress.IPv6Address) and host.scope_id is not None:
-                raise CannotSteer(
-                    f"cannot steer {address} of frontend {frontend.name}: "
-                    "it is an address of one interface, which the kernel does not tell apart there"
-                )
+            host = ipaddress.ip_address(as_kernel_says(address).host)
             key = _key(host, address.port, byte_order)
             if named.setdefault(key, index) != index:
                 other = indexed[named[key]].name
@@ -120,15 +115,20 @@ def client_families(frontend: Steered) -> frozenset[int]:
     return frozenset(int.from_bytes(key[:4], "little") for key in keys)
 
 
+def as_kernel_says(address: Address) -> Address:
+    """A numeric address as connections have it: an IPv4 one that is written as an IPv6 one is IPv4."""
+    host = ipaddress.ip_address(address.host)
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return Address(str(mapped), address.port) if mapped is not None else address
+
+
 def _has_ipv4(frontend: Steered, port: int) -> bool:
     return any(":" not in other.host for other in frontend.listen if other.port == port)
 
 
 def _key(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, byte_order: ByteOrder) -> bytes:
-    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-    numeric = mapped or host
-    family = IPV4 if isinstance(numeric, ipaddress.IPv4Address) else IPV6
-    return struct.pack("<II16s" if byte_order == "little" else ">II16s", family, port, numeric.packed)
+    family = IPV4 if host.version == 4 else IPV6
+    return struct.pack("<II16s" if byte_order == "little" else ">II16s", family, port, host.packed)
 
 
 def order_word(order: Sequence[Role]) -> int:

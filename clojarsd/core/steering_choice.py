@@ -33,6 +33,8 @@ def why_relayed(plan: FrontendPlan, no_kernel: str | None, elsewhere: Mapping[Ro
         return None
     if plan.needs_relay:
         return f"{' and '.join(plan.needs_relay)} {'needs' if len(plan.needs_relay) == 1 else 'need'} the relay"
+    if (address := next((one for one in plan.listen if "%" in one.host), None)) is not None:
+        return f"{address} is an address of one interface, which steering does not tell apart"
     if no_kernel is not None:
         return no_kernel
     return "; ".join(elsewhere[role] for role in Role if role in elsewhere) or None

@@ -19,7 +19,7 @@ from clojarsd.core.errors import CannotSteer, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
-from clojarsd.core.steering import Steered
+from clojarsd.core.steering import Steered, as_kernel_says
 from clojarsd.core.steering_choice import wants_steering, why_relayed
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
@@ -153,7 +153,10 @@ class Steering:
             plans: as `plan` gives them.
             listen: where the frontend of that name listens, with the ports that the kernel has chosen.
         """
-        wanted = {name: replace(plan, listen=tuple(listen(name))) for name, plan in plans.items() if plan.is_steered}
+        steered = {name: plan for name, plan in plans.items() if plan.is_steered}
+        wanted = {
+            name: replace(plan, listen=tuple(map(as_kernel_says, listen(name)))) for name, plan in steered.items()
+        }
         if self._kernel is None or not wanted:
             self.remove()
             return dict(plans)

@@ -270,12 +270,3 @@ def test_an_address_of_two_frontends_is_refused() -> None:
     with pytest.raises(CannotSteer) as refused:
         address_keys(frontends, "little")
     assert str(refused.value) == "cannot steer [::ffff:7f00:1]:80 of frontend line: frontend http has it too"
-
-
-def test_an_address_of_one_interface_is_refused() -> None:
-    with pytest.raises(CannotSteer) as refused:
-        address_keys({0: Steered("http", (Address("fe80::1%eth0", 80),))}, "little")
-    assert str(refused.value) == (
-        "cannot steer [fe80::1%eth0]:80 of frontend http: "
-        "it is an address of one interface, which the kernel does not tell apart there"
-    )

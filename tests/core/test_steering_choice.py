@@ -41,6 +41,13 @@ def test_the_keys_that_only_the_relay_can_carry_out_are_named() -> None:
     assert why_relayed(plan, "no CAP_BPF", {}) == "quickack and proxy_protocol need the relay"
 
 
+def test_an_address_of_one_interface_is_relayed() -> None:
+    """The program sees the address alone, which another interface may have as well."""
+    plan = replace(PLAN, mode="auto", listen=(Address("::1", 80), Address("fe80::1%eth0", 80)))
+    reason = "[fe80::1%eth0]:80 is an address of one interface, which steering does not tell apart"
+    assert why_relayed(plan, None, {}) == reason
+
+
 @pytest.mark.parametrize("mode", ["auto", "steer"])
 def test_the_kernel_comes_before_the_instances(mode: str) -> None:
     plan = replace(PLAN, mode=mode)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clojarsd.core.frontend_plan import FrontendPlan, Pause
-from clojarsd.core.names import Role
+from clojarsd.core.names import Address, Role
 from clojarsd.runtime import steered_switchover
 from clojarsd.runtime.steered_connections import SteeredConnections
 from clojarsd.runtime.steering import Steering
@@ -99,6 +99,13 @@ async def test_connections_of_an_instance_that_is_down_are_left_unless_the_setti
     rig.eligible(B, down=[P])
     await rig.looked()
     assert is_open(client)
+
+
+async def test_connections_of_an_ipv4_address_that_is_written_as_ipv6_are_the_frontends(rig: Rig) -> None:
+    listen = (Address("::ffff:127.0.0.1", rig.pair.port),)
+    rig.steering.configure(rig.steering.plan([rig.pair.plan(mode="auto")]), lambda name: listen)
+    rig.client(P)
+    assert [one.role for one in (await rig.steering.connections()).connections] == [P]
 
 
 async def test_they_are_reset_and_the_other_ones_are_not(rig: Rig, logged: list[Any]) -> None:
