@@ -314,6 +314,13 @@ def leave(runtime_dir: Path, owner: Owner) -> None:
     clear_room(owner.place(runtime_dir))
 
 
+def leave_former(runtime_dir: Path, owner: Owner) -> None:
+    """Take away what one of an earlier version has left there, which has handed over to one in a place of its own."""
+    if owner.number == 1:
+        with contextlib.suppress(OSError):
+            (runtime_dir / FORMER_SOCKET).unlink()
+
+
 def _spawn(
     path: Path, code: str, supervisor: socket.socket, take_over: socket.socket | None, account: Account | None
 ) -> tuple[int, int]:

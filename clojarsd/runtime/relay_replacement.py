@@ -9,7 +9,7 @@ import structlog
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.relay_messages import HandOver, Welcome
-from clojarsd.runtime.relay_launch import END_TIMEOUT, RelayPeer, launch, spawn
+from clojarsd.runtime.relay_launch import END_TIMEOUT, RelayPeer, launch, leave_former, spawn
 from clojarsd.system.channel import pair
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ async def replace_relay(link: RelayLink) -> None:
     link._say(held_back)
     await old.wait(END_TIMEOUT)
     await old.end()
+    leave_former(link._runtime_dir, link._owner)
     log.info("relay_handed_over", pid=new.pid, old=old.pid)
 
 
