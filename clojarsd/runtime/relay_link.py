@@ -326,7 +326,7 @@ class RelayLink(RelayTraffic):
     async def _configure(self, moved: set[str], before: Mapping[str, Shown] | None = None) -> None:
         """Tell the frontends, with the listening sockets of those in `moved`, and wait until it is so."""
         self._match_views()
-        if self._peer is None:
+        if self._peer is None or (self._held_back is None and not self._peer.channel.is_open):
             return  # the next one is told everything
         self._number += 1
         wanted, descriptors = [], list[int]()

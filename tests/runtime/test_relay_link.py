@@ -844,8 +844,10 @@ async def test_what_was_configured_without_a_relay_process_is_told_to_the_next(p
         await pair.listening(link)
         pid = pid_of(link)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: not is_relay(pid) or link._lost.is_set(), "its end")
-        await link.configure([pair.plan("two")])
+        await until(link._lost.is_set, "its end")
+        with structlog.testing.capture_logs() as logged:
+            await link.configure([pair.plan("two")])
+        assert logged == [], "nobody is waited for who will not answer"
         async with asyncio.TaskGroup() as group:
             running = group.create_task(link.run())
             await until(lambda: link.pid not in (None, pid), "the next process")
