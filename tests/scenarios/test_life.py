@@ -163,7 +163,7 @@ def test_a_drained_and_a_stopped_instance_stay_so_over_an_upgrade(pair: Pair) ->
 
 def test_what_an_instance_is_waiting_for_goes_on_over_an_upgrade(tmp_path: Path) -> None:
     """The next launch of one that has crashed is due when it was due."""
-    with Pair(tmp_path, backup_extra='restart_delay = "4s"\nrestart_max_delay = "4s"') as pair:
+    with Pair(tmp_path, backup_extra='restart_delay = "15s"\nrestart_max_delay = "15s"') as pair:
         os.kill(pair.pid("backup"), signal.SIGKILL)
         before = pair.until(lambda seen: seen["instances"]["backup"]["state"] == "backoff")["instances"]["backup"]
         pair.done("daemon", "upgrade")
