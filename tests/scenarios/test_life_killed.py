@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ def state(pair: Pair, role: str, wanted: str) -> dict[str, Any]:
 def started(pair: Pair) -> list[str]:
     """The roles in the order of their launches."""
     return [event["role"] for event in pair.events() if event["event"] == "instance-started"]
+
+
+def runs(saved: Path, role: str, pid: int) -> bool:
+    """Whether it is on the disk that the process has executed its command: until then its launch is told anew."""
+    process = json.loads(saved.read_text())["instances"][role]["process"]
+    return process is not None and process["pid"] == pid and process["executable"] is not None
 
 
 def app(*extra: str | Path) -> list[str]:
@@ -84,6 +91,8 @@ def test_killed_during_a_start_the_next_one_waits_for_the_same_process(tmp_path:
         assert pair.ctl("restart", "backup", "--no-wait").returncode == 0
         pair.until(lambda seen: seen["instances"]["backup"]["incarnation"] == 2)
         before = state(pair, "backup", "starting")
+        saved = tmp_path / "state" / "state.json"
+        pair.until_true(lambda: runs(saved, "BACKUP", before["pid"]), "the command in the saved state")
         pair.kill()
         pair.begin()
         after = state(pair, "backup", "starting")
