@@ -102,7 +102,8 @@ class Running:
 
 @contextmanager
 def running(command: Sequence[str], pass_fds: Sequence[int] = ()) -> Iterator[Running]:
-    """The command, serving; afterwards it is dead and reaped."""
+    """The command, serving, which heeds what we ignore, as SIGHUP under nohup; afterwards it is dead and reaped."""
+    command = ["env", "--default-signal", *command]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=pass_fds) as process:
         try:
             yield Running(process)
