@@ -120,6 +120,7 @@ def test_counters_begin_anew_and_single_connections_are_shown(pair: Pair) -> Non
     with ExitStack() as stack:
         (client,) = lines(pair, stack, 1)
         assert client.recv(100)
+        pair.until(lambda seen: seen["frontends"]["line"]["accepted_total"]["primary"] == 1)  # what is shown is reset
         pair.done("reset", "all")
         seen = pair.status()["frontends"]["line"]
         assert (seen["accepted_total"]["primary"], seen["connections"]["primary"]) == (0, 1)
