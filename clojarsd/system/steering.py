@@ -50,8 +50,10 @@ class KernelSteering:
         self._directory = directory
         self._maps = maps
         self._powers = powers
-        self._indexes = maps.names()
+        self._indexes: Mapping[str, int] = {}
         self._link = -1
+        self._is_pinned = False
+        """Whether the link that is pinned is the one that we have."""
         self._program: int | None = None
         """The kernel's number of the program that we have put into the link; None: it was there before us."""
         self._keys: Mapping[bytes, int] = {}
@@ -78,6 +80,8 @@ class KernelSteering:
                 was_empty = directory.is_empty()
             inherited = SteeringMaps.inherit(directory)
             made = cls(directory, inherited or _make_maps(powers), powers)
+            with _explained(Act.CHANGE, powers):
+                made._indexes = made._maps.names()
             made._have_link()
             if inherited is None:
                 with _explained(Act.PIN, powers):
@@ -184,14 +188,14 @@ class KernelSteering:
     def lacks(self) -> str | None:
         """What somebody has taken away under us, for the middle of a sentence; None: all is as it was made.
 
-        Ten system calls, and no look at what stands in the maps. Raises OSError.
+        Eight system calls, and no look at what stands in the maps. Raises OSError.
         """
         link = bpf.link_of(self._link)
         if link.namespace == 0:
             return "the program was detached"
         if self._program not in (None, link.program):
             return "another program was put in its place"
-        if not self._directory.holds((LINK, *SHAPES)):
+        if not self._has_pins():
             return f"what was pinned in {self._directory.path} is gone"
         return None
 
@@ -202,13 +206,16 @@ class KernelSteering:
             CannotSteer: it cannot be; says whether connections are steered on.
         """
         try:
-            if not self._directory.holds((LINK, *SHAPES)):
+            if not self._has_pins():
                 self._pin_again()
             link = bpf.link_of(self._link)
             if link.namespace == 0 or self._program not in (None, link.program):
                 self._run(self._keys)
         except OSError as error:
             raise CannotSteer(why_refused(Act.PIN, error.errno or 0, reason_of(error), self._powers)) from error
+
+    def _has_pins(self) -> bool:
+        return self._is_pinned and self._directory.holds((LINK, *SHAPES))
 
     def _pin_again(self) -> None:
         """In a directory that is ours before the one that has gone is let go of."""
@@ -217,6 +224,7 @@ class KernelSteering:
             with _explained(Act.PIN, self._powers):
                 self._maps.pin(directory)
                 directory.pin(self._link, LINK)
+                self._is_pinned = True
         except BaseException:
             if directory is not self._directory:
                 directory.close()
@@ -272,7 +280,7 @@ class KernelSteering:
             with contextlib.suppress(OSError):
                 link = bpf.link_of(pinned)
                 if (link.kind, link.namespace, link.attach) == (bpf.NETNS_LINK, namespace, bpf.SK_LOOKUP_ATTACH):
-                    self._link = pinned
+                    self._link, self._is_pinned = pinned, True
                     return
             os.close(pinned)
         self._run({})
@@ -294,6 +302,10 @@ class KernelSteering:
                 self._have_attached(loaded)
                 self._program = bpf.link_of(self._link).program
         self._keys = keys
+        if not self._is_pinned:
+            with _explained(Act.PIN, self._powers):
+                self._directory.pin(self._link, LINK)
+            self._is_pinned = True
 
     def _have_attached(self, loaded: int) -> None:
         if self._link >= 0:
@@ -306,7 +318,7 @@ class KernelSteering:
         self._attach(loaded)
 
     def _attach(self, loaded: int) -> None:
-        """Make a link with the program and pin it: there was none, or somebody has cut it."""
+        """Make a link with the program: there was none, or somebody has cut it."""
         namespace = os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
         try:
             link = bpf.attach_lookup(loaded, namespace)
@@ -314,9 +326,7 @@ class KernelSteering:
             os.close(namespace)
         if self._link >= 0:
             os.close(self._link)
-        self._link = link
-        with _explained(Act.PIN, self._powers):
-            self._directory.pin(link, LINK)
+        self._link, self._is_pinned = link, False
 
 
 def cleanup(root: Path = ROOT) -> list[str]:

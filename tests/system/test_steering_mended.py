@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -115,6 +116,26 @@ def test_link_and_pins_at_once() -> None:
         shutil.rmtree(PINS)
         seen.steering.mend()
         follow(seen)
+
+
+@apart
+def test_a_new_link_that_cannot_be_pinned_is_missed_until_it_can() -> None:
+    """The pin of the old one leads nowhere, and a next daemon would find that."""
+    with steering_rig() as seen:
+        detach_link()
+        remount(read_only=True)
+        for _ in range(2):
+            with pytest.raises(CannotSteer, match="pinning failed: read-only file system"):
+                seen.steering.mend()
+            assert seen.reached() == "primary"
+            assert seen.steering.lacks() == f"what was pinned in {PINS} is gone"
+        remount(read_only=False)
+        seen.steering.mend()
+        follow(seen)
+
+
+def remount(*, read_only: bool) -> None:
+    subprocess.run(["mount", "-o", f"remount,{'ro' if read_only else 'rw'}", BPF_FS], check=True)
 
 
 @apart
