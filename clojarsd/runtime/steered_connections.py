@@ -14,13 +14,13 @@ from typing import Self, TypeVar
 
 import structlog
 
-from clojarsd.core.connections import ConnectionList, ConnectionView, joined
+from clojarsd.core.connections import ConnectionList, joined
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.runtime.steered_drain import SteeredDrain
-from clojarsd.runtime.steered_look import Looker, is_silent, may_end, view_of
+from clojarsd.runtime.steered_look import Destroyed, Looker, is_silent, may_end, view_of
 from clojarsd.system.sock_diag import SockDiag
 from clojarsd.system.threads import executor
 
@@ -96,8 +96,7 @@ class SteeredConnections:
         """
         if self._count is None or (self._count.done() and self._loop.time() - self._counted_at > COUNT_LASTS):
             self._counted_at = self._loop.time()
-            looked = self._loop.run_in_executor(self._executor, partial(self._counted, self._plans))
-            self._count = asyncio.ensure_future(looked)
+            self._count = self._loop.run_in_executor(self._executor, partial(self._counted, self._plans))
         return await asyncio.shield(self._count)
 
     def _counted(self, plans: Sequence[FrontendPlan]) -> dict[str, dict[Role, int]]:
@@ -192,36 +191,29 @@ class SteeredConnections:
         """How many are left, how many were reset, and why others could not be."""
         found = self._looker.look(plans).open.get((frontend, role), ())
         doomed = [one for one in found if silent_for is None or (is_silent(one, silent_for) and not one.unsent)]
-        count, trouble = self._looker.destroy(doomed)
-        return len(found) - count, count, trouble
+        reset = self._looker.destroy(doomed)
+        return len(found) - len(reset.done), len(reset.done), reset.trouble
 
     def waited_until(self, frontend: str) -> dict[Role, float]:
         """The instances whose drain waits for connections of the frontend, with the loop time until when."""
         found = {role: drain.waited_until(frontend) for role, drain in self._drains.items()}
         return {role: at for role, at in found.items() if at is not None}
 
-    def left(self, role: Role) -> list[ConnectionView]:
-        """What the instance's drain waits for, as its latest look has seen it; empty when there is none."""
-        drain = self._drains.get(role)
-        return drain.left() if drain is not None else []
-
-    def _destroyed(self, role: Role, plans: Sequence[FrontendPlan], spares: bool) -> tuple[int, int, str | None]:
+    def _destroyed(self, role: Role, plans: Sequence[FrontendPlan], spares: bool) -> Destroyed:
         seen = self._looker.look(plans)
         idle = {plan.name: plan.drain_idle for plan in plans}
         found = [(name, one) for (name, whose), some in seen.open.items() if whose is role for one in some]
-        doomed = [one for name, one in found if not spares or may_end(one, idle[name])]
-        count, trouble = self._looker.destroy(doomed)
-        return len(doomed), count, trouble
+        return self._looker.destroy([one for name, one in found if not spares or may_end(one, idle[name])])
 
-    def _say_cut(self, role: Role, result: tuple[int, int, str | None] | OSError) -> None:
+    def _say_cut(self, role: Role, result: Destroyed | OSError) -> None:
         if isinstance(result, OSError):
             log.warning("steered_connections_unseen", role=role.value, reason=reason_of(result))
             return
-        found, count, trouble = result
-        if trouble is not None:
-            log.warning("steered_connections_left", role=role.value, connections=found - count, reason=trouble)
-        elif count:
-            log.info("steered_connections_cut", role=role.value, connections=count)
+        if result.trouble is not None:
+            left = len(result.left)
+            log.warning("steered_connections_left", role=role.value, connections=left, reason=result.trouble)
+        if result.done:
+            log.info("steered_connections_cut", role=role.value, connections=len(result.done))
 
     def _all_plans(self) -> list[FrontendPlan]:
         return [*self._plans, *self._former]

@@ -13,12 +13,12 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from clojarsd.core.connections import ConnectionView
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
-from clojarsd.runtime.steered_look import Looker, Seen, is_silent, may_end, owes_answer, view_of
+from clojarsd.runtime.drain import LOOKS_PER_IDLE_TIME
+from clojarsd.runtime.steered_look import Destroyed, Looker, Seen, is_silent, may_end, owes_answer
 from clojarsd.system.sock_diag import SYN_RECEIVED, Connection
 
 log = structlog.get_logger()
@@ -31,7 +31,6 @@ LONGEST_LAST_PART = 1.0
 """Of the time, and in seconds at most: who is between two requests then is let go, before the end cuts one of them."""
 SHORT_SILENCE = 0.003
 """Seconds that are silence enough then; four times that where it cannot be told whether an answer is owed."""
-LOOKS_PER_IDLE_TIME = 4
 SHORTEST_PAUSE = 0.01
 
 
@@ -123,10 +122,6 @@ class SteeredDrain:
         is_waited_for = is_unclear or self._left.get(frontend) or self._queued.get(frontend)
         return self._deadlines.get(frontend) if is_waited_for and not self.is_over else None
 
-    def left(self) -> list[ConnectionView]:
-        """What is waited for, as the latest look has seen it."""
-        return [view_of(name, self._role, one) for name in self._deadlines for one in self._left.get(name, ())]
-
     def tally(self) -> DrainTally:
         """What has become of its connections, as the latest look has seen it."""
         told, stay = self._told, len(self._seen - self._reset)
@@ -210,14 +205,14 @@ class SteeredDrain:
         near = [name for name in self._deadlines if now >= self._last_part_of(name)]
         return [one for name in near for one in self._left.get(name, ()) if may_end(one, SHORT_SILENCE)]
 
-    def _let_go(self, result: tuple[int, str | None] | OSError) -> None:
+    def _let_go(self, result: Destroyed | OSError) -> None:
         assert not isinstance(result, OSError)
         self._is_cutting = False
-        count, trouble = result
+        count = len(result.done)
         self._told += DrainTally(silent=count)
         if count:
             self._log.info("drain_let_go", connections=count, reason="they were between two requests near the end")
-        if trouble is not None or self._when_drained is None:
+        if result.trouble is not None or self._when_drained is None:
             self._wait_for_deadline()
         else:
             self._look()
@@ -246,17 +241,17 @@ class SteeredDrain:
         doomed = {name: list(self._left.get(name, ())) for name in names}
         self._reset |= {one.cookie for some in doomed.values() for one in some}
 
-        def cut() -> dict[str, tuple[int, str | None]]:
+        def cut() -> dict[str, Destroyed]:
             return {name: self._looker.destroy(connections) for name, connections in doomed.items()}
 
-        def done(results: dict[str, tuple[int, str | None]] | OSError) -> None:
+        def done(results: dict[str, Destroyed] | OSError) -> None:
             assert not isinstance(results, OSError)
             self._is_cutting = False
-            for name, (count, trouble) in results.items():
-                if count:
-                    self._say_cut(name, count, doomed[name])
+            for name, (reset, left, trouble) in results.items():
+                if reset:
+                    self._say_cut(name, reset)
                 if trouble is not None:
-                    self._give_up(name, len(doomed[name]) - count, f"cannot reset them: {trouble}")
+                    self._give_up(name, len(left), f"cannot reset them: {trouble}")
                 if self._queued.get(name):
                     self._give_up(name, self._queued[name], "they wait in its accept queue")
                 self._deadlines.pop(name, None)
@@ -265,8 +260,8 @@ class SteeredDrain:
         self._is_cutting = True
         self._in_thread(cut, done)
 
-    def _say_cut(self, name: str, count: int, doomed: Sequence[Connection]) -> None:
-        owed = sum(owes_answer(one) is not False for one in doomed)
+    def _say_cut(self, name: str, reset: Sequence[Connection]) -> None:
+        owed, count = sum(owes_answer(one) is not False for one in reset), len(reset)
         lasted = round(self._loop.time() - self._began_at, 1)
         reason = f"open {lasted:g} s after the drain began; {owed} of them waited for an answer"
         self._log.warning("drain_cut", frontend=name, connections=count, reason=reason)

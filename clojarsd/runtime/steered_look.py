@@ -5,8 +5,9 @@ All of this asks the kernel and reads /proc, so it runs in a thread, always the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from clojarsd.core.connections import ConnectionPhase, ConnectionView
 from clojarsd.core.errors import reason_of
@@ -35,6 +36,20 @@ class Seen:
     open: Mapping[tuple[str, Role], Sequence[Connection]]
     waiting: Mapping[str, Sequence[Connection]]
     queued: Mapping[tuple[str, Role], int]
+
+
+class Destroyed(NamedTuple):
+    """What became of connections that were to be reset; those that had ended already are in neither list.
+
+    Attributes:
+        done: they were reset.
+        left: they could not be.
+        trouble: why; None: all were.
+    """
+
+    done: Sequence[Connection]
+    left: Sequence[Connection]
+    trouble: str | None
 
 
 class Looker:
@@ -80,20 +95,16 @@ class Looker:
         some_wait = [plan for plan in plans if with_queues and waiting[plan.name]]
         return Seen(found, waiting, self._queues(some_wait, inodes))
 
-    def destroy(self, connections: Iterable[Connection]) -> tuple[int, str | None]:
-        """Reset these.
-
-        Returns:
-            How many were reset, not counting those that had ended already, and why others could not be; None: all
-            were.
-        """
-        count = 0
-        for connection in connections:
+    def destroy(self, connections: Sequence[Connection]) -> Destroyed:
+        """Reset these, until one cannot be."""
+        done = []
+        for place, connection in enumerate(connections):
             try:
-                count += self._diag.destroy(connection)
+                if self._diag.destroy(connection):
+                    done.append(connection)
             except OSError as error:
-                return count, reason_of(error)
-        return count, None
+                return Destroyed(done, connections[place:], reason_of(error))
+        return Destroyed(done, (), None)
 
     def _know_owners(self, connections: Sequence[Connection]) -> dict[Role, set[int]]:
         """Remember whose these are, and no others; the inodes that were looked up for it, or nothing."""
