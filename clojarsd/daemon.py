@@ -27,7 +27,7 @@ from clojarsd.runtime.life import End
 from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.watchdog import keeping_alive
 from clojarsd.system.loop_guard import LoopGuard
-from clojarsd.system.steering_directory import ROOT, sweep_within
+from clojarsd.system.steering_directory import ROOT, sweep
 from clojarsd.system.succession import Inherited, let_signals_in
 from clojarsd.system.world import foreign_sources, look_at_world, make_directories
 
@@ -240,5 +240,5 @@ class Daemon:
             await self.parts.board.until(lambda view, role=role: view.instances[role].unit.state is UnitState.STOPPED)  # type: ignore[misc]
         if left := await self.parts.processes.end_strangers():
             log.error("descendants_left", left=", ".join(left))
-        if reason := await asyncio.to_thread(sweep_within, ROOT, UNMOUNT_TIMEOUT):
+        if reason := await asyncio.to_thread(sweep, ROOT, UNMOUNT_TIMEOUT):
             log.warning("bpf_file_system_left", path=str(ROOT), reason=reason, waited_s=UNMOUNT_TIMEOUT)

@@ -56,29 +56,19 @@ def mount_bpf_fs(path: Path) -> None:
         os.close(below)
 
 
-def unmount_ours(path: Path) -> bool:
-    """Take the file system away if it is ours and nothing is pinned in it; whether it was. One in use stays."""
-    if _source(path) != OURS:
-        return False
-    try:
-        if any("." not in entry.name for entry in path.iterdir()):  # names with a dot are the kernel's own
-            return False
-        _check(_libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW))
-    except OSError:
-        return False
-    return True
+def unmount_ours(path: Path, within: float = 0.0) -> str | None:
+    """Take the file system away if it is ours and nothing is pinned in it; blocks.
 
-
-def unmount_ours_within(path: Path, seconds: float) -> str | None:
-    """The same, tried again for so long where somebody is in it just now, as who looks at it is; blocks.
+    Args:
+        within: seconds in which it is tried again where somebody is in it just now, as who looks at it is.
 
     Returns:
         Why it stays although it is ours and nothing is pinned in it; None: it is gone, or is to stay.
     """
-    give_up_at = time.monotonic() + seconds
+    give_up_at = time.monotonic() + within
     while _source(path) == OURS:
         try:
-            if any("." not in entry.name for entry in path.iterdir()):
+            if any("." not in entry.name for entry in path.iterdir()):  # names with a dot are the kernel's own
                 return None
             _check(_libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW))
         except OSError as error:

@@ -9,7 +9,6 @@ Source: capabilities(7), "Ambient"; prctl(2), PR_CAP_AMBIENT.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Iterable
 from typing import Final
@@ -42,6 +41,4 @@ def raise_ambient(capabilities: Iterable[int]) -> None:
 def _ambient(act: int, capability: int) -> int:
     arguments = (ctypes.c_ulong(one) for one in (act, capability, 0, 0))
     result: int = _libc.prctl(_PR_CAP_AMBIENT, *arguments)
-    if result < 0 and ctypes.get_errno() == errno.EINVAL and act == _IS_SET:
-        return 0  # a capability that this kernel does not know
     return result

@@ -8,6 +8,7 @@ Source: pidfd_getfd(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.names import Address
 from clojarsd.system.sock_diag import SockDiag
+from clojarsd.system.socket_owners import open_sockets
 
 _PIDFD_GETFD = 438
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +66,7 @@ def find_listening(pids: Iterable[int], port: int) -> list[Listening]:
             except OSError as error:
                 unseen.append(f"cannot look at the descriptors of process {pid}: {reason_of(error)}")
             else:
-                if is_in_other_network(pid):
+                if _is_in_other_network(pid):
                     unseen.append(f"process {pid} is in another network namespace")
     if unseen and not found:
         raise Failed(unseen[0])
@@ -99,7 +101,7 @@ def duplicate_descriptor(pidfd: int, found: Listening) -> int:
     return number
 
 
-def is_in_other_network(pid: int) -> bool:
+def _is_in_other_network(pid: int) -> bool:
     """Whether the process is in another network namespace than this one; False where that cannot be seen."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/thread-self/ns/net").st_ino
@@ -109,22 +111,13 @@ def is_in_other_network(pid: int) -> bool:
 
 def _open_in(pid: int, wanted: dict[int, Listening]) -> Iterator[Listening]:
     """Those of the wanted sockets that the process has open; they are wanted no more. Nothing of one that is gone."""
-    directory = f"/proc/{pid}/fd"
-    try:
-        numbers = os.listdir(directory)
-    except (FileNotFoundError, ProcessLookupError):
-        return
-    for number in numbers:
-        if not wanted:
-            return
-        try:
-            target = os.readlink(f"{directory}/{number}")
-        except OSError:
-            continue  # closed meanwhile
-        if target.startswith("socket:["):
-            listener = wanted.pop(int(target[8:-1]), None)
+    with contextlib.closing(open_sockets(pid)) as sockets:
+        for descriptor, inode in sockets:
+            listener = wanted.pop(inode, None)
             if listener is not None:
-                yield replace(listener, pid=pid, descriptor=int(number))
+                yield replace(listener, pid=pid, descriptor=descriptor)
+            if not wanted:
+                return
 
 
 def _listeners(port: int) -> Iterator[Listening]:

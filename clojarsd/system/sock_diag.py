@@ -64,8 +64,8 @@ _REQUEST_BODY = struct.Struct("=BBBxI2s2s16s16sIQ")
 _MESSAGE = struct.Struct("=IHHIIBBxx2s2s16s16sIQIIIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
-_TCP_INFO = struct.Struct("=24xI16xI4xII60xQQ8xI")
-"""Of struct tcp_info: unacked, last_data_sent, last_data_recv, last_ack_recv, bytes_acked, bytes_received, notsent."""
+_TCP_INFO = struct.Struct("=44xI4xII60xQQ8xI")
+"""Of struct tcp_info: last_data_sent, last_data_recv, last_ack_recv, bytes_acked, bytes_received, notsent."""
 _BUFFER = 1 << 16
 """Bytes: the kernel fills at most 32 KiB at a time."""
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -85,7 +85,6 @@ class Connection(NamedTuple):
             of the kernel's clock; None: not asked for, or not known of one that is not established yet.
         since_heard: seconds since an acknowledgement came in, be it with data or without; as above.
         bytes_received, bytes_acknowledged: an end (FIN) counts as one.
-        unacknowledged: packets under way.
         unsent: bytes that were written and not yet sent.
         is_ipv6: whether the socket is an IPv6 one; with an IPv4 address, too.
         interface: the number of the one it is bound to, or 0.
@@ -103,7 +102,6 @@ class Connection(NamedTuple):
     since_heard: float | None
     bytes_received: int
     bytes_acknowledged: int
-    unacknowledged: int
     unsent: int
     is_ipv6: bool
     interface: int
@@ -364,14 +362,12 @@ def _connection(buffer: bytearray, start: int) -> Connection:
         interface, cookie, _, receive_queue, send_queue, _, inode,
     ) = _MESSAGE.unpack_from(buffer, start)  # fmt: skip
     at, end = start + _MESSAGE.size, start + length
-    unacknowledged = acknowledged = received = unsent = 0
+    acknowledged = received = unsent = 0
     since_sent = since_received = since_heard = None
     while at < end:
         size, kind = _ATTRIBUTE.unpack_from(buffer, at)
         if kind == _INFO and size >= 4 + _TCP_INFO.size:
-            (unacknowledged, sent_ms, received_ms, heard_ms, acknowledged, received, unsent) = _TCP_INFO.unpack_from(
-                buffer, at + 4
-            )
+            (sent_ms, received_ms, heard_ms, acknowledged, received, unsent) = _TCP_INFO.unpack_from(buffer, at + 4)
             since_sent, since_received, since_heard = sent_ms / 1000, received_ms / 1000, heard_ms / 1000
             break
         if size < 4:
@@ -390,7 +386,6 @@ def _connection(buffer: bytearray, start: int) -> Connection:
         since_heard,
         received,
         acknowledged,
-        unacknowledged,
         unsent,
         family == socket.AF_INET6,
         interface,

@@ -25,7 +25,7 @@ from clojarsd.core.steering_reasons import (
     why_taken,
 )
 from clojarsd.system import bpf
-from clojarsd.system.bpf_fs import is_bpf_fs, mount_bpf_fs, unmount_ours, unmount_ours_within
+from clojarsd.system.bpf_fs import is_bpf_fs, mount_bpf_fs, unmount_ours
 
 ROOT: Final = Path("/sys/fs/bpf")
 FAMILY: Final = "clojarsd"
@@ -73,7 +73,7 @@ class SteeringDirectory:
             except CannotSteer:
                 if not is_bpf_fs(root):
                     continue  # and the file system with it
-                _remove_parents(root)
+                sweep(root)
                 raise
         raise CannotSteer(why_not_made(str(path), errno.ENOENT, "it vanishes again and again", powers.user))
 
@@ -123,7 +123,7 @@ class SteeringDirectory:
         if self.holds(()):
             self._empty()
         self.close()  # nobody can be in it now: who comes next makes another one
-        _remove_parents(self._root)
+        sweep(self._root)
 
     def _empty(self) -> None:
         link = self.pinned(LINK)
@@ -186,16 +186,18 @@ def left_behind(root: Path) -> Iterator[SteeringDirectory]:
                 directory.close()
 
 
-def sweep(root: Path) -> None:
-    """Remove the directory of all daemons and the file system, where they are ours and empty."""
-    _remove_parents(root)
+def sweep(root: Path, within: float = 0.0) -> str | None:
+    """Remove the directory of all daemons and the file system, where they are ours and empty; blocks.
 
+    Args:
+        within: seconds in which it is tried again while somebody is in the file system.
 
-def sweep_within(root: Path, seconds: float) -> str | None:
-    """The same, tried again for so long while somebody is in the file system; blocks. Why it stays, or None."""
-    with contextlib.suppress(OSError):
+    Returns:
+        Why the file system stays, or None.
+    """
+    with contextlib.suppress(OSError):  # others are in it, or it is not ours to remove
         (root / FAMILY).rmdir()
-    return unmount_ours_within(root, seconds)
+    return unmount_ours(root, within)
 
 
 def refuse_if_impossible(powers: Powers) -> None:
@@ -272,12 +274,6 @@ def _holder(path: Path) -> int | None:
             if words[1] == "FLOCK" and words[5] == place and int(words[4]) > 0:
                 return int(words[4])
     return None
-
-
-def _remove_parents(root: Path) -> None:
-    with contextlib.suppress(OSError):  # others are in it, or it is not ours to remove
-        (root / FAMILY).rmdir()
-    unmount_ours(root)
 
 
 def _not_made(path: Path, error: OSError, powers: Powers) -> str:

@@ -28,7 +28,6 @@ def seen(**changes: Any) -> Connection:
         "since_heard": 8.96,
         "bytes_received": 10,
         "bytes_acknowledged": 100,
-        "unacknowledged": 0,
         "unsent": 0,
         "is_ipv6": False,
         "interface": 0,

@@ -15,7 +15,7 @@ from clojarsd.core.steering_reasons import CAP_BPF, CAP_NET_ADMIN
 from clojarsd.system import bpf
 from clojarsd.system.bpf_fs import OURS, is_bpf_fs
 from clojarsd.system.steering import KernelSteering, cleanup
-from clojarsd.system.steering_directory import sweep_within
+from clojarsd.system.steering_directory import sweep
 from tests.support.namespaces import (
     BPF_FS,
     another_process,
@@ -184,21 +184,21 @@ def test_a_mount_into_which_somebody_looks_at_the_end_is_taken_away_when_they_ha
     looks = os.open(BPF_FS, os.O_RDONLY | os.O_DIRECTORY)
     steering.remove()
     assert is_bpf_fs(BPF_FS)
-    assert sweep_within(BPF_FS, 0.05) == "device or resource busy"
+    assert sweep(BPF_FS, 0.05) == "device or resource busy"
     goes = threading.Timer(0.2, os.close, [looks])
     goes.start()
     try:
-        assert sweep_within(BPF_FS, PATIENCE) is None
+        assert sweep(BPF_FS, PATIENCE) is None
     finally:
         goes.join()
     assert not is_bpf_fs(BPF_FS)
-    assert sweep_within(BPF_FS, PATIENCE) is None, "there is nothing to take away"
+    assert sweep(BPF_FS, PATIENCE) is None, "there is nothing to take away"
 
 
 @apart(bpf_fs=False)
 def test_a_mount_in_which_another_daemon_has_pinned_something_stays() -> None:
     with another_process(lambda: KernelSteering.open("other")):
-        assert sweep_within(BPF_FS, PATIENCE) is None
+        assert sweep(BPF_FS, PATIENCE) is None
         assert is_bpf_fs(BPF_FS)
 
 
