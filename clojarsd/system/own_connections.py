@@ -35,6 +35,11 @@ class OwnConnections:
         if len(self._known) > _MOST:
             self.forget(*next(iter(self._known)))
 
+    def give_up(self, local: Address, to: int) -> None:
+        """The connection from this address to that port is our own, and was given up already."""
+        self.remember(local, to)
+        self.leave(local, to)
+
     def leave(self, local: Address, to: int) -> None:
         """It was given up: it may wait until it is accepted, or until nothing waits there."""
         self._taken.discard((local, to))

@@ -17,7 +17,7 @@ from yarl import URL
 
 from clojarsd.core.errors import Failed
 from clojarsd.core.health import Result
-from clojarsd.core.names import Backend, UnixAddress
+from clojarsd.core.names import Address, Backend, UnixAddress
 from clojarsd.core.proxy_protocol import LOCAL
 from clojarsd.system.own_connections import OwnConnections, OwnSocket
 from clojarsd.system.sockets import EXHAUSTED
@@ -48,8 +48,8 @@ class Prober:
     """Carries checks out, each over a connection of its own; closes what it opened when its block ends.
 
     Args:
-        own: told of the connections that nobody but the instance itself may answer. Those of `tcp` are reset at once,
-            and wait for no answer.
+        own: told of the connections that nobody but the instance itself may answer. Those of `tcp` wait for no answer,
+            and are reset at once, unless they are announced.
     """
 
     def __init__(self, own: OwnConnections | None = None) -> None:
@@ -120,8 +120,10 @@ class Prober:
                 return Result(True, f"connected in {took * 1000:.0f} ms", took)
             _, writer = await asyncio.open_connection(address.host, address.port)
             took = time.monotonic() - began
-            is_itself = writer.get_extra_info("sockname") == writer.get_extra_info("peername")
+            name = writer.get_extra_info("sockname")
+            is_itself = name == writer.get_extra_info("peername")
             if announced and not is_itself:
+                self._own.give_up(Address.of_socket(name), address.port)
                 writer.write(LOCAL)
                 writer.close()  # without a reset, which might overtake the header
             else:
