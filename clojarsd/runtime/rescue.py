@@ -185,8 +185,9 @@ class _Pass:
             self._again.cancel()
             self._again = None
         if not self.ended.done():
-            while self._take():
-                pass
+            for _ in range(MOST // AT_ONCE + 1):  # where no descriptor is left there is no end
+                if not self._take():
+                    break
             self._end()
 
     def _read(self) -> None:
@@ -202,7 +203,7 @@ class _Pass:
     def _take(self) -> bool:
         """Hand on what has come, up to so many. Whether there may be more at once."""
         clients: dict[str, list[socket.socket]] = {}
-        is_over, count = False, 0
+        is_over, is_full, count = False, False, 0
         try:
             while count < AT_ONCE:
                 client = self._helper.receive()
@@ -215,11 +216,13 @@ class _Pass:
                     clients.setdefault(name, []).append(client)
         except BlockingIOError:
             pass
+        except OSError:  # no descriptor is left for the next one
+            is_full = True
         self.rescued += sum(map(len, clients.values()))
         self._hand_on(self._role, clients)
         if is_over:
             self._end()
-        return count == AT_ONCE
+        return is_full or count == AT_ONCE
 
     def _end(self) -> None:
         if not self.ended.done():

@@ -163,6 +163,7 @@ class StallWatch:
             watched.drop_probe()
         self._watched = []
         self._queues.forget()
+        self._rescuer.dismiss()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -272,6 +273,7 @@ class StallWatch:
         if not stalled:
             seconds = now - self._since
             self._unit.stalled(target.incarnation, None)
+            self._rescuer.dismiss()
             self._record_now()
             text = f"{self._role.value} accepts connections again, after {seconds:.3g} s"
             self._history.record(

@@ -74,7 +74,9 @@ class Helper:
 
         Raises:
             BlockingIOError: nothing has come.
+            OSError: this process may open no more; whoever has come waits in the channel.
         """
+        os.close(os.dup(self.channel.fileno()))  # with no number free the kernel would drop who comes with the message
         try:
             said, rights, *_ = self.channel.recvmsg(16, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
@@ -83,7 +85,7 @@ class Helper:
         for _, _, carried in rights:
             numbers.frombytes(carried)
         if not said or not numbers:
-            return None  # without a descriptor: this process may open no more, and the connection is lost
+            return None
         client = socket.socket(fileno=numbers[0])
         client.setblocking(False)  # which the kernel knows, and Python does not
         return client

@@ -419,6 +419,20 @@ async def test_without_descriptors_what_is_known_holds_and_nobody_else_is_harmed
             assert watched.unit.said[1:] == [None]
 
 
+async def test_who_was_accepted_waits_for_a_descriptor_and_is_not_lost() -> None:
+    with Acceptor.running() as acceptor:
+        async with watching(plan_for(acceptor)) as watched, asyncio.TaskGroup() as group:
+            for number in range(5):
+                acceptor.client(b"say %d" % number)
+            rescued = group.create_task(watched.rescue.rescue(P, [acceptor.listening]))
+            await asyncio.sleep(0)  # it has begun
+            with descriptors_left(0):
+                await until(lambda: not watched.helpers, "the helper to have handed on all")
+                assert watched.adopter.adopted == []
+            assert await rescued == 5
+            assert watched.adopter.adopted == [("line", b"say %d" % number) for number in range(5)]
+
+
 async def test_who_waits_is_rescued_and_told_in_the_event() -> None:
     with Acceptor.running() as acceptor:
         async with watching(plan_for(acceptor)) as watched:
@@ -477,13 +491,29 @@ async def test_those_of_an_instance_that_fails_its_checks_are_rescued_without_a_
             assert watched.unit.said == []
 
 
-async def test_a_check_of_ours_is_answered_by_nobody_else() -> None:
-    @dataclass
-    class Check:
-        path: str = "/health"
-        status: tuple[int, ...] = (200,)
-        timeout: float = PATIENCE
+@dataclass
+class Check:
+    path: str = "/health"
+    status: tuple[int, ...] = (200,)
+    timeout: float = PATIENCE
 
+
+async def test_a_check_of_ours_that_says_that_it_is_no_clients_is_served_by_nobody_else() -> None:
+    with Acceptor.running() as acceptor:
+        async with watching(plan_for(acceptor)) as watched, Prober(watched.own) as prober:
+            watched.watch.may_rescue = lambda: True
+            watched.begin(acceptor)
+            await watched.listening()
+            acceptor.stop()
+            assert (await prober.tcp(Check(), acceptor.address, announced=True)).passed
+            await watched.stalled()
+            await until(lambda: not watched.helpers, "the end of the rescue")
+            assert watched.adopter.adopted == []
+            await until(lambda: watched.events() == [EventName.INSTANCE_STALLED], "the event")
+            assert watched.detail()["rescued"] == 0
+
+
+async def test_a_check_of_ours_is_answered_by_nobody_else() -> None:
     with Acceptor.running() as acceptor:
         async with watching(plan_for(acceptor)) as watched, Prober(watched.own) as prober:
             watched.watch.may_rescue = lambda: True
@@ -507,6 +537,20 @@ async def test_a_client_of_no_frontend_is_reset() -> None:
             assert await asyncio.to_thread(receive_to_the_end, client) == (b"", True)
             await until(lambda: watched.events() == [EventName.INSTANCE_STALLED], "the event")
             assert watched.detail()["rescued"] == 0
+
+
+async def test_a_helper_for_a_stall_whose_clients_nobody_could_serve_ends_with_it() -> None:
+    with Acceptor.running() as acceptor:
+        async with watching(plan_for(acceptor)) as watched:
+            watched.watch.may_rescue = lambda: not watched.helpers  # the other one is down before the verdict
+            watched.begin(acceptor)
+            await watched.listening()
+            acceptor.client()
+            await watched.stalled()
+            assert len(watched.helpers) == 1
+            acceptor.do("serve")
+            await watched.recovered()
+            await until(lambda: not watched.helpers, "its end")
 
 
 async def test_helpers_that_nobody_needs_end() -> None:
