@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from tests.scenarios.test_steering import steered
 from tests.support.namespaces import apart
 from tests.support.pair import Clients, connection
-from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -80,12 +78,11 @@ def test_a_second_order_shortens_the_drain_of_a_steered_connection(tmp_path: Pat
         pair.until(lambda seen: seen["frontends"]["http"]["connections"]["primary"] == 1)
         pair.done("restart", "primary", "--no-wait")
         pair.until(lambda seen: seen["instances"]["primary"]["state"] == "draining")
-        began = time.monotonic()
         ended = pair.ctl("restart", "primary", "--within", "500ms")
         assert ended.returncode == 0, ended.stderr
         assert "1 of 1 connection was cut after " in ended.stderr
         [told] = [one for one in pair.events() if one["event"] == "drain-finished"]
         assert (told["detail"]["cut"], told["detail"]["ended"]) == (1, 0)
         assert "1 of 1 connection was cut after " in told["message"]
-        assert time.monotonic() - began < min(9.0, PATIENCE), "the drain of the settings takes 10 s"
+        assert "(sooner than drain)" in told["message"]
         assert pair.pid("primary") != before
