@@ -27,7 +27,8 @@ CLIENT = "import socket; socket.create_connection(('127.0.0.1', 8080), 30).close
 def test_programs_of_a_space_meet_there_and_are_dead_when_it_ends() -> None:
     before = is_bpf_fs(BPF_FS)
     with space() as inside:
-        assert inside.run("findmnt", "--noheadings", "--output=FSTYPE", str(BPF_FS)).split() == ["bpf"]
+        found = inside.run("findmnt", "--noheadings", "--output=FSTYPE", str(BPF_FS)).split()
+        assert set(found) == {"bpf"}, "there may be one below it, of a daemon that runs beside this"
         served = subprocess.Popen(inside.command(sys.executable, "-c", LISTENER), stdout=subprocess.PIPE, text=True)
         assert served.stdout is not None
         assert served.stdout.readline() == "listens\n"
