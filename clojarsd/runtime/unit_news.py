@@ -71,7 +71,7 @@ class UnitNews(ABC):
         if reason is None:
             self._memory.end_stall(self._loop.time())
         else:
-            self._memory.begin_stall(reason, self._loop.time())
+            self._memory.begin_stall(f"{reason}, as of {stamp(now())}", self._loop.time())  # it may be shown for long
         self._log.warning("unit_stalled" if reason else "unit_recovered", incarnation=incarnation, reason=reason)
         self._publish()
         self._around.changed()
