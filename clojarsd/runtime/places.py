@@ -30,7 +30,8 @@ def room_to_wait(frontend: Frontend) -> int:
         return 0
     if (left := frontend.plan.hold_connections - held - dialled) > 0:
         if frontend.plan.hold <= 0 and frontend._router.active is not None and caps.are_set:
-            most = min(most, room(frontend) or 0)  # who finds no instance would be turned away
+            places = room(frontend)  # who finds no instance would be turned away
+            most = most if places is None else min(most, places)
         return min(most, left)
     return int(not held and dialled < ACCEPTS_A_TURN and room(frontend) != 0)
 

@@ -56,6 +56,16 @@ def test_who_waits_for_room_is_served_in_turn(rig: Rig) -> None:
             client.close()
 
 
+def test_a_limit_of_one_instance_alone_keeps_nobody_from_the_other_where_nobody_may_wait(rig: Rig) -> None:
+    with Front(rig, hold=0.0) as front:
+        rig.call(lambda: front.frontend.gate.cap(Caps(backup=1)))
+        clients = [front.client(str(number).encode()) for number in range(3)]
+        for number, client in enumerate(clients):
+            with front.primary.accept() as end:
+                assert receive_exactly(end, 1) == str(number).encode()
+            client.close()
+
+
 def test_more_than_the_frontend_may_have_wait_in_the_backlog_and_are_not_refused(rig: Rig) -> None:
     with Front(rig, max_connections=2) as front:
         clients = [front.client(str(number).encode()) for number in range(4)]
