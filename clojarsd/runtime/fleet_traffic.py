@@ -49,6 +49,7 @@ class FleetTraffic:
         self._drains: dict[Role, Drain] = {}
         self._history: FleetHistory | None = None
         self._has_begun = False
+        self._is_ending = False
 
     # What the rest of the supervisor knows of them.
 
@@ -143,6 +144,7 @@ class FleetTraffic:
 
     def stop_accepting(self) -> None:
         """Take in who waits in the backlog and can be served, and refuse others from now on; what is open goes on."""
+        self._is_ending = True
         for link in self._links:
             link.stop_accepting()
 

@@ -140,9 +140,12 @@ class RelayFleet(FleetTraffic):
         """Have these frontends and no others, in so many processes (None: as many as there are).
 
         Raises:
-            Failed: an address cannot be listened on, or a process cannot be had; all is as before.
+            Failed: an address cannot be listened on, a process cannot be had, or nobody is to come any more; all is as
+                before.
         """
         async with self._changing:
+            if self._is_ending:
+                raise Failed("clojarsd is ending and takes no clients any more")
             before, count, ordered = self._wanted, len(self._workers), self._ordered
             wanted, workers = {plan.name: plan for plan in plans}, workers or count
             try:

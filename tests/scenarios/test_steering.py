@@ -213,6 +213,31 @@ def test_a_clean_stop_leaves_nothing_in_the_kernel(tmp_path: Path) -> None:
 
 
 @apart
+def test_a_reload_while_the_daemon_ends_is_refused_and_nothing_is_left_in_the_kernel(tmp_path: Path) -> None:
+    """It takes no clients any more, and would listen and steer for them again."""
+    with steered(tmp_path) as pair:
+        pair.done("stop", "backup")
+        with connection(pair.http) as slow:
+            slow.request("GET", "/slow?ms=3000")
+            pair.until_true(lambda: peer_of(pair) == {pair.pid("primary")}, "the slow request")
+            assert pair.daemon is not None
+            pair.daemon.send_signal(signal.SIGTERM)
+            pair.until(lambda seen: seen["instances"]["primary"]["state"] == "draining")
+            pair.failback = "2s"
+            pair.write_config()
+            refused = pair.ctl("config", "reload")
+            assert (refused.returncode, refused.stderr) == (
+                3,
+                "cannot reload: clojarsd is ending and takes no clients any more; nothing was changed\n",
+            )
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", pair.http), PATIENCE)
+            assert slow.getresponse().status == 200
+        pair.daemon.wait(PATIENCE)
+    assert list(BPF_FS.glob("clojarsd/*")) == []
+
+
+@apart
 def test_a_second_daemon_of_the_same_name_relays_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with steered(tmp_path) as first, Pair(tmp_path / "other", mode="auto") as second:
