@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.settings import Settings
 from clojarsd.core.view import FrontendView
 from clojarsd.system.settings_file import read_settings
@@ -116,7 +116,7 @@ def _prepare(home: Path) -> tuple[Path, str]:
         home.mkdir(parents=True, exist_ok=True)
         config.write_text(_configuration(home, ports, command))
     except OSError as error:
-        raise Failed(f"cannot run the demo in {home}: {(error.strerror or str(error)).lower()}") from error
+        raise Failed(f"cannot run the demo in {home}: {reason_of(error)}") from error
     path = shlex.quote(str(home / "run" / "control.sock"))
     ctl, port = _clojarsctl(), ports["http"][0]
     return config, NEXT.format(kind=kind, home=home, socket=path, ctl=ctl, http=port, path=PATH)

@@ -15,7 +15,7 @@ from typing import NoReturn, Self
 
 import structlog
 
-from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.errors import Failed, Refused, reason_of
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.settings_types import LogTo
@@ -186,7 +186,7 @@ class LogKeeper:
             try:
                 now, seen.inode = await self._threads.run(look, file, seen.inode, self._pid_of(role))
             except OSError as error:
-                self._not_rotated(role, f"cannot look at the log {file.path}: {(error.strerror or str(error)).lower()}")
+                self._not_rotated(role, f"cannot look at the log {file.path}: {reason_of(error)}")
                 continue
             busy = busy or seen.look is None or seen.look.size != now.size
             seen.look = now

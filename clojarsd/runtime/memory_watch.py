@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import structlog
 
-from clojarsd.core.errors import Refused
+from clojarsd.core.errors import Refused, reason_of
 from clojarsd.core.memory import RESTART_BEGUN, MemoryRecord, count, describe_excess, may_exceed
 from clojarsd.core.names import Role
 from clojarsd.system.threads import Threads
@@ -92,7 +92,7 @@ class MemoryWatch:
         except OSError as error:  # no descriptor is left to look with: the next sample tries again
             if not self._is_blind:
                 self._is_blind = True
-                log.warning("memory_not_seen", reason=(error.strerror or str(error)).lower())
+                log.warning("memory_not_seen", reason=reason_of(error))
             return
         self._is_blind = False
         async with asyncio.TaskGroup() as group:

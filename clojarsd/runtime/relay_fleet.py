@@ -18,7 +18,7 @@ from typing import Self
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Role
 from clojarsd.core.shares import added, share_of_plan
@@ -277,7 +277,7 @@ class RelayFleet(FleetTraffic):
                 elif is_shared(listener):
                     prefer(listener, count)
             except OSError as error:
-                log.warning("clients_not_dealt_out", reason=(error.strerror or str(error)).lower())
+                log.warning("clients_not_dealt_out", reason=reason_of(error))
 
     # Lifetimes.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.relay_messages import (
     PROTOCOL,
     Hello,
@@ -238,7 +238,7 @@ async def _find(path: Path, code: str, owner: Owner) -> Found | None:
         return None
     except OSError as error:
         end.close()
-        raise Failed(f"cannot watch the relay process {pid}: {_reason(error)}") from error
+        raise Failed(f"cannot watch the relay process {pid}: {reason_of(error)}") from error
     # The number was its own when it began to listen. Its end of the connection is open still, so it was also when the
     # descriptor was made: that is closed with the process, and nobody inherits it.
     peer = RelayPeer(pid, pidfd, end, owner)
@@ -305,7 +305,7 @@ def spawn(runtime_dir: Path, code: str, owner: Owner, take_over: socket.socket |
                 pid, pidfd = _spawn(owner.place(runtime_dir), code, theirs, take_over, owner.account)
             undo.pop_all()
     except OSError as error:
-        raise Failed(f"cannot start the relay process: {_reason(error)}") from error
+        raise Failed(f"cannot start the relay process: {reason_of(error)}") from error
     return RelayPeer(pid, pidfd, ours, owner)
 
 
@@ -365,7 +365,3 @@ def _reap(pidfd: int) -> str:
         return "it has ended"
     how = "exited with" if seen.si_code == os.CLD_EXITED else "was killed by signal"
     return f"it {how} {seen.si_status}"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.relay_messages import HandOver, Welcome
 from clojarsd.runtime.relay_launch import END_TIMEOUT, RelayPeer, launch, leave_former, spawn
 from clojarsd.system.channel import pair
@@ -56,7 +56,7 @@ async def replace_relay(link: RelayLink) -> None:
     try:
         ours, theirs = pair()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise Failed(f"cannot replace the relay process: {reason}; the old one stays in charge") from error
     try:
         new = spawn(link._runtime_dir, link._code, link._owner, theirs)

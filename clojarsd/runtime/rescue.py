@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Role
 from clojarsd.core.rescue import frontend_of
@@ -93,7 +93,7 @@ class Rescue:
             helper.begin(listeners, HELPER_TIME, MOST)
         except OSError as error:
             helper.channel.close()
-            raise Failed(f"cannot accept for {role.value}: {(error.strerror or str(error)).lower()}") from error
+            raise Failed(f"cannot accept for {role.value}: {reason_of(error)}") from error
         except Failed:
             helper.channel.close()
             raise

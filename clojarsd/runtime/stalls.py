@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 import structlog
 
+from clojarsd.core.errors import reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.identity import InstanceMark
 from clojarsd.core.names import Health, Role, UnitState
@@ -115,7 +116,7 @@ class Stalls:
             try:
                 diag = stack.enter_context(SockDiag())
             except OSError as error:
-                log.warning("stalls_not_watched", reason=(error.strerror or str(error)).lower())
+                log.warning("stalls_not_watched", reason=reason_of(error))
             stalls = cls(units, board, history, relay, ports, state_dir, own, owner, diag)
             stack.callback(stalls._rescue.close)
             yield stalls

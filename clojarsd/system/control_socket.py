@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 from typing import Self
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 
 LONGEST_PATH = 107
 """Bytes of a path that fit into an address, see unix(7)."""
@@ -228,4 +228,4 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def _reason(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None and error.errno != errno.EADDRINUSE else ""
-    return f"{where}{(error.strerror or str(error)).lower()}"
+    return f"{where}{reason_of(error)}"

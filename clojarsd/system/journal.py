@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Sequence
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.program import Program
 
 SOCKET = "/run/systemd/journal/stdout"
@@ -32,7 +32,7 @@ async def journal_lines(identifier: str, count: int, *, follow: bool) -> AsyncGe
     except FileNotFoundError as error:
         raise Failed("cannot read the journal: journalctl is not installed") from error
     except OSError as error:
-        raise Failed(f"cannot read the journal: {(error.strerror or str(error)).lower()}") from error
+        raise Failed(f"cannot read the journal: {reason_of(error)}") from error
     async with program:
         unfinished = b""
         while block := await program.read():

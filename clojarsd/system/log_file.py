@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.fallocate import Removal, first_byte, flush_range, removal_for, remove_head
 from clojarsd.system.log_cut import Cut, Writer, catch_up, copy_range, cut
 from clojarsd.system.log_names import give_like, inode_of, is_there, open_latest, remove_name, rename_in
@@ -129,7 +129,7 @@ class LogFile:
                 with contextlib.suppress(OSError):  # or it is done when the next rotation begins
                     if self._marked(file) is None:
                         remove_name(self._temporary, directory)
-                raise Failed(f"cannot rotate the log {self.path}: {_reason(error)}") from error
+                raise Failed(f"cannot rotate the log {self.path}: {reason_of(error)}") from error
 
     def recover(self) -> Iterator[str]:
         """The steps that bring an interrupted rotation to its end; at most `keep` rotated files are left then.
@@ -145,7 +145,7 @@ class LogFile:
                 yield from self._recover(directory, file)
                 self._drop_beyond(directory, self.keep)
             except OSError as error:
-                raise Failed(f"cannot rotate the log {self.path}: {_reason(error)}") from error
+                raise Failed(f"cannot rotate the log {self.path}: {reason_of(error)}") from error
 
     def open(self) -> int:
         """The file that the writer appends to, for reading; the caller closes it.
@@ -201,7 +201,7 @@ class LogFile:
             except BlockingIOError as error:
                 raise Failed(f"cannot rotate the log {self.path}: another process does") from error
             except OSError as error:
-                raise Failed(f"cannot rotate the log {self.path}: {_reason(error)}") from error
+                raise Failed(f"cannot rotate the log {self.path}: {reason_of(error)}") from error
             seen = os.fstat(file)
             if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1:
                 raise Failed(f"cannot rotate the log {self.path}: it is not a regular file with one name")
@@ -354,7 +354,3 @@ class LogFile:
     def _drop(self, directory: int, number: int) -> None:
         for ending in ("", PACKED):
             remove_name(f"{self.path.name}.{number}{ending}", directory)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

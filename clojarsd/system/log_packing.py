@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.log_file import PACKED, LogFile
 from clojarsd.system.log_names import give_like, inode_of, remove_name, rename_in
 from clojarsd.system.program import Program
@@ -69,7 +69,7 @@ async def pack_one(log: LogFile, threads: Threads) -> bool:
             reason = said.decode(errors="replace").strip() or "its packer was killed"
             raise Failed(f"cannot pack a rotated file of {log.path}: {reason}")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise Failed(f"cannot pack a rotated file of {log.path}: {reason}") from error
     return True
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TypeVar
 
-from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.errors import Failed, Refused, reason_of
 from clojarsd.system.inotify import EntryWatch
 from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_names import inode_of
@@ -171,7 +171,7 @@ class LogReader:
             with self._lock:
                 yield
         except OSError as error:
-            raise Failed(f"cannot read the log {self._log.path}: {(error.strerror or str(error)).lower()}") from error
+            raise Failed(f"cannot read the log {self._log.path}: {reason_of(error)}") from error
         finally:
             if self._closed:
                 self._leave_if_idle()
@@ -193,7 +193,7 @@ class LogReader:
         except FileNotFoundError:
             return False
         except OSError as error:
-            reason = "it is a symbolic link" if error.errno == errno.ELOOP else (error.strerror or str(error)).lower()
+            reason = "it is a symbolic link" if error.errno == errno.ELOOP else reason_of(error)
             raise Failed(f"cannot read the log {self._log.path}: {reason}") from error
         seen = os.fstat(opened)
         if not stat.S_ISREG(seen.st_mode):

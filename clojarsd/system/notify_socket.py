@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.instance_notify import LARGEST_DATAGRAM
 
 LONGEST_PATH = 107
@@ -131,7 +131,7 @@ class NotifySocket:
                 bound.close()
                 raise
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = reason_of(error)
             raise Failed(f"cannot open the notify socket {self.path}: {reason}") from error
         self._inode = inode
         return bound

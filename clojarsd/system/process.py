@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from clojarsd.core.errors import LaunchFailed
+from clojarsd.core.errors import LaunchFailed, reason_of
 from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import LaunchStage
@@ -97,7 +97,7 @@ class Processes:
             spawned, identity = self._spawn(spec)
         except OSError as error:
             shared.forget_group(spec.mark)
-            raise LaunchFailed(LaunchStage.SPAWN, (error.strerror or str(error)).lower()) from error
+            raise LaunchFailed(LaunchStage.SPAWN, reason_of(error)) from error
         return Process(
             identity,
             spawned.pidfd,

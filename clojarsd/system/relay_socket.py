@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.confinement import Account
 
 BACKLOG = 8
@@ -180,7 +180,7 @@ def connect(path: Path) -> socket.socket | None:
 
 
 def _unreachable(path: Path, error: OSError) -> Failed:
-    return Failed(f"cannot reach the relay process at {path}: {(error.strerror or str(error)).lower()}")
+    return Failed(f"cannot reach the relay process at {path}: {reason_of(error)}")
 
 
 def credentials_of(end: socket.socket) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.channel import pair
 from clojarsd.system.instance_sockets import Listening, duplicate
 
@@ -49,7 +49,7 @@ class Helper:
                 self.pidfd = os.pidfd_open(self.pid)
                 undo.pop_all()
         except OSError as error:
-            raise Failed(f"cannot start the helper that accepts: {(error.strerror or str(error)).lower()}") from error
+            raise Failed(f"cannot start the helper that accepts: {reason_of(error)}") from error
         self.channel.setblocking(False)
 
     def begin(self, listeners: Sequence[Listening], seconds: float, most: int) -> None:

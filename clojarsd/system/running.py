@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from clojarsd.core.errors import LaunchFailed
+from clojarsd.core.errors import LaunchFailed, reason_of
 from clojarsd.core.identity import InstanceMark, ProcessIdentity
 from clojarsd.core.names import ExitStatus, LaunchStage
 from clojarsd.system.cgroup import Groups, end_group, is_populated
@@ -202,7 +202,7 @@ class Process:
             if left := ending.result():
                 log.warning("descendants_left", pid=self.pid, left=", ".join(left))
         except OSError as error:  # no descriptor, or no memory, to look with
-            log.warning("descendants_not_ended", pid=self.pid, reason=(error.strerror or str(error)).lower())
+            log.warning("descendants_not_ended", pid=self.pid, reason=reason_of(error))
         self._finish()
 
     def _finish(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.core.saved import SavedPair, from_json
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ class StateFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Failed(f"cannot read the state {self._path}: {_reason(error)}") from error
+            raise Failed(f"cannot read the state {self._path}: {reason_of(error)}") from error
         try:
             return from_json(_parsed(content))
         except Failed as failed:
@@ -98,14 +98,14 @@ class StateFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
-            raise Failed(f"cannot write the state {self._path}: {_reason(error)}") from error
+            raise Failed(f"cannot write the state {self._path}: {reason_of(error)}") from error
 
     def _set_aside(self) -> str:
         aside = self._path.with_name(f"{self._path.name}.bad")
         try:
             os.rename(self._path, aside)
         except OSError as error:
-            return f"it cannot be kept as {aside.name}: {_reason(error)}"
+            return f"it cannot be kept as {aside.name}: {reason_of(error)}"
         return f"it was kept as {aside.name}"
 
     def _remove_leftovers(self) -> None:
@@ -138,7 +138,7 @@ def alone_in(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Failed(f"cannot start: another clojarsd has the state directory {directory}") from None
         except OSError as error:
-            log.warning("state_directory_not_locked", reason=_reason(error))
+            log.warning("state_directory_not_locked", reason=reason_of(error))
         yield
     finally:
         os.close(opened)
@@ -182,7 +182,3 @@ def _flush_directory(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

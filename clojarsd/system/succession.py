@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NoReturn, Self
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.capabilities import lower_ambient, raise_ambient
 from clojarsd.system.program import Program
 
@@ -101,7 +101,7 @@ async def rehearse(
     try:
         child = Program(command, environment=os.environ, with_errors=True)
     except OSError as error:
-        raise Failed(f"{command[0]}: {(error.strerror or str(error)).lower()}") from error
+        raise Failed(f"{command[0]}: {reason_of(error)}") from error
     own(child.pid)
     try:
         async with child:

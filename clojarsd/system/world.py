@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from clojarsd.core.errors import Failed, LaunchFailed
+from clojarsd.core.errors import Failed, LaunchFailed, reason_of
 from clojarsd.core.launch import World
 from clojarsd.core.names import LaunchStage
 from clojarsd.core.settings import Settings
@@ -116,7 +116,7 @@ def foreign_sources(settings: Settings) -> list[str]:
                     trial.bind((frontend.source, 0))
             except OSError as error:
                 told.append(
-                    f"frontends.{name}.source: {frontend.source}: {(error.strerror or str(error)).lower()};"
+                    f"frontends.{name}.source: {frontend.source}: {reason_of(error)};"
                     " no instance can be connected to from there, so clients of this frontend wait"
                 )
     return told
@@ -144,7 +144,7 @@ def make_directories(paths: Iterable[Path]) -> None:
         try:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
-            log.warning("directory_missing", path=str(path), reason=(error.strerror or str(error)).lower())
+            log.warning("directory_missing", path=str(path), reason=reason_of(error))
 
 
 def resolve_release(current: Path) -> Path:
@@ -156,7 +156,7 @@ def resolve_release(current: Path) -> Path:
     try:
         return Path(os.path.realpath(current, strict=True))  # Path.resolve makes a loop of links a RuntimeError
     except OSError as error:
-        reason = f"{current}: {(error.strerror or str(error)).lower()}"
+        reason = f"{current}: {reason_of(error)}"
         raise LaunchFailed(LaunchStage.RELEASE, reason) from error
 
 

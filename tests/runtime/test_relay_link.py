@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -1029,46 +1030,43 @@ async def answered(client: socket.socket, count: int) -> bytes:
     return got
 
 
-async def test_clients_that_waited_at_an_instance_are_served_by_the_other(pair: Pair) -> None:
+@asynccontextmanager
+async def out_of_a_queue(pair: Pair) -> AsyncIterator[tuple[RelayLink, socket.socket, socket.socket]]:
+    """The link, a client that has asked, and the other end of its connection, which waited at the primary."""
     async with pair.link() as link:
         client, waiting = tcp_pair()
         with client:
             client.sendall(b"xyz")
             link.set_eligible(P, False)
-            link.adopt("line", P, [waiting])
-            assert waiting.fileno() == -1
-            assert await answered(client, 3) == b"bbb"
-            await until(lambda: counts(link) == (0, 1, 0), "the numbers")
+            yield link, client, waiting
         await link.close()
+
+
+async def test_clients_that_waited_at_an_instance_are_served_by_the_other(pair: Pair) -> None:
+    async with out_of_a_queue(pair) as (link, client, waiting):
+        link.adopt("line", P, [waiting])
+        assert waiting.fileno() == -1
+        assert await answered(client, 3) == b"bbb"
+        await until(lambda: counts(link) == (0, 1, 0), "the numbers")
 
 
 async def test_they_wait_while_there_is_no_relay_process(pair: Pair) -> None:
-    async with pair.link() as link:
-        client, waiting = tcp_pair()
-        with client:
-            client.sendall(b"xyz")
-            link.set_eligible(P, False)
-            link._delay = 0.3  # as after one that has ended soon
-            os.kill(pid_of(link), signal.SIGKILL)
-            await until(lambda: link.pid is None, "the loss")
-            link.adopt("line", P, [waiting])
-            assert waiting.fileno() >= 0
-            assert await answered(client, 3) == b"bbb"
-            assert waiting.fileno() == -1
-        await link.close()
+    async with out_of_a_queue(pair) as (link, client, waiting):
+        link._delay = 0.3  # as after one that has ended soon
+        os.kill(pid_of(link), signal.SIGKILL)
+        await until(lambda: link.pid is None, "the loss")
+        link.adopt("line", P, [waiting])
+        assert waiting.fileno() >= 0
+        assert await answered(client, 3) == b"bbb"
+        assert waiting.fileno() == -1
 
 
 async def test_they_wait_also_when_it_is_not_known_yet_that_there_is_none(pair: Pair) -> None:
-    async with pair.link() as link:
-        client, waiting = tcp_pair()
-        with client:
-            client.sendall(b"xyz")
-            link.set_eligible(P, False)
-            os.kill(pid_of(link), signal.SIGKILL)
-            os.waitid(os.P_PID, pid_of(link), os.WEXITED | os.WNOWAIT)
-            link.adopt("line", P, [waiting])
-            assert await answered(client, 3) == b"bbb"
-        await link.close()
+    async with out_of_a_queue(pair) as (link, client, waiting):
+        os.kill(pid_of(link), signal.SIGKILL)
+        os.waitid(os.P_PID, pid_of(link), os.WEXITED | os.WNOWAIT)
+        link.adopt("line", P, [waiting])
+        assert await answered(client, 3) == b"bbb"
 
 
 async def test_those_for_whom_none_comes_are_reset_at_the_end(pair: Pair) -> None:

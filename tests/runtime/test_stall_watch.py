@@ -393,7 +393,9 @@ async def test_what_an_earlier_daemon_has_found_is_given_up_where_stalls_are_not
             assert watched.events() == []
 
 
-async def test_without_descriptors_what_is_known_holds_and_nobody_else_is_harmed() -> None:
+async def test_without_descriptors_what_is_known_holds_and_nobody_else_is_harmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Acceptor.running() as acceptor:
         async with watching(plan_for(acceptor)) as watched:
             looks, really = 0, watched.watch._queues.waiting
@@ -403,7 +405,7 @@ async def test_without_descriptors_what_is_known_holds_and_nobody_else_is_harmed
                 looks += 1
                 return really(found)
 
-            watched.watch._queues.waiting = counted  # type: ignore[method-assign]
+            monkeypatch.setattr(watched.watch._queues, "waiting", counted)
             watched.begin(acceptor)
             await watched.listening()
             acceptor.client()
@@ -498,32 +500,33 @@ class Check:
     timeout: float = PATIENCE
 
 
-async def test_a_check_of_ours_that_says_that_it_is_no_clients_is_served_by_nobody_else() -> None:
+@asynccontextmanager
+async def checked_while_stopped() -> AsyncIterator[tuple[Acceptor, Watched, Prober]]:
+    """One that is stopped and whose clients may be rescued, and what checks it."""
     with Acceptor.running() as acceptor:
         async with watching(plan_for(acceptor)) as watched, Prober(watched.own) as prober:
             watched.watch.may_rescue = lambda: True
             watched.begin(acceptor)
             await watched.listening()
             acceptor.stop()
-            assert (await prober.tcp(Check(), acceptor.address, announced=True)).passed
-            await watched.stalled()
-            await until(lambda: not watched.helpers, "the end of the rescue")
-            assert watched.adopter.adopted == []
-            await until(lambda: watched.events() == [EventName.INSTANCE_STALLED], "the event")
-            assert watched.detail()["rescued"] == 0
+            yield acceptor, watched, prober
+
+
+async def test_a_check_of_ours_that_says_that_it_is_no_clients_is_served_by_nobody_else() -> None:
+    async with checked_while_stopped() as (acceptor, watched, prober):
+        assert (await prober.tcp(Check(), acceptor.address, announced=True)).passed
+        await watched.stalled()
+        await until(lambda: not watched.helpers, "the end of the rescue")
+        assert watched.adopter.adopted == []
+        await until(lambda: watched.events() == [EventName.INSTANCE_STALLED], "the event")
+        assert watched.detail()["rescued"] == 0
 
 
 async def test_a_check_of_ours_is_answered_by_nobody_else() -> None:
-    with Acceptor.running() as acceptor:
-        async with watching(plan_for(acceptor)) as watched, Prober(watched.own) as prober:
-            watched.watch.may_rescue = lambda: True
-            watched.begin(acceptor)
-            await watched.listening()
-            acceptor.stop()
-            result = await prober.http(Check(), acceptor.address)
-            assert not result.passed
-            assert watched.adopter.adopted == []
-            assert watched.unit.is_stalled
+    async with checked_while_stopped() as (acceptor, watched, prober):
+        assert not (await prober.http(Check(), acceptor.address)).passed
+        assert watched.adopter.adopted == []
+        assert watched.unit.is_stalled
 
 
 async def test_a_client_of_no_frontend_is_reset() -> None:
