@@ -89,6 +89,7 @@ async def _serve(listen: Callable[[], RelaySocket], end: LoudEnd, code: str, pre
     loop = asyncio.get_running_loop()
     assert isinstance(loop, RelayLoop)
     end.watch_loop(loop)
+    loop.failed = end.end
     descriptors = _raise_descriptor_limit()
     pipes = min(MOST_PIPES if os.geteuid() == 0 else MOST_PIPES_OF_A_USER, descriptors // 32)
     resources = RelayResources(reset_flush=RESET_FLUSH, move_flush=0.0, max_pipes=pipes, poller=loop.poller)

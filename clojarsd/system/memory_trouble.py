@@ -21,7 +21,7 @@ from typing import Any
 
 SPARED = -500
 """So that instances are killed before, and yet this process before others if it has taken half of the memory."""
-RESERVE = 2 << 20
+RESERVE = 8 << 20
 """Bytes of address space, not of memory, that are given back for the last words when there is no more to be had."""
 WORDS_TIMEOUT = 2
 """Seconds in which the last words must have been written, else they are lost."""
@@ -48,16 +48,16 @@ class LoudEnd:
 
         def uncaught(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
             if issubclass(kind, Exception):
-                self._end(error)
+                self.end(error)
             sys.__excepthook__(kind, error, where)
 
         def uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
             if found.exc_value is not None and not isinstance(found.exc_value, SystemExit):
-                self._end(found.exc_value)
+                self.end(found.exc_value)
 
         def unraisable(found: sys.UnraisableHookArgs) -> None:
             if isinstance(found.exc_value, MemoryError):
-                self._end(found.exc_value)
+                self.end(found.exc_value)
             sys.__unraisablehook__(found)
 
         sys.excepthook, sys.unraisablehook, threading.excepthook = uncaught, unraisable, uncaught_in_thread
@@ -68,12 +68,13 @@ class LoudEnd:
         def failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
             if isinstance(error, MemoryError) or (isinstance(error, Exception) and "future" not in context):
-                self._end(error)
+                self.end(error)
             loop.default_exception_handler(context)
 
         loop.set_exception_handler(failed)
 
-    def _end(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
+        """End by this error, which nobody has expected."""
         self._reserve.close()
         signal.alarm(WORDS_TIMEOUT)  # nobody may read stderr; the signal ends the process, since it has no handler
         try:

@@ -29,9 +29,11 @@ class RelayLoop(asyncio.SelectorEventLoop):
 
     Attributes:
         poller: served by this loop. Whoever uses it closes it before the loop is closed.
+        failed: called with an error of the loop itself, or of telling one, before anything is undone.
     """
 
     def __init__(self) -> None:
+        self.failed: Callable[[Exception], object] = lambda error: None
         self._waiting = _Waiting()
         self._set = self._waiting.duplicate()
         self.poller = self._waiting.poller = Poller(self._set, shared_with=self)
@@ -41,6 +43,14 @@ class RelayLoop(asyncio.SelectorEventLoop):
         """Close it, and the set."""
         super().close()
         self._set.close()
+
+    def _run_once(self) -> None:
+        """One turn. Where memory has run out each further act may crash the interpreter, so it is told at once."""
+        try:
+            asyncio.SelectorEventLoop._run_once(self)  # type: ignore[attr-defined]
+        except Exception as error:
+            self.failed(error)
+            raise
 
     def call_soon(
         self, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None

@@ -152,3 +152,21 @@ def test_tasks_and_streams_run_on_it() -> None:
 
     with asyncio.Runner(loop_factory=RelayLoop) as runner:
         assert runner.run(go()) == b"abc"
+
+
+def test_an_error_of_the_loop_itself_is_told_before_anything_is_undone(
+    loop: RelayLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory has run out the next act may crash the interpreter, so who gives some back must come before it."""
+    told: list[tuple[Exception, bool]] = []
+    short = MemoryError()
+
+    def turn(timeout: float) -> None:
+        raise short
+
+    loop.failed = lambda error: told.append((error, loop.is_running()))
+    monkeypatch.setattr(loop._waiting, "select", turn)
+    with pytest.raises(MemoryError):
+        loop.run_forever()
+    monkeypatch.undo()
+    assert told == [(short, True)]
