@@ -213,7 +213,8 @@ class Ignoring:
 
 async def test_neither_the_instance_nor_its_hook_ends_with_the_other(hooks: Hooks) -> None:
     """Both have the mark of one launch, by which the rest of an ended process is found and ended."""
-    hooks.spec = replace(hooks.spec, mark=InstanceMark("/var/lib/x", Role.BACKUP, Incarnation(3)), ports={})
+    mark = InstanceMark(str(hooks.directory), Role.BACKUP, Incarnation(3))  # of this test alone
+    hooks.spec = replace(hooks.spec, mark=mark, ports={})
     script = "setsid sleep 600 & echo $! > orphan.new; mv orphan.new orphan; sleep 600"
     first = hooks.launch(replace(hooks.spec, command=sh(script)), lambda pid: Ignoring())
     await until((hooks.directory / "orphan").exists)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
+import pytest
 
 from clojarsd.core.identity import MARK, InstanceMark
 from clojarsd.core.names import Incarnation, Role
 from clojarsd.system.kinship import belongs, members
-
-OURS = InstanceMark("/var/lib/x", Role.BACKUP, Incarnation(3))
 
 LEADER = """
 import os, sys
@@ -44,10 +44,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def leader() -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+def leader(mark: InstanceMark) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
     """A leader, and the processes it told of: one in its session, two that left."""
     pipe = subprocess.PIPE
-    environment = {"PATH": os.environ["PATH"], MARK: str(OURS)}
+    environment = {"PATH": os.environ["PATH"], MARK: str(mark)}
     with subprocess.Popen(
         [sys.executable, "-S", "-c", LEADER],
         stdin=pipe,
@@ -69,20 +69,26 @@ def leader() -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_who_belongs_is_known_by_session_or_by_the_marker() -> None:
-    with leader() as (running, others):
+@pytest.fixture
+def mark(tmp_path: Path) -> InstanceMark:
+    """Of this test alone: all of the machine is looked at."""
+    return InstanceMark(str(tmp_path), Role.BACKUP, Incarnation(3))
+
+
+def test_who_belongs_is_known_by_session_or_by_the_marker(mark: InstanceMark) -> None:
+    with leader(mark) as (running, others):
         member = {pid for pid in others if os.getsid(pid) == running.pid}
         assert len(member) == 1
         assert {pid for pid in others if belongs(pid, running.pid)} == member
-        assert all(belongs(pid, running.pid, OURS) for pid in [running.pid, *others])
-        other = InstanceMark(OURS.state_dir, OURS.role, Incarnation(30))
+        assert all(belongs(pid, running.pid, mark) for pid in [running.pid, *others])
+        other = InstanceMark(mark.state_dir, mark.role, Incarnation(30))
         assert not any(belongs(pid, running.pid, other) for pid in others - member)
-        assert not belongs(os.getpid(), running.pid, OURS)
-        assert not belongs(0, running.pid, OURS)
+        assert not belongs(os.getpid(), running.pid, mark)
+        assert not belongs(0, running.pid, mark)
 
 
-def test_all_of_an_instance_is_found_with_those_that_left() -> None:
-    with leader() as (running, others):
-        assert members(running.pid, OURS)[0] == running.pid
-        assert set(members(running.pid, OURS)) == {running.pid, *others}
+def test_all_of_an_instance_is_found_with_those_that_left(mark: InstanceMark) -> None:
+    with leader(mark) as (running, others):
+        assert members(running.pid, mark)[0] == running.pid
+        assert set(members(running.pid, mark)) == {running.pid, *others}
         assert set(members(running.pid)) < {running.pid, *others}
