@@ -81,7 +81,9 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
     "deploy": dict.fromkeys(  # a deploy that is under way goes on with what it began with
         (
             *("repository", "work_dir", "releases", "current", "artifact"),
-            *("test", "build", "smoke", "step_timeout", "keep", "cds"),
+            *("test", "build", "smoke", "step_timeout", "keep", "cds", "approval_timeout", "share", "soak"),
+            *("before_switch", "after_backup", "before_promote", "after_deploy"),
+            *("environment", "memory_max", "min_free"),
         ),
         NOW,
     ),

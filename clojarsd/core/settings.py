@@ -20,6 +20,7 @@ from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.core.restart import RestartWhen
 from clojarsd.core.settings_check import disagreements
 from clojarsd.core.settings_features import features_not_acted_on
+from clojarsd.core.settings_deploy import DeploySettings
 from clojarsd.core.settings_health import CheckSettings, HangSettings, StallSettings, Table, WarmupSettings
 from clojarsd.core.settings_problems import Where
 from clojarsd.core.settings_reader import parse_toml, read_tables
@@ -192,22 +193,6 @@ class FrontendSettings(Table):
     idle_timeout: processes.DurationOrNever = None
     half_closed_timeout: processes.DurationOrNever = 3600.0
     access_log: kinds.Boolean = False
-
-
-class DeploySettings(Table):
-    """Where releases come from, how one is made, and where it goes. current: the name of the link in `releases`."""
-
-    repository: kinds.FilledText = Field(description="what git clone is given")
-    work_dir: kinds.AbsolutePath = Field(description="the directory in which releases are built")
-    releases: kinds.AbsolutePath = Field(description="the directory of the releases and of the link to the current one")
-    current: kinds.FileName = "clojars-web-current.jar"
-    artifact: kinds.Artifact = "target/*-standalone.jar"
-    test: kinds.OptionalCommand = ("lein", "test")
-    build: kinds.Command = ("lein", "uberjar")
-    smoke: kinds.OptionalCommand = ()
-    step_timeout: kinds.Duration = 1200.0
-    keep: kinds.Kept = 5
-    cds: kinds.Boolean = False
 
 
 class ControlTable(Table):

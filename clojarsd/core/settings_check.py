@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _EVERYWHERE: Final = ("state_dir", "log_dir")
 _OF_RELEASES: Final = ("release", "current")
+_GATES: Final = ("before_switch", "after_backup", "before_promote", "after_deploy")
 _COMMAND_LISTS: Final = ("pre_start", "post_start", "pre_stop", "post_stop")
 
 
@@ -47,6 +48,7 @@ def disagreements(
         judge.port_names(),
         judge.sources(),
         judge.taken_ports(),
+        judge.deploys(),
         judge.placeholders(),
     )
     yield from dict.fromkeys(told)  # what [app] says wrong is found with both instances
@@ -246,6 +248,13 @@ class _Judge:
         if self.settings.admin is not None:
             yield ("admin", "listen"), self.settings.admin.listen
 
+    def deploys(self) -> Iterator[Problem]:
+        """What is cloned is cloned to somewhere."""
+        deploy = self.settings.deploy
+        if deploy is not None and deploy.repository and deploy.work_dir is None:
+            text = "missing (the directory in which releases are built; without `repository` there is none)"
+            yield Problem(("deploy", "work_dir"), text, (("deploy", "repository"),))
+
     def placeholders(self) -> Iterator[Problem]:
         told: set[tuple[Where, str]] = set()
         for where, text, known in self._texts():
@@ -277,12 +286,16 @@ class _Judge:
                 yield from (((*where, "command"), text, known) for text in check.command)
             deploy = self.settings.deploy
             if deploy is not None and role is Role.BACKUP:
-                for text in deploy.smoke:
-                    yield ("deploy", "smoke"), text, known
+                yield from ((("deploy", "smoke"), text, known) for text in deploy.smoke)
+                for key in _GATES:
+                    for number, command in enumerate(getattr(deploy, key)):
+                        yield from ((("deploy", key, number), text, known) for text in command)
         if self.settings.deploy is not None:
             for key in ("test", "build"):
                 for text in getattr(self.settings.deploy, key):
                     yield ("deploy", key), text, (*_EVERYWHERE, "current")
+            for name, text in self.settings.deploy.environment.items():
+                yield ("deploy", "environment", name), text, _EVERYWHERE
         for where, hook in self._under("hooks"):
             yield from (((*where, "exec"), text, _EVERYWHERE) for text in hook.exec)
 

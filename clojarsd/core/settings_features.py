@@ -24,7 +24,7 @@ def _keys(settings: Settings) -> Iterator[str]:
             yield f'checks[{number}].kind "{check.kind.value}"'
     yield from _given("hang", settings.hang, {"restart_after": None, "thread_dump": False})
     yield from _given("warmup", settings.warmup, {"requests": ()})
-    for key in ("deploy", "admin", "hooks"):
+    for key in ("admin", "hooks"):
         if getattr(settings, key):
             yield key
 

@@ -146,7 +146,7 @@ _WRITERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "chroot": lambda path: str(path or NO_CHROOT),
     "limits": lambda limits: {name: "unlimited" if one == UNLIMITED else one for name, one in limits.items()},
     "listen": _listens,
-    "log_max_size": size_text,
+    **dict.fromkeys(("log_max_size", "min_free"), size_text),
     "memory_max": lambda size: NO_MEMORY_LIMIT if size is None else size_text(size),
     "reload_signal": lambda signal: _SIGNAL_NAMES[signal],
     "source": lambda source: source or "",

@@ -337,6 +337,7 @@ Callers = Annotated[
 ]
 Passes = Annotated[int, whole_number(1, 1000)]
 Kept = Annotated[int, whole_number(0, 1000)]
+Percent = Annotated[int, whole_number(0, 50)]
 Count = Annotated[int, whole_number(1, 1_000_000)]
 CountOrZero = Annotated[int, whole_number(0, 1_000_000)]
 Nice = Annotated[int, whole_number(-20, 19)]

@@ -246,6 +246,15 @@ def test_unknown_placeholders() -> None:
     assert one(deploy={**DEPLOY, "build": '["{release}"]'}) == (
         'deploy.build: ["{release}"]: unknown placeholder {release} (known: {current}, {log_dir}, {state_dir})'
     )
+    for gate in ("before_switch", "after_backup", "before_promote", "after_deploy"):
+        good = {**DEPLOY, gate: '[["{release}", "{current}", "{port.http}", "{role}"]]'}
+        assert problems(document(deploy=good)) == []
+        assert one(deploy={**DEPLOY, gate: '[["true"], ["{tag}"]]'}).startswith(
+            f'deploy.{gate}[1]: ["{{tag}}"]: unknown placeholder {{tag}} (known: '
+        )
+    assert one(deploy={**DEPLOY, "environment": '{ A = "{release}" }'}) == (
+        'deploy.environment.A: "***": unknown placeholder {release} (known: {log_dir}, {state_dir})'
+    )
     assert one(deploy={**DEPLOY, "smoke": '["{port.x}"]'}) == (
         'deploy.smoke: ["{port.x}"]: unknown placeholder {port.x} '
         "(known: {current}, {log_dir}, {name}, {port.http}, {release}, {role}, {state_dir})"

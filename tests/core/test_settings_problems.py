@@ -266,12 +266,12 @@ PLACED = [
         "frontends.http.port: missing (the name of a port of the instances, such as http)",
     ),
     (
-        document(deploy={"repository": '""', "work_dir": '"/a"', "releases": '"/b"'}),
-        'deploy.repository: "": is empty',
+        document(deploy={"releases": '"/b"', "share": "51"}),
+        "deploy.share: 51: is out of range (0 to 50)",
     ),
     (
         document(deploy={"repository": '"/r"', "releases": '"/b"'}),
-        "deploy.work_dir: missing (the directory in which releases are built)",
+        "deploy.work_dir: missing (the directory in which releases are built; without `repository` there is none)",
     ),
     *(
         (
