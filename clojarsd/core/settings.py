@@ -19,8 +19,8 @@ from clojarsd.core.errors import BadSettings
 from clojarsd.core.names import Address, Backend, Role, UnixAddress
 from clojarsd.core.restart import RestartWhen
 from clojarsd.core.settings_check import disagreements
-from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.settings_deploy import DeploySettings
+from clojarsd.core.settings_features import features_not_acted_on
 from clojarsd.core.settings_health import CheckSettings, HangSettings, StallSettings, Table, WarmupSettings
 from clojarsd.core.settings_problems import Where
 from clojarsd.core.settings_reader import parse_toml, read_tables

@@ -67,7 +67,9 @@ def word_text(word: str) -> str:
 
 def masked_value(where: Where, value: object) -> object:
     """`value` as it may be shown: without the values of environment variables, and passwords in addresses."""
-    if where[:2] in (("app", "environment"), ("deploy", "environment")) or (where[:1] == ("instances",) and where[2:3] == ("environment",)):
+    if where[:2] in (("app", "environment"), ("deploy", "environment")) or (
+        where[:1] == ("instances",) and where[2:3] == ("environment",)
+    ):
         return dict.fromkeys(value, MASK) if isinstance(value, Mapping) else MASK
     if where == ("deploy", "repository") and isinstance(value, str):
         return _USERINFO.sub(f"{MASK}@", value)
