@@ -75,6 +75,7 @@ class LaunchStage(enum.Enum):
     """How far a launch came. Its value is the phrase for people: `cannot start backup: <stage>: <reason>`."""
 
     RELEASE = "resolving its release"
+    LINK = "reading the link to its release"
     PRE_START = "running pre_start"
     CGROUP = "joining its control group"
     SPAWN = "making its process"
@@ -90,6 +91,11 @@ class LaunchStage(enum.Enum):
     DIRECTORY = "entering its directory"
     UMASK = "setting its umask"
     EXECUTE = "running its command"
+
+    @property
+    def waits_for_operator(self) -> bool:
+        """Whether trying again is of no use until somebody has acted: there is no release."""
+        return self is LaunchStage.RELEASE
 
 
 @dataclass(frozen=True, slots=True, order=True)

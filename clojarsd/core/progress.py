@@ -65,6 +65,19 @@ def why_not_restart(role: Role, view: PairView) -> str | None:
     return f"cannot restart {role.value}: {other.role.value} could not take over, it {_is(other)} ({other.reason})"
 
 
+def why_not_launch(verb: Verb, role: Role, view: PairView, lacking: str | None) -> str | None:
+    """Why the order would lead to no process; None when it can.
+
+    Args:
+        lacking: what must be there before the instance can be launched, in words, or None.
+    """
+    unit = view.instances[role].unit
+    stays = verb is Verb.START and unit.has_process and unit.state is not UnitState.STOPPING
+    if lacking is None or stays:
+        return None
+    return f"cannot {verb.value} {role.value}: {lacking}; nothing was done"
+
+
 def why_not_reload(role: Role, view: PairView) -> str | None:
     """Why there is nobody who could be told to reload; None when there is."""
     seen = view.instances[role]
@@ -171,7 +184,7 @@ def _step(seen: InstanceView, left: int) -> str | None:
         case UnitState.READY:
             return "is ready" if seen.is_eligible else f"is ready, but {seen.reason}"
         case UnitState.STOPPED:
-            return "is stopped"
+            return "is stopped" if seen.unit.lacks is None else f"cannot start {seen.role.value}: {seen.unit.lacks}"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
 
@@ -214,6 +227,8 @@ def _judge_up(seen: InstanceView) -> Verdict | None:
         return Verdict(True, f"{name} is up")
     if unit.state is UnitState.DRAINING and unit.cause is None and seen.health is Health.UP:
         return Verdict(True, f"{name} is up and {seen.reason}")
+    if unit.lacks is not None:
+        return Verdict(False, unit.lacks)
     if unit.state in (UnitState.BACKOFF, UnitState.FAILED, UnitState.STOPPED):
         reason = seen.reason or ""
         return Verdict(False, reason if reason.startswith("cannot") else f"{name} {reason}")

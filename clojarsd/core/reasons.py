@@ -28,6 +28,8 @@ def describe_end(
         sent: how many stop signals it was sent; more than the policy has: the last ones were SIGKILL.
     """
     if isinstance(end, NotLaunched):
+        if end.stage.waits_for_operator:
+            return f"cannot start {role.value}: {end.reason}"
         return f"cannot start {role.value}: {end.stage.value}: {end.reason}"
     status = end.status
     if sent > len(policy.stop_steps) and (status.signal == SIGKILL or status == UNKNOWN_END):
@@ -88,6 +90,8 @@ def why_not_eligible(
         return f"{ended}; next try at {next_try_at}"
     if state is UnitState.FAILED:
         return f"{ended}; given up {_limit(policy)}; `clojarsctl start {role.value}` tries again"
+    if unit.lacks is not None:
+        return unit.lacks
     if unit.goal is Goal.UP:
         return f"{ended}, which is no failure, so it is not started again; `clojarsctl start {role.value}` does"
     if stopped_by is not None:

@@ -12,8 +12,8 @@ The diagram; a test holds it against the table::
     starting Stop -> stopped stopping
     starting Restart -> starting stopping
     starting Proved -> starting ready draining
-    starting HookEnded -> starting ready draining stopping backoff failed
-    starting NotLaunched -> backoff failed
+    starting HookEnded -> stopped starting ready draining stopping backoff failed
+    starting NotLaunched -> stopped backoff failed
     starting Exited DeadlinePassed -> stopping backoff failed
     ready    Start Undrain Reload Proved HookEnded Drained TimeAsked -> ready
     ready    Stop Restart Drain -> draining
@@ -33,6 +33,9 @@ The diagram; a test holds it against the table::
     failed   Start Restart -> starting
     failed   Stop -> stopped
     failed   Undrain Proved HookEnded Drained TimeAsked -> failed
+
+Where there is no release to launch, the unit rests as it does after its work: `stopped`, its goal still `up`, and no
+failure is counted. `Unit.lacks` says what is missing.
 
 An order that is not listed for a state is refused; any other event that is not listed there is a bug in the caller.
 """

@@ -89,7 +89,7 @@ def hook_ended_at_start(unit: Unit, event: Event, now: float, policy: UnitPolicy
     through = replace(unit, hook=None)
     if event.hook is HookName.PRE_START:
         if event.failure is not None:
-            return _ended(through, NotLaunched(unit.incarnation, LaunchStage.PRE_START, event.failure), now, policy)
+            return _ended(through, NotLaunched(unit.incarnation, event.stage, event.failure), now, policy)
         return replace(through, deadline=now + policy.start_timeout), (Launch(unit.incarnation),)
     if event.failure is not None:
         failed = replace(through, cause=EndCause.POST_START, hook_failure=event.failure)
@@ -294,6 +294,8 @@ def _settle(unit: Unit, now: float, policy: UnitPolicy) -> Step:
         at_rest, _ = rest(unit, unit.last_end, now, policy)
         return replace(at_rest, cause=None, ready_at=None), ()
     settled = replace(unit, deadline=None, cause=None, ready_at=None)
+    if isinstance(unit.last_end, NotLaunched) and unit.last_end.stage.waits_for_operator:
+        return replace(settled, state=UnitState.STOPPED), ()  # no failure: nothing is wrong with the instance
     exited = unit.last_end if isinstance(unit.last_end, Exited) else None
     finished = unit.ready_at is not None and exited is not None and _finished(exited.status, policy)
     if finished and policy.restart.when is not RestartWhen.ALWAYS:

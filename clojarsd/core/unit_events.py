@@ -85,11 +85,17 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class HookEnded:
-    """The commands of a hook are through. failure: which one failed, how, and its last words; None when none did."""
+    """The commands of a hook are through.
+
+    Attributes:
+        failure: which one failed, how, and its last words; None when none did.
+        stage: how far the launch came that a failed pre_start is part of.
+    """
 
     incarnation: Incarnation
     hook: HookName
     failure: str | None
+    stage: LaunchStage = LaunchStage.PRE_START
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,12 @@ class Unit:
         """Whether there is a process of this incarnation, or one is being made."""
         return self.state in _WITH_PROCESS and self.hook not in (HookName.PRE_START, HookName.POST_STOP)
 
+    @property
+    def lacks(self) -> str | None:
+        """What must be there before it can be launched, in words: it rests until then. None while nothing is known."""
+        rests = self.state is UnitState.STOPPED and self.goal is Goal.UP
+        return self.last_end.reason if rests and isinstance(self.last_end, NotLaunched) else None
+
     def time_left(self, now: float) -> float | None:
         """Seconds until the deadline, not below 0; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - now)

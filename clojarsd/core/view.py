@@ -123,6 +123,7 @@ class InstanceView:
             "restarts": self.restarts,
             "last_exit": last and {"code": last.status.code, "signal": last.status.signal, "at": last.at},
             "reason": self.reason,
+            "lacks": self.unit.lacks,
             "release": self.release,
             "ports": dict(self.ports),
             "checks": [

@@ -269,7 +269,7 @@ def _how_the_last_ended(role: str, seen: Json, past: _Past) -> list[str]:
     ended = past.latest(role, ["instance-exited"])
     last = seen["last_exit"]
     if ended is not None and ended["message"].startswith("cannot"):  # it did not get as far as a process
-        is_told = seen["eligible"] or ended["message"] in (seen["reason"] or "")
+        is_told = seen["eligible"] or seen.get("lacks") or ended["message"] in (seen["reason"] or "")
         return [] if is_told else [f"the launch before: {ended['message']} ({past.when(ended['at'])})"]
     if last is None:
         return []
@@ -298,6 +298,8 @@ def _todo(role: str, seen: Json, past: _Past) -> list[str]:
     match seen["state"]:
         case "failed":
             return [f"{logs}; `clojarsctl start {role}` tries again"]
+        case "stopped" if seen.get("lacks"):
+            return [seen["lacks"]]
         case "stopped":
             return [f"`clojarsctl start {role}` starts it"]
         case "backoff":

@@ -21,6 +21,7 @@ from clojarsd.core.progress import (
     judge,
     narrate,
     what_serves,
+    why_not_launch,
     why_not_reload,
     why_not_restart,
     why_not_with_environment,
@@ -164,6 +165,10 @@ class Orders:
         for role in roles:
             if verb is Verb.RELOAD and (why := why_not_reload(role, view)):
                 raise Refused(why)
+            if verb in (Verb.START, Verb.RESTART):
+                lacking = self._runners[role].lacking
+                if why := why_not_launch(verb, role, view, lacking):
+                    raise Refused(why)
             if environment and (why := why_not_with_environment(verb, role, view)):
                 raise Refused(why)
         how = _How(environment, within)

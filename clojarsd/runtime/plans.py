@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from clojarsd.core.addresses import is_number
-from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.errors import ClojarsdError, LaunchFailed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.health import Result
 from clojarsd.core.launch import World, make_spec
@@ -66,6 +66,7 @@ class Plans:
                 hook: HookPlan(partial(self._commands, role, hook, running), seconds)
                 for hook, seconds in _hooks(instance).items()
             },
+            lacking=partial(self._lacking, role),
         )
 
     def in_force(self, role: Role) -> InForce:
@@ -190,7 +191,7 @@ class Plans:
         extra = dict(environment)
         if instance.watchdog is not None:
             extra["WATCHDOG_USEC"] = str(round(instance.watchdog * 1_000_000))
-        releases = self._releases([*instance.command, *instance.environment.values()])
+        releases = self._releases(_words(instance))
         spec = make_spec(
             role,
             instance,
@@ -203,6 +204,14 @@ class Plans:
         )
         release = Path(releases["release"]).name if "release" in releases else None
         return PlannedLaunch(spec, release, _bound(instance))
+
+    def _lacking(self, role: Role) -> str | None:
+        """What must be there before the instance can be launched, in words; None when nothing is missing."""
+        try:
+            self._releases(_words(self.settings.instances[role]))
+        except LaunchFailed as failed:
+            return failed.reason if failed.stage.waits_for_operator else None
+        return None
 
     def _commands(
         self, role: Role, hook: HookName, running: Callable[[], InForce] | None
@@ -293,6 +302,12 @@ def _bound(instance: InstanceSettings) -> InForce:
         cgroup=bool(instance.cgroup),
         sockets=dict(instance.sockets),
     )
+
+
+def _words(instance: InstanceSettings) -> list[str]:
+    """Everything with placeholders that a start needs: the instance's own, and the hooks without which it fails."""
+    hooks = [*instance.pre_start, *instance.post_start]
+    return [*instance.command, *instance.environment.values(), *(word for command in hooks for word in command)]
 
 
 def _hooks(instance: InstanceSettings) -> dict[HookName, float]:

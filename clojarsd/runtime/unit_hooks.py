@@ -32,9 +32,9 @@ class UnitHooks:
         plan: HookPlan | None,
         spec: Callable[[], LaunchSpec],
         how: ExitStatus | None,
-        on_end: Callable[[str | None], None],
+        on_end: Callable[[str | LaunchFailed | None], None],
     ) -> None:
-        """Run the commands; `on_end` is told later how one failed, or None.
+        """Run the commands; `on_end` is told later how one failed, or why none could be run, or None.
 
         Args:
             plan: None when the settings have no such commands any more.
@@ -42,7 +42,7 @@ class UnitHooks:
             how: how the process has ended, for post_stop.
         """
 
-        def ended(failure: str | None) -> None:
+        def ended(failure: str | LaunchFailed | None) -> None:
             self._running = None
             on_end(failure)
 
@@ -54,7 +54,7 @@ class UnitHooks:
             world = replace(world, imposed={**world.imposed, **self._told(hook, how)})
             self._running = self._run(plan.commands(), world, plan.timeout, ended)
         except LaunchFailed as failed:
-            self._running = _Nothing(self._loop.call_soon(ended, str(failed)))
+            self._running = _Nothing(self._loop.call_soon(ended, failed))
 
     def cancel(self) -> None:
         """Kill what runs; its end is not told."""

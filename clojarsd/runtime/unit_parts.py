@@ -183,6 +183,7 @@ class Plan:
         launch: the launch with the release as it is now and, besides its own, the environment of one start; raises
             LaunchFailed.
         hooks: those that have commands.
+        lacking: what must be there before a launch can be, in words, such as a release; None when nothing is missing.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Plan:
     kinds: tuple[str, ...]
     launch: Callable[[Incarnation, Mapping[str, str]], PlannedLaunch]
     hooks: Mapping[HookName, HookPlan] = field(default_factory=dict)
+    lacking: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

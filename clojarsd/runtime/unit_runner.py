@@ -73,6 +73,11 @@ class UnitRunner(UnitNews):
         """What an operator wants of it; up where nobody has said anything."""
         return self._memory.wanted
 
+    @property
+    def lacking(self) -> str | None:
+        """What must be there before it can be launched, in words, as it is now; None when nothing is missing."""
+        return self._plan.lacking()
+
     # Orders and news.
 
     def order(
@@ -291,8 +296,14 @@ class UnitRunner(UnitNews):
         end = self._unit.last_end
         how = end.status if isinstance(end, events.Exited) else None
         spec = partial(self._hook_spec, hook)
-        ended = partial(events.HookEnded, self._unit.incarnation, hook)
-        self._hooks.begin(hook, self._plan.hooks.get(hook), spec, how, lambda failure: self.report(ended(failure)))
+        self._hooks.begin(hook, self._plan.hooks.get(hook), spec, how, partial(self._hook_ended, hook))
+
+    def _hook_ended(self, hook: HookName, failure: str | LaunchFailed | None) -> None:
+        incarnation = self._unit.incarnation
+        if isinstance(failure, LaunchFailed) and failure.stage.waits_for_operator:
+            self.report(events.HookEnded(incarnation, hook, failure.reason, failure.stage))
+        else:
+            self.report(events.HookEnded(incarnation, hook, None if failure is None else str(failure)))
 
     def _hook_spec(self, hook: HookName) -> LaunchSpec:
         if self._spec is not None and hook is not HookName.PRE_START:

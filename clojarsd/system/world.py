@@ -151,13 +151,23 @@ def resolve_release(current: Path) -> Path:
     """The release that the link names.
 
     Raises:
-        LaunchFailed: there is no such link, or it leads nowhere; the stage is RELEASE.
+        LaunchFailed: there is no such link, or it leads nowhere: the stage is RELEASE, and the reason what an operator
+            must do. Or it cannot be read, which may be over soon: the stage is LINK.
     """
     try:
         return Path(os.path.realpath(current, strict=True))  # Path.resolve makes a loop of links a RuntimeError
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LaunchFailed(LaunchStage.RELEASE, _what_is_missing(current)) from error
     except OSError as error:
-        reason = f"{current}: {reason_of(error)}"
-        raise LaunchFailed(LaunchStage.RELEASE, reason) from error
+        raise LaunchFailed(LaunchStage.LINK, f"{current}: {reason_of(error)}") from error
+
+
+def _what_is_missing(current: Path) -> str:
+    try:
+        release = os.path.basename(os.readlink(current))
+    except OSError:
+        return "no release: clojarsctl deploy TAG"
+    return f"the current release {release} is missing: clojarsctl rollback, or clojarsctl deploy TAG"
 
 
 def _raise_descriptor_limit() -> int:

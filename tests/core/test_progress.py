@@ -8,7 +8,7 @@ import pytest
 
 from clojarsd.core.api import Awaited, Verb
 from clojarsd.core.drain_tally import DrainTally
-from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotation, UnitState
+from clojarsd.core.names import Goal, Health, HookName, Incarnation, LaunchStage, Role, Rotation, UnitState
 from clojarsd.core.progress import (
     Verdict,
     already,
@@ -19,12 +19,14 @@ from clojarsd.core.progress import (
     judge,
     narrate,
     what_serves,
+    why_not_launch,
     why_not_reload,
     why_not_restart,
     why_not_with_environment,
     why_still_waiting,
 )
 from clojarsd.core.unit import EndCause, Unit
+from clojarsd.core.unit_events import NotLaunched
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
 
 FIRST, SECOND = Incarnation(1), Incarnation(2)
@@ -36,6 +38,7 @@ STARTING = replace(READY, state=UnitState.STARTING, incarnation=SECOND)
 BACKOFF = replace(STARTING, state=UnitState.BACKOFF)
 FAILED = replace(STARTING, state=UnitState.FAILED)
 FINISHED = replace(STARTING, state=UnitState.STOPPED)
+RESTING = replace(FINISHED, last_end=NotLaunched(SECOND, LaunchStage.RELEASE, "no release: clojarsctl deploy TAG"))
 STOPPED = replace(FINISHED, goal=Goal.DOWN)
 RENEWED = replace(READY, incarnation=SECOND)
 
@@ -86,6 +89,7 @@ TOLD_TO_STOP = Verdict(False, "backup was told to stop meanwhile")
         ),
         (FAILED, Health.UNKNOWN, "exited with 1; given up", Verdict(False, "backup exited with 1; given up")),
         (FINISHED, Health.UNKNOWN, "exited with 0, which", Verdict(False, "backup exited with 0, which")),
+        (RESTING, Health.UNKNOWN, "R", Verdict(False, "no release: clojarsctl deploy TAG")),
         (STOPPED, Health.UNKNOWN, "stopped by order", TOLD_TO_STOP),
         (replace(DRAINING, goal=Goal.DOWN, cause=EndCause.STOP), Health.UP, "", TOLD_TO_STOP),
     ],
@@ -96,6 +100,27 @@ def test_a_start_and_a_new_process_are_judged_alike(
     assert verdict(Verb.START, unit, health=health, reason=reason) == expected
     renewed = replace(unit, incarnation=SECOND)
     assert verdict(Verb.RESTART, renewed, health=health, reason=reason) == expected
+
+
+def test_without_a_release_an_order_that_needs_a_new_process_is_refused() -> None:
+    no_release = "no release: clojarsctl deploy TAG"
+    for verb, units in {
+        Verb.START: (RESTING, STOPPED, BACKOFF, FAILED, STOPPING),
+        Verb.RESTART: (RESTING, STOPPED, READY, PARKED, DRAINING, STARTING),
+    }.items():
+        for unit in units:
+            why = why_not_launch(verb, Role.BACKUP, pair(instance(unit)), no_release)
+            assert why == f"cannot {verb.value} backup: {no_release}; nothing was done"
+            assert why_not_launch(verb, Role.BACKUP, pair(instance(unit)), None) is None
+    for unit in (READY, PARKED, DRAINING, STARTING):
+        assert why_not_launch(Verb.START, Role.BACKUP, pair(instance(unit)), no_release) is None
+
+
+def test_a_start_that_comes_to_rest_says_what_is_missing() -> None:
+    before, after = pair(instance(STARTING, pid=None)), pair(instance(RESTING, pid=None, health=Health.UNKNOWN))
+    told = "cannot start backup: no release: clojarsctl deploy TAG"
+    assert narrate(Role.BACKUP, before, after) == (told,)
+    assert narrate(Role.BACKUP, before, pair(instance(STOPPED, pid=None))) == ("is stopped",)
 
 
 @pytest.mark.parametrize("unit", [BACKOFF, FAILED])

@@ -34,6 +34,7 @@ FINISHED = Exited(FIRST, ExitStatus(0, None))
 TERMED = Exited(FIRST, ExitStatus(None, 15))
 KILLED = Exited(FIRST, ExitStatus(None, 9))
 UNSEEN = Exited(FIRST, UNKNOWN_END)
+NO_RELEASE = NotLaunched(FIRST, LaunchStage.RELEASE, "no release: clojarsctl deploy TAG")
 NO_LOG = NotLaunched(FIRST, LaunchStage.LOG, "/var/log/backup.log: permission denied")
 GOOD = CheckView("tcp", Health.UP, "connected in 0 ms", "12:00")
 BAD = CheckView("http", Health.DOWN, "127.0.0.1:8002 refused", "12:00")
@@ -60,6 +61,7 @@ def why(
         (Exited(FIRST, ExitStatus(None, 64)), None, "was killed by SIGRTMAX"),
         (TERMED, EndCause.START_TIMEOUT, "was not ready in time and was ended (was killed by SIGTERM)"),
         (TERMED, EndCause.POST_START, "was ended because its post_start failed (was killed by SIGTERM)"),
+        (NO_RELEASE, None, "cannot start backup: no release: clojarsctl deploy TAG"),
         (NO_LOG, None, "cannot start backup: opening its log: /var/log/backup.log: permission denied"),
     ],
 )
@@ -113,6 +115,12 @@ def test_a_start_whose_checks_pass_says_that_it_waits_for_the_instance_itself(is
 
 def test_signals_have_names_where_there_are_some() -> None:
     assert [signal_name(number) for number in (9, 15, 40)] == ["SIGKILL", "SIGTERM", "signal 40"]
+
+
+def test_one_that_rests_for_want_of_a_release_says_what_is_missing() -> None:
+    assert why(replace(UNIT, state=UnitState.STOPPED, last_end=NO_RELEASE)) == "no release: clojarsctl deploy TAG"
+    stopped = replace(UNIT, state=UnitState.STOPPED, goal=Goal.DOWN, last_end=NO_RELEASE)
+    assert why(stopped) == "stopped by order"
 
 
 def test_ready_needs_health_too() -> None:

@@ -56,11 +56,13 @@ CRASHED, TERMED, FINISHED = ExitStatus(1, None), ExitStatus(143, None), ExitStat
 REPORTS: tuple[Event, ...] = (
     Proved(FIRST),
     NotLaunched(FIRST, LaunchStage.LOG, "no"),
+    NotLaunched(FIRST, LaunchStage.RELEASE, "no release"),
     Exited(FIRST, CRASHED),
     Exited(FIRST, TERMED),
     Exited(FIRST, FINISHED),
     Drained(FIRST),
     *(HookEnded(FIRST, hook, failure) for hook in HookName for failure in (None, "/bin/no exited with 1")),
+    HookEnded(FIRST, HookName.PRE_START, "no release", LaunchStage.RELEASE),
     TimeAsked(FIRST, 500.0),
 )
 ORDERS: tuple[Order, ...] = (
@@ -112,6 +114,7 @@ VARIANTS: tuple[Unit, ...] = (
     ),
     BACKOFF,
     FAILED,
+    replace(FAILED, state=UnitState.STOPPED, last_end=NotLaunched(FIRST, LaunchStage.RELEASE, "no release")),
 )
 
 
@@ -332,6 +335,43 @@ def test_a_crash_is_followed_by_growing_delays_and_then_failed() -> None:
 def test_a_launch_that_failed_counts_as_a_crash() -> None:
     became, _ = after(STARTING, NotLaunched(FIRST, LaunchStage.DIRECTORY, "/nowhere: no such file or directory"))
     assert (became.state, became.failures.in_a_row) == (UnitState.BACKOFF, 1)
+
+
+@pytest.mark.parametrize("when", RestartWhen)
+@pytest.mark.parametrize("failures", [Failures(), Failures(3, (990.0, 991.0, 992.0))])
+def test_without_a_release_it_rests_and_nothing_is_counted(when: RestartWhen, failures: Failures) -> None:
+    """Its goal stays, and an order launches it as ever."""
+    policy = replace(POLICY, restart=replace(RESTARTS, when=when))
+    absent = NotLaunched(FIRST, LaunchStage.RELEASE, "no release: clojarsctl deploy TAG")
+    rests, effects = after(replace(STARTING, failures=failures), absent, policy)
+    assert (rests.state, rests.goal, rests.deadline) == (UnitState.STOPPED, Goal.UP, None)
+    assert (rests.failures, rests.lacks) == (failures, "no release: clojarsctl deploy TAG")
+    assert effects == (EndChecks(FIRST), Announce(EventName.INSTANCE_EXITED))
+    for order in (Start(), Restart()):
+        launched, effects = after(rests, order, policy)
+        assert (launched.state, launched.lacks, effects) == (UnitState.STARTING, None, (Launch(SECOND),))
+    assert after(rests, Stop(), policy)[0].lacks is None, "it is stopped because somebody wants it so"
+
+
+def test_a_crash_after_the_release_is_gone_comes_to_rest() -> None:
+    crashed, _ = after(READY, Exited(FIRST, CRASHED))
+    assert crashed.state is UnitState.BACKOFF
+    launched, _ = after(crashed, DeadlinePassed())
+    rests, _ = after(launched, NotLaunched(SECOND, LaunchStage.RELEASE, "the current release 1.jar is missing"))
+    assert (rests.state, rests.goal, rests.failures) == (UnitState.STOPPED, Goal.UP, crashed.failures)
+    assert rests.lacks == "the current release 1.jar is missing"
+
+
+def test_an_instance_that_has_done_its_work_lacks_nothing() -> None:
+    assert after(READY, Exited(FIRST, FINISHED))[0].lacks is None
+
+
+def test_a_pre_start_that_needs_the_release_comes_to_rest_without_one() -> None:
+    hooked, _ = after(STOPPED, Start(), HOOKED)
+    absent = HookEnded(FIRST, HookName.PRE_START, "no release", LaunchStage.RELEASE)
+    rests, effects = after(hooked, absent, HOOKED)
+    assert (rests.state, rests.lacks) == (UnitState.STOPPED, "no release")
+    assert not any(isinstance(effect, Launch | RunHook) for effect in effects)
 
 
 def test_a_start_that_takes_too_long_is_ended_and_counts_as_a_crash() -> None:
@@ -563,11 +603,11 @@ class Walk(RuleBasedStateMachine):
         self.feed(Exited(gone, status))
 
     @precondition(lambda self: self.alive is not None and self.alive not in self.proved)
-    @rule()
-    def fail_launch(self) -> None:
+    @rule(stage=some.sampled_from([LaunchStage.RELEASE, LaunchStage.EXECUTE]))
+    def fail_launch(self, stage: LaunchStage) -> None:
         assert self.alive is not None
         gone, self.alive = self.alive, None
-        self.feed(NotLaunched(gone, LaunchStage.EXECUTE, "java: no such command"))
+        self.feed(NotLaunched(gone, stage, "it is not there"))
 
     @precondition(lambda self: self.alive is not None)
     @rule()
@@ -578,11 +618,14 @@ class Walk(RuleBasedStateMachine):
         self.feed(Proved(self.alive))
 
     @precondition(lambda self: self.hook is not None)
-    @rule(failure=some.sampled_from([None, "/bin/no exited with 1"]))
-    def end_hook(self, failure: str | None) -> None:
+    @rule(
+        failure=some.sampled_from([None, "/bin/no exited with 1"]),
+        stage=some.sampled_from([LaunchStage.PRE_START, LaunchStage.RELEASE]),
+    )
+    def end_hook(self, failure: str | None, stage: LaunchStage) -> None:
         assert self.hook is not None
         through, self.hook = self.hook, None
-        self.feed(HookEnded(self.unit.incarnation, through, failure))
+        self.feed(HookEnded(self.unit.incarnation, through, failure, stage))
 
     @rule(seconds=some.floats(0, 200))
     def ask_for_time(self, seconds: float) -> None:
@@ -632,6 +675,13 @@ class Walk(RuleBasedStateMachine):
         passing = {UnitState.STARTING, UnitState.STOPPING, UnitState.BACKOFF}
         on_its_way = self.unit.state is UnitState.DRAINING and self.unit.cause is not None
         assert (self.unit.deadline is not None) == (self.unit.state in passing or on_its_way)
+
+    @invariant()
+    def who_rests_against_its_goal_has_come_to_an_end_or_lacks_something(self) -> None:
+        if self.unit.state is UnitState.STOPPED and self.unit.goal is Goal.UP:
+            assert (self.unit.lacks is None) == isinstance(self.unit.last_end, Exited)
+        else:
+            assert self.unit.lacks is None
 
     @invariant()
     def a_cause_belongs_to_a_process_that_is_ended(self) -> None:

@@ -129,6 +129,7 @@ def test_the_whole_picture() -> None:
                 "trouble": "it has not said within 10 s that it is alive (watchdog)",
                 "stalls": 2,
                 "stall_seconds": 1.235,
+                "lacks": None,
             },
             "backup": {
                 "name": "clojars-backup",
@@ -157,6 +158,7 @@ def test_the_whole_picture() -> None:
                 "trouble": None,
                 "stalls": 0,
                 "stall_seconds": 0.0,
+                "lacks": None,
             },
         },
         "frontends": {

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from clojarsd.core.history import EventName, PastEvent, stamp
-from clojarsd.core.names import ExitStatus, Goal, Health, Role, UnitState
+from clojarsd.core.names import ExitStatus, Goal, Health, LaunchStage, Role, UnitState
+from clojarsd.core.unit_events import NotLaunched
 from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
 from clojarsd.core.why import MOST_LATELY, explain
 from tests.support.control import instance
@@ -349,6 +350,13 @@ STARTING = serving(
     BACKUP, state=UnitState.STARTING, health=Health.UNKNOWN, reason="no check has passed yet (http: no result yet)"
 )
 NO_LOG = "cannot start backup: opening its log: permission denied"
+NO_RELEASE = "no release: clojarsctl deploy TAG"
+
+
+def without_release(role: Role) -> InstanceView:
+    seen = serving(role, state=UnitState.STOPPED, health=Health.UNKNOWN, pid=None, reason=NO_RELEASE)
+    end = NotLaunched(seen.unit.incarnation, LaunchStage.RELEASE, NO_RELEASE)
+    return replace(seen, unit=replace(seen.unit, last_end=end))
 
 
 @pytest.mark.parametrize(
@@ -380,6 +388,13 @@ NO_LOG = "cannot start backup: opening its log: permission denied"
             ],
             ["`clojarsctl start backup` starts it"],
             id="only the events know who",
+        ),
+        pytest.param(
+            without_release(BACKUP),
+            Story().tell(9, EXITED, f"cannot start backup: {NO_RELEASE}", BACKUP),
+            [f"backup cannot serve: stopped since 12:00:09Z: {NO_RELEASE}"],
+            [NO_RELEASE],
+            id="there is no release",
         ),
         pytest.param(
             STARTING,

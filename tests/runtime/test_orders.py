@@ -85,6 +85,32 @@ async def desk() -> AsyncIterator[Desk]:
     assert units.bugs == []
 
 
+async def test_without_a_release_nothing_that_runs_is_ended(desk: Desk) -> None:
+    """Not by force either: there would be nothing to start instead."""
+    desk.units.lacking = "no release: clojarsctl deploy TAG"
+    before = desk.incarnations()
+    for roles, force in (((B,), False), ((P,), True), (BOTH, False)):
+        with pytest.raises(Refused) as caught:
+            desk.submit(Verb.RESTART, *roles, force=force)
+        told = f"cannot restart {roles[0].value}: no release: clojarsctl deploy TAG; nothing was done"
+        assert str(caught.value) == told
+    assert await done(desk.submit(Verb.START, *BOTH)) == "backup is already up; primary is already up"
+    assert desk.incarnations() == before
+    await desk.stopped(B)
+    with pytest.raises(Refused, match=r"^cannot start backup: no release: clojarsctl deploy TAG; nothing was done$"):
+        desk.submit(Verb.START, *BOTH)
+    desk.units.lacking = None
+    assert await done(desk.submit(Verb.START, B)) == "backup is up"
+
+
+async def test_a_release_that_goes_while_its_instance_is_ended_fails_the_restart(desk: Desk) -> None:
+    work = desk.submit(Verb.RESTART, B)
+    desk.units.lacking = "the current release 1.jar is missing: clojarsctl rollback, or clojarsctl deploy TAG"
+    told = f"cannot restart backup: {desk.units.lacking}; primary still serves"
+    assert await failure(work) == told
+    assert desk.units.seen(B).unit.state is UnitState.STOPPED
+
+
 async def messages(work: Work) -> list[str]:
     async with asyncio.timeout(PATIENCE):
         return [step.message async for step in work.steps()]

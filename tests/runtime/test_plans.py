@@ -285,13 +285,34 @@ def test_a_link_that_leads_nowhere_fails_the_launches_that_need_it(plans: Plans,
         with pytest.raises(LaunchFailed) as failed:
             attempt()
         assert failed.value.stage is LaunchStage.RELEASE
-        assert failed.value.reason == f"{tmp_path / 'current.jar'}: no such file or directory"
+        assert failed.value.reason.startswith("the current release 1.jar is missing: ")
+    assert unit.lacking() == failed.value.reason
     assert unit.hooks[HookName.PRE_STOP].commands() == (("stop", "8001"),), "which needs none"
     assert plans.current_release() is None
 
 
+def test_a_release_that_cannot_be_read_now_is_not_lacking(plans: Plans, tmp_path: Path) -> None:
+    """It may be readable soon: the launch fails, and is tried again."""
+    (tmp_path / "current.jar").unlink()
+    assert plans.unit(P).lacking() == "no release: clojarsctl deploy TAG"
+    (tmp_path / "current.jar").symlink_to("current.jar")
+    assert plans.unit(P).lacking() is None
+    with pytest.raises(LaunchFailed) as failed:
+        plans.unit(P).launch(THIRD, {})
+    assert failed.value.stage is LaunchStage.LINK
+
+
+@pytest.mark.parametrize("hook", ["pre_start", "post_start", "pre_stop", "post_stop"])
+def test_a_start_needs_the_release_of_the_hooks_without_which_it_fails(hook: str, tmp_path: Path) -> None:
+    text = LEAST.replace('command = ["serve"]', f'command = ["serve"]\n{hook} = [["unpack", "{{release}}"]]')
+    plans = plans_of(text + RICH[RICH.index("[deploy]") :].replace("RELEASES", str(tmp_path)))
+    needs = hook in ("pre_start", "post_start")
+    assert (plans.unit(P).lacking() is not None) == needs
+
+
 def test_a_launch_without_a_release_names_none() -> None:
     plans = plans_of(LEAST)
+    assert plans.unit(P).lacking() is None
     assert (plans.unit(P).launch(THIRD, {}).release, plans.current_release()) == (None, None)
     current = plans_of(
         LEAST.replace('["serve"]', '["serve", "{current}"]')

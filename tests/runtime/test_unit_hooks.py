@@ -25,7 +25,7 @@ class Hooks:
 
     def __init__(self) -> None:
         self.deeds: list[str] = []
-        self.told: list[str | None] = []
+        self.told: list[str | LaunchFailed | None] = []
         self.run: list[tuple[Sequence[Sequence[str]], float, FakeHook]] = []
         self.hooks = UnitHooks(Role.PRIMARY, self._run)
 
@@ -124,7 +124,7 @@ async def test_a_release_that_cannot_be_resolved_is_a_failure_of_the_hook(hooks:
         hooks.begin(HookName.PRE_START, HookPlan(refuse_commands, 1.0))
     assert hooks.told == []
     await until(lambda: hooks.told, "the end")
-    assert hooks.told == ["resolving its release: /r/current: no such file or directory"]
+    assert hooks.told == [NO_RELEASE]
     assert hooks.run == []
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -493,6 +493,30 @@ async def test_a_pre_start_that_fails_says_which_command() -> None:
     reason = units.seen(ROLE).reason or ""
     assert "cannot start primary: running pre_start: /bin/true exited with 3: no database" in reason
     assert "primary launch" not in units.deeds
+
+
+@pytest.mark.parametrize("hooks", [{}, HOOKS])
+async def test_without_a_release_it_rests_says_so_once_and_starts_by_order(
+    hooks: Mapping[HookName, HookPlan],
+) -> None:
+    units = Units(HOOKED if hooks else POLICY, hooks=hooks)
+    units.lacking = "no release: clojarsctl deploy TAG"
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann")
+    await until(lambda: runner.unit.state is UnitState.STOPPED, "its rest")
+    seen = units.seen(ROLE)
+    assert (seen.unit.goal, seen.unit.deadline, seen.reason) == (Goal.UP, None, units.lacking)
+    assert (seen.restarts, seen.next, runner.lacking) == (0, None, units.lacking)
+    assert units.history.messages == ["cannot start primary: no release: clojarsctl deploy TAG"]
+    assert (units.launched[ROLE], units.hooks) == ([], [])
+    kept = Units(POLICY, before={ROLE: runner.saved()})
+    assert kept.seen(ROLE).reason == units.lacking, "the next daemon says the same"
+    units.lacking = None
+    runner.order(Start(), "ann")
+    assert runner.unit.state is UnitState.STARTING
+    assert bool(units.hooks) == bool(hooks)
+    for one in (runner, *kept.runners.values()):
+        one.abandon()
 
 
 async def test_a_crash_ends_the_hook_that_runs() -> None:

@@ -13,7 +13,7 @@ from clojarsd.core.health import CheckRecord, Result
 from clojarsd.core.history import EventName
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
-from clojarsd.core.names import ExitStatus, Health, HookName, Incarnation, Role
+from clojarsd.core.names import ExitStatus, Health, HookName, Incarnation, LaunchStage, Role
 from clojarsd.core.restart import RestartPolicy, RestartWhen
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import UnitPolicy
@@ -166,6 +166,7 @@ class Units:
         is_lively: processes run at once, pass their check, and end when signalled; each in the loop's next turn.
         launch_fails: what the next launches end with instead of a process.
         running: processes of an earlier daemon that can be adopted, by number.
+        lacking: what must be there before a launch can be; the next launches fail for want of it.
         hooks: the hooks that were run, oldest first.
         saves: how often something changed that the next daemon must know.
     """
@@ -183,6 +184,7 @@ class Units:
         self.bugs: list[Exception] = []
         self.is_lively = False
         self.launch_fails: LaunchFailed | None = None
+        self.lacking: str | None = None
         self.launched: dict[Role, list[FakeProcess]] = {role: [] for role in Role}
         self.traffic = FakeTraffic(self.deeds)
         self.history = FakeHistory()
@@ -216,11 +218,13 @@ class Units:
         in_force = InForce("127.0.0.1", {"http": port}, notify=self._notify)
 
         def launch(incarnation: Incarnation, environment: Mapping[str, str]) -> PlannedLaunch:
+            if self.lacking is not None:
+                raise LaunchFailed(LaunchStage.RELEASE, self.lacking)
             self.environments.append(environment)
             return PlannedLaunch(a_spec(role), "1.jar", in_force)
 
         kinds = tuple(check.partition(" ")[0] for check in checks)
-        return Plan(role.value, in_force, policy, checks, kinds, launch, self._hook_plans)
+        return Plan(role.value, in_force, policy, checks, kinds, launch, self._hook_plans, lambda: self.lacking)
 
     def _count_save(self) -> None:
         self.saves += 1

@@ -194,22 +194,32 @@ def test_the_release_is_what_the_link_leads_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "reason"),
+    ("target", "stage", "reason"),
     [
-        (None, "no such file or directory"),
-        ("absent.jar", "no such file or directory"),
-        ("current.jar", "too many levels of symbolic links"),
-        ("file/below", "not a directory"),
+        (None, LaunchStage.RELEASE, "no release: clojarsctl deploy TAG"),
+        (
+            "absent.jar",
+            LaunchStage.RELEASE,
+            "the current release absent.jar is missing: clojarsctl rollback, or clojarsctl deploy TAG",
+        ),
+        ("current.jar", LaunchStage.LINK, "{current}: too many levels of symbolic links"),
+        (
+            "file/below",
+            LaunchStage.RELEASE,
+            "the current release below is missing: clojarsctl rollback, or clojarsctl deploy TAG",
+        ),
     ],
 )
-def test_a_link_that_leads_nowhere_fails_the_launch(tmp_path: Path, target: str | None, reason: str) -> None:
+def test_a_link_that_leads_nowhere_fails_the_launch(
+    tmp_path: Path, target: str | None, stage: LaunchStage, reason: str
+) -> None:
     current = tmp_path / "current.jar"
     (tmp_path / "file").write_text("")
     if target is not None:
         current.symlink_to(target)
     with pytest.raises(LaunchFailed) as caught:
         resolve_release(current)
-    assert (caught.value.stage, caught.value.reason) == (LaunchStage.RELEASE, f"{current}: {reason}")
+    assert (caught.value.stage, caught.value.reason) == (stage, reason.format(current=current))
 
 
 @needs_root
