@@ -16,6 +16,9 @@ MAIN: Final = "CLOJARSD_MAIN_PID"
 HOOK: Final = "CLOJARSD_HOOK"
 """The environment variable that tells a hook's commands which hook it is, and others that they are of one."""
 
+ROLLOUT: Final = "CLOJARSD_ROLLOUT"
+"""The environment variable of every command of a rollout, and of what that starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
@@ -60,3 +63,24 @@ class InstanceMark:
         """Whether what has the other mark comes from this launch, or from an earlier one of the same instance."""
         same = (self.state_dir, self.role) == (other.state_dir, other.role)
         return same and other.incarnation <= self.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutMark:
+    """Which rollout a command belongs to: the value of `CLOJARSD_ROLLOUT`.
+
+    Attributes:
+        rollout: its id, such as `20261128-212345`.
+    """
+
+    state_dir: str
+    rollout: str
+
+    def __str__(self) -> str:
+        return f"{self.state_dir}:{self.rollout}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The mark with that text; None when it is none."""
+        state_dir, _, rollout = text.rpartition(":")
+        return cls(state_dir, rollout) if state_dir and rollout else None

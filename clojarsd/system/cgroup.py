@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 SUPERVISOR = "supervisor"
 """The group of the daemon itself: where controllers are shared out, an inner group may hold no process."""
+ROLLOUT = "rollout"
+"""What the groups of rollouts' commands begin with; the rollout's id follows."""
 _FILES = "user.clojarsd.files"
 """The attribute of a group that keeps what was written into its files."""
 _DELEGATED = ("user.delegate", "trusted.delegate")
@@ -84,7 +86,7 @@ class Groups:
         self._watches: dict[int, tuple[InstanceMark, Path]] = {}
         self._seen: dict[Path, dict[str, int]] = {}
         self.join(self.leaf(SUPERVISOR), os.getpid())
-        for left in base.glob("instance-*"):
+        for left in (*base.glob("instance-*"), *base.glob(f"{ROLLOUT}-*")):
             if not is_populated(left):
                 remove(left)  # the daemon before was killed on its way
         self._inotify: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -117,12 +119,18 @@ class Groups:
         return path if path.is_dir() else None
 
     def make(self, mark: InstanceMark, files: Mapping[str, str]) -> Path:
-        """A new group for a launch, with the values written into its files.
+        """A new group for a launch, with the values written into its files; its memory is watched.
 
         Raises:
             LaunchFailed: it cannot be made, or a value is refused; nothing is left then.
         """
-        path = self._path(mark)
+        path = self.make_named(self._path(mark).name, files)
+        self.watch(mark)
+        return path
+
+    def make_named(self, name: str, files: Mapping[str, str]) -> Path:
+        """A group of that name below the delegated one, with the values written into its files. Raises as `make`."""
+        path = self.base / name
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:
@@ -135,7 +143,6 @@ class Groups:
             raise
         with suppress(OSError):  # a file system without attributes
             os.setxattr(path, _FILES, json.dumps(dict(files)).encode())
-        self.watch(mark)
         return path
 
     def take_over(self, mark: InstanceMark) -> None:
@@ -226,6 +233,11 @@ def is_populated(path: Path) -> bool:
         return "populated 1" in (path / "cgroup.events").read_text()
     except FileNotFoundError:
         return False
+
+
+def has_killed(path: Path) -> bool:
+    """Whether the kernel has ended a process of the group for want of memory; False where that is not counted."""
+    return _numbers(path / "memory.events").get("oom_kill", 0) > 0
 
 
 def end_group(path: Path, within: float) -> bool:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clojarsd.core.identity import HOOK, MAIN, InstanceMark, ProcessIdentity
+from clojarsd.core.identity import HOOK, MAIN, ROLLOUT, InstanceMark, ProcessIdentity
 from clojarsd.core.names import Address, HookName, Incarnation, Role
 from clojarsd.system.identity import (
     ProcessStat,
@@ -112,7 +112,7 @@ def strangers(ours: Collection[int]) -> list[ProcessStat]:
     """The running children that came to us as the subreaper and bear no mark: what instances have let go of.
 
     Such a process has left the session of its instance, outlived its parent and cleared its environment, so that
-    nobody can tell whose it was.
+    nobody can tell whose it was. What a command of a rollout has started is the rollout's.
 
     Args:
         ours: numbers of the children that somebody here watches.
@@ -120,7 +120,8 @@ def strangers(ours: Collection[int]) -> list[ProcessStat]:
     found = []
     for pid in children_of(os.getpid()) - set(ours):
         stat = stat_of(pid)
-        if stat is not None and not stat.has_ended and mark_of(pid) is None and _has_words(pid):
+        is_unmarked = mark_of(pid) is None and variable_of(pid, ROLLOUT) is None
+        if stat is not None and not stat.has_ended and is_unmarked and _has_words(pid):
             found.append(stat)
     return found
 
@@ -135,12 +136,7 @@ def _has_words(pid: int) -> bool:
 
 def end_strangers(ours: Callable[[], Collection[int]], within: float) -> tuple[str, ...]:
     """End those, and all that comes from them; to be called when no instance is left. What could not be ended."""
-    deadline = time.monotonic() + within
-    while left := strangers(ours()):
-        if time.monotonic() > deadline:
-            return tuple(f"process {stat.pid} ({stat.name})" for stat in left)
-        _kill(left[:_MOST_AT_ONCE], min(_ONE_WAIT, within))
-    return ()
+    return end_found(lambda: strangers(ours()), within)
 
 
 def find_marked(
@@ -176,18 +172,42 @@ def end_hook(mark: InstanceMark, hook: HookName, users: Collection[int] = (), wi
     Args:
         users: as for `find_marked`: what somebody else has started is left alone.
     """
-    deadline, trusted = time.monotonic() + within, {0, os.geteuid(), *users}
-    while members := [stat for pid in _all_pids() if (stat := _of_hook(pid, mark, hook, trusted)) is not None]:
-        if time.monotonic() > deadline:
-            return False
-        _kill(members[:_MOST_AT_ONCE], min(_ONE_WAIT, within))
-    return True
+    trusted = {0, os.geteuid(), *users}
+
+    def look() -> list[ProcessStat]:
+        return [stat for pid in _all_pids() if (stat := _of_hook(pid, mark, hook, trusted)) is not None]
+
+    return not end_found(look, within)
 
 
 def _of_hook(pid: int, mark: InstanceMark, hook: HookName, users: Collection[int]) -> ProcessStat | None:
     """The process with that number, if it runs and is one of the hook's."""
     stat = stat_of(pid) if mark_of(pid) == mark and variable_of(pid, HOOK) == hook.value else None
     return stat if stat is not None and not stat.has_ended and user_of(pid) in users else None
+
+
+def end_found(look: Callable[[], list[ProcessStat]], within: float) -> tuple[str, ...]:
+    """Kill the processes that a look finds, until another finds none; what could not be ended. Blocks.
+
+    Args:
+        within: seconds after which it is given up.
+    """
+    deadline = time.monotonic() + within
+    while members := look():
+        if time.monotonic() > deadline:
+            return tuple(f"process {stat.pid} ({stat.name})" for stat in members)
+        _kill(members[:_MOST_AT_ONCE], min(_ONE_WAIT, within))
+    return ()
+
+
+def with_descendants(roots: Collection[int], among: Mapping[int, ProcessStat]) -> list[ProcessStat]:
+    """The processes with these numbers and all that descend from them, in the order of their numbers."""
+    return [among[pid] for pid in sorted(_closure(set(roots), among))]
+
+
+def all_processes() -> dict[int, ProcessStat]:
+    """What the kernel says of every process of the machine, by number; some 15 us for each."""
+    return {pid: stat for pid in _all_pids() if (stat := stat_of(pid)) is not None}
 
 
 def still_taken(ports: Mapping[str, Address]) -> str | None:
@@ -214,7 +234,7 @@ def _members(family: Family) -> tuple[list[ProcessStat], bool]:
     if family.is_child and CHILDREN.exists():
         seen = _below(children_of(os.getpid()) - ours - {family.main})
     else:
-        seen = {pid: stat for pid in _all_pids() if (stat := stat_of(pid)) is not None}
+        seen = all_processes()
     seen = {pid: stat for pid, stat in seen.items() if pid not in (os.getpid(), family.main)}
     not_its = _closure(ours & seen.keys(), seen)
     certain, unclear = set(), False
