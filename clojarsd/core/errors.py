@@ -7,6 +7,7 @@
     │   └── Denied         the caller may not ask for this
     ├── Failed             tried, and stopped; says what still holds
     │   ├── LaunchFailed   a process could not be made; says how far it came
+    │   ├── CommandFailed  a command of a rollout did not succeed; has its last lines
     │   └── CannotSteer    the kernel does not give connections to instances here; says why
     ├── BadSettings        the configuration cannot be used; carries every problem found
     └── IllegalTransition  a bug: an event that cannot happen in this state; never caught to carry on
@@ -47,6 +48,18 @@ class LaunchFailed(Failed):
         super().__init__(f"{stage.value}: {reason}")
         self.stage = stage
         self.reason = reason
+
+
+class CommandFailed(Failed):
+    """A command of a rollout did not succeed.
+
+    Attributes:
+        last_lines: of its output.
+    """
+
+    def __init__(self, text: str, last_lines: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.last_lines = tuple(last_lines)
 
 
 class CannotSteer(Failed):

@@ -100,6 +100,7 @@ class Builder:
         environment: Mapping[str, str] | None = None,
         on_output: Callable[[Sequence[str]], None] | None = None,
         keep: int = 0,
+        shown: Sequence[str] | None = None,
     ) -> CommandOutcome:
         """Run a command to its end, and end what it has left.
 
@@ -113,9 +114,11 @@ class Builder:
             on_output: called with the lines that it writes, soon after they are written. Of output that comes too fast
                 to be read much is left out there.
             keep: bytes of its output that are wanted as text.
+            shown: the command as people are to see it, if not as it is.
         """
         group, note = self._make_group()
-        head = words.header(step, command, datetime.now(UTC).isoformat(" ", "seconds"))
+        shown = shown or command
+        head = words.header(step, shown, datetime.now(UTC).isoformat(" ", "seconds"))
         written = RolloutLog(self.log)
         try:
             await asyncio.to_thread(written.open, f"{head}{note}\n" if note else head)
@@ -132,9 +135,9 @@ class Builder:
             await tail.finish()
             last = await asyncio.to_thread(written.last_lines)
             output = await asyncio.to_thread(written.output, keep) if keep else ""
-            return CommandOutcome(running.seconds, running.failure(command, timeout), last, output)
+            return CommandOutcome(running.seconds, running.failure(shown, timeout), last, output)
         except OSError as error:
-            return CommandOutcome(0.0, words.describe_log_failure(command, str(self.log), reason_of(error)), ())
+            return CommandOutcome(0.0, words.describe_log_failure(shown, str(self.log), reason_of(error)), ())
         finally:
             written.close()
 
