@@ -146,6 +146,7 @@ class Daemon:
             self._renew_relay(),
             self._end_leftovers(),
             *(watch.run() for watch in self.parts.watches.values()),
+            *(warmer.run() for warmer in self.parts.warmers.values()),
             *(notified.run() for notified in self.parts.notified.values()),
         ]
 

@@ -41,6 +41,7 @@ from clojarsd.runtime.state_keeper import StateKeeper
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
 from clojarsd.runtime.unit_runner import UnitRunner
+from clojarsd.runtime.warmer import Warmer
 from clojarsd.runtime.watchdog import WatchdogTimer
 from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
@@ -74,6 +75,7 @@ class Parts:
         self.boot = boot_id()
         self.runners: dict[Role, UnitRunner] = {}
         self.watches: dict[Role, HealthWatch] = {}
+        self.warmers: dict[Role, Warmer] = {}
         self.listeners: dict[Role, NotifySocket] = {}
         self.bug: asyncio.Future[None] = self.loop.create_future()
 
@@ -184,6 +186,7 @@ class Parts:
         for role in Role:
             self.runners[role] = UnitRunner(role, plans.unit(role, partial(self._in_force, role)), around)
             self.watches[role] = HealthWatch(role, (), self.runners[role])
+            self.warmers[role] = Warmer(role, self.runners[role], self.board)
             stack.callback(self.runners[role].abandon)
         self._open_stalls(stack)
         self.relay.doubt = lambda role: self.watches[role].hurry()
@@ -334,7 +337,7 @@ class Parts:
         }:  # in a container a new process has easily the number of an old one
             self.processes.release(pid)
         for role in Role:  # in the same turn of the loop: who is adopted is claimed again
-            self.runners[role].attach(self.watches[role], adoption.instances.get(role))
+            self.runners[role].attach(self.watches[role], self.warmers[role], adoption.instances.get(role))
             if role in self.relay.draining:  # begun by an earlier daemon, and nobody waits for it any more
                 self.relay.end_drain(role)
         self.leftovers = [

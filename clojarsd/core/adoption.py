@@ -11,6 +11,7 @@ from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import NO_INCARNATION, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
 from clojarsd.core.unit_facts import Unit, UnitPolicy
+from clojarsd.core.warmup import MARGIN
 
 Found: TypeAlias = Mapping[Role, Sequence[tuple[Incarnation, ProcessIdentity]]]
 """The main processes of earlier launches by their marks, the latest incarnation of each role first."""
@@ -87,13 +88,15 @@ def adopt(
 def resumed(unit: Unit, now: float, policy: UnitPolicy) -> Unit:
     """The unit as the next daemon begins with it: its deadline goes on, but never passed for want of a daemon alone.
 
-    A hook is run again, from its beginning, and has its whole time again. A start whose time was over while nobody was
-    there to see how far it came has it again, too: it may long be up.
+    A hook is run again, from its beginning, and has its whole time again; so has a warm-up. A start whose time was over
+    while nobody was there to see how far it came has it again, too: it may long be up.
     """
     if unit.deadline is None:
         return unit
     if unit.hook is not None:
         return replace(unit, deadline=now + policy.hooks.get(unit.hook, policy.start_timeout))
+    if unit.warming_since is not None:
+        return replace(unit, warming_since=now, deadline=now + (policy.warmup or 0.0) + MARGIN)
     if unit.state is UnitState.STARTING and unit.deadline <= now:
         return replace(unit, deadline=now + policy.start_timeout)
     return unit

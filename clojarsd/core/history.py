@@ -21,6 +21,8 @@ class EventName(enum.Enum):
     INSTANCE_STALLED = "instance-stalled"
     INSTANCE_RECOVERED = "instance-recovered"
     INSTANCE_HUNG = "instance-hung"
+    WARMUP_FINISHED = "warmup-finished"
+    WARMUP_FAILED = "warmup-failed"
     OOM = "oom"
     DEADLOCK = "deadlock"
     FAILOVER = "failover"

@@ -158,9 +158,15 @@ def narrate(role: Role, before: PairView, after: PairView) -> tuple[str, ...]:
     else:
         ended = f"is drained, and {cut}" if cut is not None else None
     begun = f"starts (process {seen.pid})" if is_next and seen.unit.state in _BEGUN else None
+    warmth = _warmth(was, seen)
     step = None if is_same and was.is_eligible == seen.is_eligible else _step(seen, connections(after, role))
     is_drained_since = seen.unit.state is UnitState.DRAINING and not is_next
-    steps = (step, ended) if is_drained_since else (ended, begun, step)
+    if is_drained_since:
+        steps: tuple[str | None, ...] = (warmth, step, ended)
+    elif seen.unit.state is UnitState.STARTING:
+        steps = (ended, step, warmth)
+    else:
+        steps = (ended, begun, warmth, step)
     return tuple(one for one in steps if one is not None)
 
 
@@ -187,6 +193,17 @@ def _step(seen: InstanceView, left: int) -> str | None:
             return "is stopped" if seen.unit.lacks is None else f"cannot start {seen.role.value}: {seen.unit.lacks}"
         case UnitState.BACKOFF | UnitState.FAILED:
             return seen.reason
+
+
+def _warmth(was: InstanceView, seen: InstanceView) -> str | None:
+    """That a warm-up has begun, or what came of it, if that is news."""
+    if seen.warmup is None:
+        return None
+    is_known = was.warmup is not None and was.unit.incarnation == seen.unit.incarnation
+    if seen.warmup.is_over:
+        is_news = not (is_known and was.warmup is not None and was.warmup.is_over)
+        return seen.warmup.result() if is_news else None
+    return None if is_known else f"is warming up (at most {seen.warmup.of} rounds)"
 
 
 def _end_of(pid: int, cut: str | None) -> str:

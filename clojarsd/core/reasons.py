@@ -10,6 +10,7 @@ from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import SIGKILL, EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
+from clojarsd.core.warmup import Warmup
 
 
 def describe_end(
@@ -18,13 +19,14 @@ def describe_end(
     ended_by: EndCause | None,
     hook_failure: str | None = None,
     *,
+    warmup_failure: str | None = None,
     policy: UnitPolicy,
     sent: int,
 ) -> str:
     """How the latest process ended: `exited with 1`, `cannot start backup: opening its log: ...`.
 
     Args:
-        hook_failure: how its post_start failed, if that is why it was ended.
+        hook_failure, warmup_failure: how its post_start or warm-up failed, if that is why it was ended.
         sent: how many stop signals it was sent; more than the policy has: the last ones were SIGKILL.
     """
     if isinstance(end, NotLaunched):
@@ -42,6 +44,9 @@ def describe_end(
     if ended_by is EndCause.POST_START:
         why = f": {hook_failure}" if hook_failure is not None else ""
         return f"was ended because its post_start failed{why} ({how})"
+    if ended_by is EndCause.WARMUP:
+        why = f": {warmup_failure}" if warmup_failure is not None else ""
+        return f"was ended because its warm-up failed{why} ({how})"
     return how
 
 
@@ -58,6 +63,7 @@ def why_not_eligible(
     stopped_by: str | None = None,
     stopped_at: str | None = None,
     stalled: str | None = None,
+    warmup: Warmup | None = None,
 ) -> str | None:
     """Why the instance gets no connections; None when it may.
 
@@ -68,11 +74,20 @@ def why_not_eligible(
         stopped_by: whose order it is that the instance is down, and
         stopped_at: when they gave it (UTC); None when that is not known.
         stalled: that it accepts no connections, in words; None when it is not known not to.
+        warmup: how far its warm-up is, or None without one.
     """
     state = unit.state
     ended = None
     if unit.last_end is not None:
-        ended = describe_end(role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=ended_after)
+        ended = describe_end(
+            role,
+            unit.last_end,
+            unit.ended_by,
+            unit.hook_failure,
+            warmup_failure=unit.warmup_failure,
+            policy=policy,
+            sent=ended_after,
+        )
     if state is UnitState.READY:
         if health is Health.STALLED:
             return stalled
@@ -81,6 +96,8 @@ def why_not_eligible(
         failing = f"its checks fail ({_seen(checks)})"
         return failing if stalled is None else f"{stalled}; {failing}"
     if state is UnitState.STARTING:
+        if unit.warming_since is not None:
+            return f"warming up: {warmup.progress()}" if warmup is not None else "warming up"
         return _why_starting(unit, health, checks, is_silent, ended)
     if state is UnitState.DRAINING:
         return _why_draining(role, unit)
@@ -133,7 +150,9 @@ def _why_stopping(unit: Unit, policy: UnitPolicy, ended: str | None) -> str:
     if unit.hook is HookName.POST_STOP:
         return f"{ended}; its post_stop runs"
     assert unit.cause is not None
-    why = f"{unit.cause.value} ({unit.hook_failure})" if unit.cause is EndCause.POST_START else unit.cause.value
+    why = unit.cause.value
+    if unit.cause in (EndCause.POST_START, EndCause.WARMUP):
+        why = f"{why} ({unit.hook_failure if unit.cause is EndCause.POST_START else unit.warmup_failure})"
     if unit.hook is HookName.PRE_STOP:
         return f"{why}: its pre_stop runs"
     sent = policy.stop_steps[: unit.stop_step]

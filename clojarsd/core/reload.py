@@ -68,7 +68,7 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
     "checks": dict.fromkeys(("kind", "port", "path", "status", "command", "interval", "timeout", "rise", "fall"), NOW),
     "stall": dict.fromkeys(("enabled", "sample", "after"), NOW),
     "hang": dict.fromkeys(("restart_after", "thread_dump"), NOW),
-    "warmup": dict.fromkeys(("requests", "rounds", "timeout"), NOW),
+    "warmup": dict.fromkeys(("requests", "rounds", "timeout", "required"), NOW),
     "frontends": dict.fromkeys(
         (
             *("listen", "port", "mode", "quickack", "connect_timeout", "hold", "hold_connections"),

@@ -14,6 +14,7 @@ from clojarsd.core.names import Goal, Role
 from clojarsd.core.settings_types import LogTo
 from clojarsd.core.unit_facts import Unit
 from clojarsd.core.view import LastExit
+from clojarsd.core.warmup import Warmup
 
 FORMAT: Final = 1
 
@@ -56,6 +57,7 @@ class SavedInstance:
         noticed: whether its process has said that it is ready, and status_text: what else it has said, or None.
         stalled: that its process accepts no connections, in words, or None; stalled_since: monotonic instant.
         stalls, stall_seconds: how often that was so, and for how long, the present time excepted.
+        warmup: what came of the warm-up of its latest process; None: there was none, or it is under way.
     """
 
     unit: Unit
@@ -78,6 +80,7 @@ class SavedInstance:
     stalled_since: float = 0.0
     stalls: int = 0
     stall_seconds: float = 0.0
+    warmup: Warmup | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ def _keys(settings: Settings) -> Iterator[str]:
         if check.kind in (CheckKind.NAILGUN, CheckKind.EXEC):
             yield f'checks[{number}].kind "{check.kind.value}"'
     yield from _given("hang", settings.hang, {"restart_after": None, "thread_dump": False})
-    yield from _given("warmup", settings.warmup, {"requests": ()})
     for key in ("admin", "hooks"):
         if getattr(settings, key):
             yield key

@@ -45,8 +45,9 @@ class HangSettings(Table):
 
 
 class WarmupSettings(Table):
-    """What an instance is asked before traffic comes."""
+    """What an instance is asked before traffic comes. required: whether one that fails at it does not serve."""
 
     requests: kinds.Requests = ()
     rounds: kinds.Count = 20
     timeout: kinds.Duration = 20.0
+    required: kinds.Boolean = False

@@ -2,37 +2,40 @@
 
 Three facts are kept apart: the goal (what the operator wants), the state (where the unit is in its life) and the health
 (what the checks say, which lives in `core.health`). A fourth, the rotation, is the operator's wish about traffic. Hooks
-run within a state: pre_start and post_start make `starting` longer, pre_stop and post_stop `stopping`.
+run within a state: pre_start and post_start make `starting` longer, pre_stop and post_stop `stopping`. The warm-up is
+a part of `starting`, too, and the last: checks and post_start are through when it begins.
 
 The diagram; a test holds it against the table::
 
     stopped  Start Restart -> starting
-    stopped  Stop Undrain Proved HookEnded Drained TimeAsked -> stopped
+    stopped  Stop Undrain Proved HookEnded Drained TimeAsked Warmed -> stopped
     starting Start Drain Undrain Reload TimeAsked -> starting
     starting Stop -> stopped stopping
     starting Restart -> starting stopping
     starting Proved -> starting ready draining
     starting HookEnded -> stopped starting ready draining stopping backoff failed
+    starting Warmed -> starting ready draining stopping
     starting NotLaunched -> stopped backoff failed
-    starting Exited DeadlinePassed -> stopping backoff failed
-    ready    Start Undrain Reload Proved HookEnded Drained TimeAsked -> ready
+    starting Exited -> stopping backoff failed
+    starting DeadlinePassed -> ready draining stopping backoff failed
+    ready    Start Undrain Reload Proved HookEnded Drained TimeAsked Warmed -> ready
     ready    Stop Restart Drain -> draining
     ready    Exited -> stopped stopping backoff failed
     draining Start Undrain -> ready draining
-    draining Stop Restart Drain Reload Proved HookEnded TimeAsked -> draining
+    draining Stop Restart Drain Reload Proved HookEnded TimeAsked Warmed -> draining
     draining Drained -> draining stopping
     draining Exited -> stopped starting stopping backoff failed
     draining DeadlinePassed -> stopping
-    stopping Start Stop Restart Undrain Proved Drained TimeAsked -> stopping
+    stopping Start Stop Restart Undrain Proved Drained TimeAsked Warmed -> stopping
     stopping HookEnded DeadlinePassed -> stopped starting stopping backoff
     stopping NotLaunched -> stopped starting backoff failed
     stopping Exited -> stopped starting stopping backoff failed
     backoff  Start Restart DeadlinePassed -> starting
     backoff  Stop -> stopped
-    backoff  Drain Undrain Proved HookEnded Drained TimeAsked -> backoff
+    backoff  Drain Undrain Proved HookEnded Drained TimeAsked Warmed -> backoff
     failed   Start Restart -> starting
     failed   Stop -> stopped
-    failed   Undrain Proved HookEnded Drained TimeAsked -> failed
+    failed   Undrain Proved HookEnded Drained TimeAsked Warmed -> failed
 
 Where there is no release to launch, the unit rests as it does after its work: `stopped`, its goal still `up`, and no
 failure is counted. `Unit.lacks` says what is missing.
@@ -64,6 +67,7 @@ from clojarsd.core.unit_events import (
     Stop,
     TimeAsked,
     Undrain,
+    Warmed,
 )
 from clojarsd.core.unit_facts import SIGKILL, EndCause, Step, Unit, UnitPolicy
 
@@ -96,6 +100,7 @@ _LATE_NEWS: Mapping[type[Event], act.Act] = {
     Drained: act.ignore,
     HookEnded: act.ignore,
     TimeAsked: act.ignore,
+    Warmed: act.ignore,
 }
 """What can still arrive when there is nothing left that it could change."""
 
@@ -116,6 +121,7 @@ _BY_STATE: Mapping[UnitState, Mapping[type[Event], act.Act]] = {
         Reload: act.reload,
         Proved: act.prove,
         HookEnded: act.hook_ended_at_start,
+        Warmed: act.warmed,
         TimeAsked: act.give_time,
         NotLaunched: act.ended,
         Exited: act.ended,

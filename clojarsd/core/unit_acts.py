@@ -13,12 +13,14 @@ from clojarsd.core.restart import NO_FAILURES, RestartWhen, count_failure
 from clojarsd.core.unit_events import (
     Announce,
     BeginDrain,
+    BeginWarmup,
     CutConnections,
     Drain,
     Effect,
     EndChecks,
     EndDrain,
     EndHook,
+    EndWarmup,
     Event,
     Exited,
     HookEnded,
@@ -31,8 +33,10 @@ from clojarsd.core.unit_events import (
     Start,
     Stop,
     TimeAsked,
+    Warmed,
 )
 from clojarsd.core.unit_facts import SIGKILL, EndCause, Step, Unit, UnitPolicy
+from clojarsd.core.warmup import MARGIN
 
 DRAIN_MARGIN = 1.0
 """Seconds beyond the time of the connections in which a drain shall have said what has become of them."""
@@ -61,6 +65,7 @@ def launch(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
         cause=None,
         ready_at=None,
         hook_failure=None,
+        warmup_failure=None,
         stop_step=0,
         failures=NO_FAILURES if asked else unit.failures,
     )
@@ -72,13 +77,13 @@ def launch(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 
 def prove(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """It can serve; it is ready when its post_start is through, too."""
-    if unit.hook is not None:
+    """It can serve; it is ready when its post_start is through, too, and it is warm."""
+    if unit.hook is not None or unit.warming_since is not None:
         return unit, ()
     if (seconds := policy.hooks.get(HookName.POST_START)) is not None:
         waiting = replace(unit, hook=HookName.POST_START, deadline=now + seconds)
         return waiting, (RunHook(unit.incarnation, HookName.POST_START),)
-    return _become_ready(unit, now)
+    return _warm_up(unit, now, policy)
 
 
 def hook_ended_at_start(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
@@ -94,12 +99,35 @@ def hook_ended_at_start(unit: Unit, event: Event, now: float, policy: UnitPolicy
     if event.failure is not None:
         failed = replace(through, cause=EndCause.POST_START, hook_failure=event.failure)
         return _signal_next(failed, now, policy)
+    return _warm_up(through, now, policy)
+
+
+def _warm_up(unit: Unit, now: float, policy: UnitPolicy) -> Step:
+    """Only warmth is missing, if that is wanted; the start has no deadline any more, the warm-up has its own."""
+    if policy.warmup is None:
+        return _become_ready(unit, now)
+    warming = replace(unit, warming_since=now, deadline=now + policy.warmup + MARGIN)
+    return warming, (BeginWarmup(unit.incarnation),)
+
+
+def warmed(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
+    """It is ready: warm, or as it is; unless it had to become warm and has not, which is a failed start."""
+    assert isinstance(event, Warmed)
+    if unit.warming_since is None:
+        return unit, ()
+    through = replace(unit, warming_since=None)
+    if event.failure is not None and policy.must_be_warm:
+        failed = replace(through, cause=EndCause.WARMUP, warmup_failure=event.failure)
+        return _signal_next(failed, now, policy)
     return _become_ready(through, now)
 
 
 def give_up_start(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """It was not ready in time: it is ended, which counts as a failure."""
-    unhooked, effects = _without_hook(unit)
+    """It was not ready in time: it is ended, which counts as a failure. A warm-up that says nothing has failed."""
+    if unit.warming_since is not None:
+        given_up, more = warmed(unit, Warmed(unit.incarnation, "it has not come to its end in time"), now, policy)
+        return given_up, (EndWarmup(unit.incarnation), *more)
+    unhooked, effects = _unoccupied(unit)
     if unit.hook is HookName.PRE_START:
         late = NotLaunched(unit.incarnation, LaunchStage.PRE_START, "not through in time")
         given_up, more = _ended(unhooked, late, now, policy)
@@ -112,9 +140,9 @@ def give_up_start(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> S
 
 
 def give_time(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
-    """It says itself that it needs longer. A hook's commands say nothing, and have their own time."""
+    """It says itself that it needs longer. What others do, a hook or the warm-up, has its own time."""
     assert isinstance(event, TimeAsked)
-    if unit.hook is not None or unit.deadline is None:
+    if unit.hook is not None or unit.warming_since is not None or unit.deadline is None:
         return unit, ()
     return replace(unit, deadline=max(unit.deadline, now + event.seconds)), ()
 
@@ -233,7 +261,7 @@ def cut_and_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Ste
 
 def end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """The process is ended; it has no connections to drain. Without a process there is nothing to wait for."""
-    unhooked, effects = _without_hook(unit)
+    unhooked, effects = _unoccupied(unit)
     if unit.hook is not HookName.PRE_START:
         ending, more = _signal_next(_wish(unhooked, event), now, policy)
     elif isinstance(event, Stop):
@@ -250,7 +278,7 @@ def change_end(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step
 
 def escalate(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
     """It has not ended in time: the next stop signal, at last SIGKILL, which is repeated. A hook is not waited for."""
-    unhooked, effects = _without_hook(unit)
+    unhooked, effects = _unoccupied(unit)
     if unit.hook is HookName.POST_STOP:
         settled, more = _settle(unhooked, now, policy)
     else:
@@ -275,7 +303,7 @@ def ended(unit: Unit, event: Event, now: float, policy: UnitPolicy) -> Step:
 
 def _ended(unit: Unit, end: Exited | NotLaunched, now: float, policy: UnitPolicy) -> Step:
     """Nothing of the process is left; what follows waits for post_stop, if there was a process at all."""
-    gone, effects = _without_hook(replace(unit, last_end=end, ended_by=unit.cause))
+    gone, effects = _unoccupied(replace(unit, last_end=end, ended_by=unit.cause))
     effects = (*effects, EndChecks(unit.incarnation), Announce(EventName.INSTANCE_EXITED))
     seconds = policy.hooks.get(HookName.POST_STOP)
     if seconds is not None and isinstance(end, Exited):
@@ -335,11 +363,13 @@ def _signal_next(unit: Unit, now: float, policy: UnitPolicy) -> Step:
     return stopping, (*first, Signal(unit.incarnation, number))
 
 
-def _without_hook(unit: Unit) -> Step:
-    """The unit whose hook, if one runs, is called off."""
-    if unit.hook is None:
-        return unit, ()
-    return replace(unit, hook=None), (EndHook(unit.incarnation),)
+def _unoccupied(unit: Unit) -> Step:
+    """The unit whose hook or warm-up, if there is one under way, is called off."""
+    if unit.hook is not None:
+        return replace(unit, hook=None), (EndHook(unit.incarnation),)
+    if unit.warming_since is not None:
+        return replace(unit, warming_since=None), (EndWarmup(unit.incarnation),)
+    return unit, ()
 
 
 def _finished(status: ExitStatus, policy: UnitPolicy) -> bool:

@@ -106,7 +106,15 @@ class TimeAsked:
     seconds: float
 
 
-Report: TypeAlias = Proved | NotLaunched | Exited | Drained | HookEnded | TimeAsked
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """The warm-up is over. failure: why the process has not become warm; None when it has, or need not be."""
+
+    incarnation: Incarnation
+    failure: str | None
+
+
+Report: TypeAlias = Proved | NotLaunched | Exited | Drained | HookEnded | TimeAsked | Warmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,20 @@ class RunHook:
 @dataclass(frozen=True, slots=True)
 class EndHook:
     """Kill the commands of the hook that runs; nothing is reported."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class BeginWarmup:
+    """Warm the process of this incarnation up, and report `Warmed`."""
+
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class EndWarmup:
+    """Warm it up no more; nothing is reported."""
 
     incarnation: Incarnation
 
@@ -198,5 +220,16 @@ class Announce:
 
 
 Effect: TypeAlias = (
-    Launch | RunHook | EndHook | Signal | SignalMain | BeginDrain | EndDrain | CutConnections | EndChecks | Announce
-)
+    Launch
+    | RunHook
+    | EndHook
+    | BeginWarmup
+    | EndWarmup
+    | Signal
+    | SignalMain
+    | BeginDrain
+    | EndDrain
+    | CutConnections
+    | EndChecks
+    | Announce
+)  # fmt: skip

@@ -21,6 +21,7 @@ class EndCause(enum.Enum):
     RESTART = "an order to restart"
     START_TIMEOUT = "it was not ready in time"
     POST_START = "its post_start failed"
+    WARMUP = "its warm-up failed"
 
     @property
     def is_asked(self) -> bool:
@@ -39,6 +40,8 @@ class UnitPolicy:
         success_codes: exit codes that are no failure; those from 128 up only when the end was ordered.
         reload_signal: what tells the main process to read its configuration again.
         hooks: the hooks that have commands, and the seconds that all commands of one may take together.
+        warmup: seconds that the warm-up may take, or None without one.
+        must_be_warm: whether an instance whose warm-up failed is ended, and does not serve all the same.
     """
 
     start_timeout: float
@@ -48,6 +51,8 @@ class UnitPolicy:
     restart: RestartPolicy
     reload_signal: int = 1
     hooks: Mapping[HookName, float] = field(default_factory=dict)
+    warmup: float | None = None
+    must_be_warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Unit:
         hook: whose commands are running, or None. Before pre_start is through there is no process yet, and while
             post_stop runs there is none any more.
         hook_failure: how post_start of this incarnation failed, or None.
+        warming_since: monotonic instant since when it is warmed up, with nothing left to prove, or None.
+        warmup_failure: why the warm-up of this incarnation, which was required, has failed, or None.
         stop_step: how many stop signals were sent to this incarnation.
         last_end: how the latest process that has ended did so, or why it could not be launched.
         ended_by: why that one was ended by us, or None when it ended unasked.
@@ -79,6 +86,8 @@ class Unit:
     failures: Failures = NO_FAILURES
     last_end: Exited | NotLaunched | None = None
     ended_by: EndCause | None = None
+    warming_since: float | None = None
+    warmup_failure: str | None = None
 
     @property
     def has_process(self) -> bool:

@@ -11,6 +11,7 @@ from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Health, Role
 from clojarsd.core.routing import NO_CAPS, Caps, is_down, is_eligible
 from clojarsd.core.unit import Unit
+from clojarsd.core.warmup import Warmup
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class InstanceView:
         trouble: what is wrong with it though it may get connections, in words; None when nothing is.
         stalls: how often it has been found to accept no connections; stall_seconds: for how long in all.
         drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
+        warmup: that of its latest process, or None without one.
     """
 
     role: Role
@@ -97,6 +99,7 @@ class InstanceView:
     stalls: int = 0
     stall_seconds: float = 0.0
     drained: DrainTally | None = None
+    warmup: Warmup | None = None
 
     @property
     def is_eligible(self) -> bool:
@@ -142,6 +145,7 @@ class InstanceView:
             "trouble": self.trouble,
             "stalls": self.stalls,
             "stall_seconds": round(self.stall_seconds, 3),
+            "warmup": self.warmup and self.warmup.as_json(),
         }
 
 

@@ -38,7 +38,8 @@ _TOLD = frozenset(
         *_ENDS,
         *_RETURNS,
         *_SWITCHES,
-        *("instance-started", "hold-started", "hold-ended", "drain-started", "order", "config-reloaded"),
+        *("instance-started", "warmup-failed", "hold-started", "hold-ended", "drain-started"),
+        *("order", "config-reloaded"),
         *("deploy-started", "deploy-finished", "deploy-failed", "deploy-aborted", "rollback-finished"),
         *("daemon-started", "daemon-upgraded", "daemon-adopted"),
     }
@@ -233,6 +234,7 @@ def _explain_instance(role: str, seen: Json, past: _Past) -> list[str]:
         sentences += [f"but {seen['trouble']}"] if seen.get("trouble") else []
     else:
         sentences = [f"{role} cannot serve: {seen['state']} since {since}" + (f": {reason}" if reason else "")]
+    sentences += _how_warm(seen.get("warmup"))
     sentences += _whose_goal(role, seen, past)
     if seen["pid"] is not None:
         sentences += [
@@ -249,6 +251,17 @@ def _explain_instance(role: str, seen: Json, past: _Past) -> list[str]:
     if seen.get("adopted"):
         sentences.append(f"its process {seen['pid']} was started by an earlier clojarsd, and adopted")
     return sentences
+
+
+def _how_warm(warmup: Json | None) -> list[str]:
+    """What came of its warm-up, where there was one."""
+    if warmup is None or warmup["outcome"] == "warming":
+        return []
+    if warmup["failure"] is not None:
+        return [f"its warm-up failed: {warmup['failure']}"]
+    gain = f"{warmup['first_ms']:g} ms -> {warmup['latency_ms']:g} ms, " if warmup["first_ms"] is not None else ""
+    how = "cut short because nobody else could serve" if warmup["outcome"] == "cut short" else warmup["outcome"]
+    return [f"its warm-up: {gain}{how} after {_count(warmup['rounds'], 'round', 'rounds')}"]
 
 
 def _whose_goal(role: str, seen: Json, past: _Past) -> list[str]:

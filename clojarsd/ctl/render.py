@@ -90,6 +90,9 @@ def substance(status: Json) -> dict[str, Any]:
     for kind in ("instances", "frontends"):
         parts = status[kind].items()
         seen[kind] = {name: {key: part[key] for key in part.keys() - volatile} for name, part in parts}
+    for instance in seen["instances"].values():
+        if (warmup := instance.get("warmup")) is not None and warmup["outcome"] == "warming":
+            instance |= {"warmup": "under way", "reason": None}  # which tell each round
     return seen
 
 
@@ -142,6 +145,8 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
         lines += wrapped(clean(seen["reason"]), "warning")
     if seen.get("trouble"):
         lines += wrapped(clean(seen["trouble"]), "warning")
+    if seen["pid"] is not None and (warmup := seen.get("warmup")) is not None and warmup["outcome"] != "warming":
+        lines += wrapped(_warmth(warmup), "warning" if warmup["failure"] is not None else "")
     if (coming := seen.get("next")) is not None and state != "backoff":  # whose reason says it
         lines += wrapped(f"at {short_time(coming['at'])}: {clean(coming['what'])}", "")
     if seen.get("status_text"):
@@ -152,6 +157,16 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
         text = f"{check['kind']}: {clean(check['last'] or 'no result yet')}{when}"
         lines += wrapped(text, "" if check["up"] else "warning")
     return lines
+
+
+def _warmth(warmup: Json) -> str:
+    """`warm-up: 40.2 ms -> 3.1 ms in 12 rounds, settled`."""
+    if warmup["failure"] is not None:
+        return f"warm-up failed: {clean(warmup['failure'])}"
+    rounds = f"{warmup['rounds']} round{'' if warmup['rounds'] == 1 else 's'}"
+    if warmup["first_ms"] is None:
+        return f"warm-up: {rounds}, {warmup['outcome']}"
+    return f"warm-up: {warmup['first_ms']:g} ms -> {warmup['latency_ms']:g} ms in {rounds}, {warmup['outcome']}"
 
 
 def _past(seen: Json, now: datetime) -> str:

@@ -23,11 +23,14 @@ from clojarsd.core.settings_types import CheckKind, OnDown, OnUp
 from clojarsd.core.steering_choice import RELAY_ONLY
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.health_watch import PlannedCheck
-from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch
+from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch, PlannedWarmup
 from clojarsd.system.host_names import HostNames
 from clojarsd.system.probe import Prober
+from clojarsd.system.warm_requests import WarmRequests
 from clojarsd.system.world import resolve_release
 
+WARMED_PORT = "http"
+"""The port of an instance that its warm-up asks."""
 HOOK_SLACK = 5.0
 """Seconds that a hook's commands have beyond their own times before the unit goes on without them."""
 
@@ -67,6 +70,7 @@ class Plans:
                 for hook, seconds in _hooks(instance).items()
             },
             lacking=partial(self._lacking, role),
+            warmup=self._warmup(role),
         )
 
     def in_force(self, role: Role) -> InForce:
@@ -146,7 +150,7 @@ class Plans:
 
         A name that was never found is asked for by the check itself.
         """
-        announced = any(one.proxy_protocol and one.port == check.port for one in self.settings.frontends.values())
+        announced = self._is_announced(check.port)
         known = self.names.known(where) if isinstance(where, Address) else ()
         result: Result | None = None
         for address in known or (where,):
@@ -184,7 +188,26 @@ class Plans:
             ),
             reload_signal=instance.reload_signal,
             hooks={hook: _hook_time(instance, hook) for hook in _hooks(instance)},
+            warmup=self.settings.warmup.timeout if self.settings.warmup.requests else None,
+            must_be_warm=self.settings.warmup.required,
         )
+
+    def _warmup(self, role: Role) -> PlannedWarmup | None:
+        warmup = self.settings.warmup
+        if not warmup.requests:
+            return None
+        return PlannedWarmup(warmup.requests, warmup.rounds, warmup.timeout, partial(self._warm_requests, role))
+
+    def _warm_requests(self, role: Role, in_force: InForce) -> WarmRequests:
+        """What asks the process that was launched so, at the address that was found last where its host is a name."""
+        where = self._backend(WARMED_PORT, role, in_force)
+        address, *_ = (*(self.names.known(where) if isinstance(where, Address) else ()), where)
+        host = None if address == where else str(where)
+        return WarmRequests(address, self.prober.own, announced=self._is_announced(WARMED_PORT), host=host)
+
+    def _is_announced(self, port: str | None) -> bool:
+        """Whether instances are told on that port who their clients are."""
+        return any(one.proxy_protocol and one.port == port for one in self.settings.frontends.values())
 
     def _launch(self, role: Role, incarnation: Incarnation, environment: Mapping[str, str]) -> PlannedLaunch:
         instance = self.settings.instances[role]

@@ -16,6 +16,7 @@ from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import Unit, UnitPolicy
 from clojarsd.core.unit_events import DeadlinePassed, Event
 from clojarsd.core.view import CheckView, InstanceView, LastExit, Next
+from clojarsd.core.warmup import Warmup
 from clojarsd.runtime.unit_parts import Plan
 
 
@@ -37,6 +38,7 @@ class UnitMemory:
         stalled_since: monotonic instant at which that was found.
         stalls: how often it was found, over all processes.
         stall_seconds: how long it lasted in all, the present stall excepted.
+        warmup: that of the latest process, or None without one.
     """
 
     since: datetime
@@ -63,6 +65,7 @@ class UnitMemory:
     stalled_since: float = 0.0
     stalls: int = 0
     stall_seconds: float = 0.0
+    warmup: Warmup | None = None
 
     def begin_stall(self, reason: str, now: float) -> None:
         """It has been found to accept no connections."""
@@ -131,6 +134,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         stopped_by=memory.goal_by if is_ordered else None,
         stopped_at=memory.goal_at if is_ordered else None,
         stalled=memory.stalled,
+        warmup=memory.warmup,
     )
     if reason is not None and memory.left is not None:
         reason = f"{reason}; {memory.left}"
@@ -158,6 +162,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         drained=memory.drained,
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
+        warmup=memory.warmup,
     )
 
 
@@ -167,6 +172,8 @@ def next_step(unit: Unit, deadline: str | None) -> Next | None:
         return None
     if unit.hook is not None:
         return Next(f"{unit.hook.value} is given up if it has not ended", deadline)
+    if unit.warming_since is not None:
+        return Next("its warm-up ends, if it has not by then", deadline)
     match unit.state:
         case UnitState.BACKOFF:
             return Next("it is launched again", deadline)
@@ -201,6 +208,7 @@ def saved(unit: Unit, memory: UnitMemory, plan: Plan, process: ProcessIdentity |
         stalled_since=memory.stalled_since,
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds,
+        warmup=memory.warmup if memory.warmup is not None and memory.warmup.is_over else None,
     )
 
 
@@ -230,6 +238,7 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
         stalled_since=before.stalled_since,
         stalls=before.stalls,
         stall_seconds=before.stall_seconds,
+        warmup=before.warmup,
     )
 
 
@@ -243,7 +252,13 @@ def announcement(
         case EventName.INSTANCE_EXITED:
             assert unit.last_end is not None
             message = describe_end(
-                role, unit.last_end, unit.ended_by, unit.hook_failure, policy=policy, sent=memory.ended_after
+                role,
+                unit.last_end,
+                unit.ended_by,
+                unit.hook_failure,
+                warmup_failure=unit.warmup_failure,
+                policy=policy,
+                sent=memory.ended_after,
             )
         case EventName.INSTANCE_FAILED:
             message = f"is not started again: {reason}"

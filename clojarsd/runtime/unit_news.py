@@ -10,11 +10,12 @@ import structlog
 
 from clojarsd.core import unit_events as events
 from clojarsd.core.health import CheckRecord
-from clojarsd.core.history import stamp
+from clojarsd.core.history import EventName, stamp
 from clojarsd.core.names import Health, Incarnation, Role, UnitState
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import InstanceView
+from clojarsd.core.warmup import Warmup
 from clojarsd.runtime.unit_memory import UnitMemory, view
 from clojarsd.runtime.unit_parts import BY_DAEMON, Plan, Surroundings
 
@@ -97,6 +98,27 @@ class UnitNews(ABC):
     def extend_deadline(self, incarnation: Incarnation, seconds: float) -> None:
         """The process has asked for time."""
         self.report(events.TimeAsked(incarnation, seconds))
+
+    def warming(self, incarnation: Incarnation, warmup: Warmup) -> None:
+        """Take how far the warm-up is, or what came of it."""
+        if not self._is_about(incarnation) or self._unit.warming_since is None:
+            return
+        self._memory.warmup = warmup
+        if warmup.is_over:
+            self._tell_warmup(warmup)
+            self.report(events.Warmed(incarnation, warmup.failure))
+        self._publish()
+
+    def _tell_warmup(self, warmup: Warmup) -> None:
+        told = {**warmup.as_json(), "incarnation": self._unit.incarnation}
+        text = f"{self.role.value} {warmup.result()}"
+        if warmup.failure is None:
+            self._log.info("warmup_finished", **told)
+            self._around.history.record(EventName.WARMUP_FINISHED, text, self.role, self._memory.by, **told)
+            return
+        self._log.warning("warmup_failed", **told)
+        so = "is ended, because it must be warm" if self._plan.policy.must_be_warm else "serves all the same"
+        self._around.history.record(EventName.WARMUP_FAILED, f"{text}; it {so}", self.role, self._memory.by, **told)
 
     def leave_behind(self, what: str | None) -> None:
         """Show what the ended process has left, such as a port that is still taken; None for nothing."""

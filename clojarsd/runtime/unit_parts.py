@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.errors import LaunchFailed
-from clojarsd.core.health import CheckRecord
+from clojarsd.core.health import CheckRecord, Result
 from clojarsd.core.history import EventName
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.launch import LaunchSpec
@@ -119,6 +120,40 @@ class Checker(Protocol):
         """Check nothing."""
 
 
+class WarmingRequests(Protocol):
+    """Asks an instance that is to become warm."""
+
+    async def get(self, path: str, within: float, /) -> Result:
+        """What came of a GET of the path within so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWarmup:
+    """How an instance is warmed up.
+
+    Attributes:
+        paths: what is asked in each round, in this order; at least one.
+        rounds: how many there are at most.
+        timeout: seconds for all of it.
+        requests: what asks a process that was launched so, for as long as its block.
+    """
+
+    paths: tuple[str, ...]
+    rounds: int
+    timeout: float
+    requests: Callable[[InForce], AbstractAsyncContextManager[WarmingRequests]]
+
+
+class Warmer(Protocol):
+    """Warms up one incarnation at a time."""
+
+    def begin(self, incarnation: Incarnation, planned: PlannedWarmup, bound: InForce) -> None:
+        """Warm up this incarnation, which was launched so, and report to `UnitRunner.warming`."""
+
+    def end(self) -> None:
+        """Warm up nothing."""
+
+
 class Traffic(Protocol):
     """The connections that clients have to the pair."""
 
@@ -184,6 +219,7 @@ class Plan:
             LaunchFailed.
         hooks: those that have commands.
         lacking: what must be there before a launch can be, in words, such as a release; None when nothing is missing.
+        warmup: how the process is warmed up before clients come, or None.
     """
 
     name: str
@@ -194,6 +230,7 @@ class Plan:
     launch: Callable[[Incarnation, Mapping[str, str]], PlannedLaunch]
     hooks: Mapping[HookName, HookPlan] = field(default_factory=dict)
     lacking: Callable[[], str | None] = lambda: None
+    warmup: PlannedWarmup | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from clojarsd.core.names import UNKNOWN_END, ExitStatus, Goal, HookName, Incarna
 from clojarsd.core.saved import SavedInstance
 from clojarsd.core.unit import step
 from clojarsd.core.view import LastExit
+from clojarsd.core.warmup import Warmup
 from clojarsd.runtime.unit_hooks import UnitHooks
 from clojarsd.runtime.unit_memory import announcement, merge_records, remembered, saved
 from clojarsd.runtime.unit_news import UnitNews, now
-from clojarsd.runtime.unit_parts import Checker, Plan, Reports, Running, Surroundings
+from clojarsd.runtime.unit_parts import Checker, Plan, Reports, Running, Surroundings, Warmer
 
 log = structlog.get_logger()
 
@@ -35,12 +36,13 @@ class UnitRunner(UnitNews):
     """One instance, as long as the daemon lives.
 
     Everything happens in the loop's thread and at once: an order has taken its effect, on eligibility too, when `order`
-    returns, so that no two orders can both rely on the same other instance. The checker is given with `attach`.
+    returns, so that no two orders can both rely on the same other instance. Checker and warmer are given with `attach`.
     """
 
     def __init__(self, role: Role, plan: Plan, around: Surroundings) -> None:
         super().__init__(role, plan, around)
         self._checker: Checker
+        self._warmer: Warmer
         self._process: Running | None = None
         self._spec: LaunchSpec | None = None
         self._hooks = UnitHooks(role, around.run_hook)
@@ -50,13 +52,13 @@ class UnitRunner(UnitNews):
         self._stepping = False
         self._abandoned = False
 
-    def attach(self, checker: Checker, before: SavedInstance | None = None) -> None:
-        """Take the checker that will report to this runner, and show the unit for the first time.
+    def attach(self, checker: Checker, warmer: Warmer, before: SavedInstance | None = None) -> None:
+        """Take those who will report to this runner, and show the unit for the first time.
 
         Args:
             before: what an earlier daemon knew of the instance; what it was doing is taken up where it stood.
         """
-        self._checker = checker
+        self._checker, self._warmer = checker, warmer
         if before is not None:
             self._restore(before)
         self._publish()
@@ -155,6 +157,8 @@ class UnitRunner(UnitNews):
             self._around.proved(self.role)
         if before.unit.hook is not None:
             self._run_hook(before.unit.hook)
+        if before.unit.warming_since is not None:
+            self._begin_warmup(incarnation)
         if self._checks_now():
             self._checker.begin(incarnation, self._memory.records)
         self._log.info("unit_adopted", pid=self.pid, incarnation=incarnation, state=before.unit.state.value)
@@ -222,6 +226,11 @@ class UnitRunner(UnitNews):
                 self._run_hook(hook)
             case events.EndHook():
                 self._hooks.cancel()
+            case events.BeginWarmup(incarnation):
+                self._begin_warmup(incarnation)
+            case events.EndWarmup():
+                self._warmer.end()
+                self._memory.warmup = None
             case events.Signal(_, number):
                 if self._process is not None:
                     self._process.signal(number)
@@ -245,7 +254,7 @@ class UnitRunner(UnitNews):
         self._memory.records = tuple(CheckRecord() for _ in self._plan.checks)
         self._memory.checked_at = [None] * len(self._plan.checks)
         self._memory.forget_process()
-        self._memory.left = self._memory.in_force = None
+        self._memory.left = self._memory.in_force = self._memory.warmup = None
         self._around.traffic.end_drain(self.role)
         environment, self._environment = self._environment, {}
         try:
@@ -290,7 +299,15 @@ class UnitRunner(UnitNews):
             self._memory.last_exit = LastExit(how, stamp(now()))
             self.report(events.Exited(incarnation, how))
 
-    # Hooks.
+    # What comes between checks and clients, and hooks.
+
+    def _begin_warmup(self, incarnation: Incarnation) -> None:
+        planned = self._plan.warmup
+        if planned is None:  # an earlier daemon had begun one by other settings
+            self._loop.call_soon(self.report, events.Warmed(incarnation, None))
+            return
+        self._memory.warmup = Warmup(planned.rounds)
+        self._warmer.begin(incarnation, planned, self.in_force)
 
     def _run_hook(self, hook: HookName) -> None:
         end = self._unit.last_end

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 import aiohttp
 from yarl import URL
@@ -50,10 +51,13 @@ class Prober:
     Args:
         own: told of the connections that nobody but the instance itself may answer. Those of `tcp` wait for no answer,
             and are reset at once, unless they are announced.
+
+    Attributes:
+        own: those connections, for whoever makes others of the kind.
     """
 
     def __init__(self, own: OwnConnections | None = None) -> None:
-        self._own = own if own is not None else OwnConnections()
+        self.own = own if own is not None else OwnConnections()
 
     async def __aenter__(self) -> Self:
         self._sessions: dict[tuple[str | None, bool], aiohttp.ClientSession] = {}
@@ -66,7 +70,7 @@ class Prober:
             await session.close()
 
     def _make_socket(self, where: tuple[Any, ...]) -> socket.socket:
-        made = OwnSocket(self._own, where[0])
+        made = OwnSocket(self.own, where[0])
         _made.get().append(made)
         return made
 
@@ -97,7 +101,7 @@ class Prober:
                 return Result(False, f"{address} answered {answer.status} (expected {expected})", took)
 
         try:
-            result = await _within(check.timeout, address, ask)
+            result = await asked_within(check.timeout, address, ask)
             if not result.passed and any(made.was_taken for made in sockets):
                 return Result(False, f"{address} has not accepted the connection", result.took)
             return result
@@ -123,7 +127,7 @@ class Prober:
             name = writer.get_extra_info("sockname")
             is_itself = name == writer.get_extra_info("peername")
             if announced and not is_itself:
-                self._own.give_up(Address.of_socket(name), address.port)
+                self.own.give_up(Address.of_socket(name), address.port)
                 writer.write(LOCAL)
                 writer.close()  # without a reset, which might overtake the header
             else:
@@ -132,7 +136,7 @@ class Prober:
                 return Result(False, f"{address} refused", took)
             return Result(True, f"connected in {took * 1000:.0f} ms", took)
 
-        return await _within(check.timeout, address, ask)
+        return await asked_within(check.timeout, address, ask)
 
     def _session(self, path: str | None, announced: bool) -> aiohttp.ClientSession:
         """What sends requests by TCP, or to the Unix socket at the path; made when it is first wanted."""
@@ -140,9 +144,9 @@ class Prober:
         if session is None:
             connector: aiohttp.BaseConnector
             if path is not None:
-                connector = (_AnnouncingUnix if announced else aiohttp.UnixConnector)(path, force_close=True, limit=0)
+                connector = (AnnouncingUnix if announced else aiohttp.UnixConnector)(path, force_close=True, limit=0)
             else:
-                kind = _AnnouncingTcp if announced else aiohttp.TCPConnector
+                kind = AnnouncingTcp if announced else aiohttp.TCPConnector
                 connector = kind(force_close=True, limit=0, socket_factory=self._make_socket)
             session = self._sessions[path, announced] = aiohttp.ClientSession(
                 connector=connector,
@@ -155,22 +159,28 @@ class Prober:
 
 
 class _Announcing(aiohttp.BaseConnector):
-    """Sends on each connection, which is used for one request, that it is no client's, before the request."""
+    """Sends on each connection that it is no client's, once, before the first request."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._told: WeakSet[asyncio.Protocol] = WeakSet()
 
     async def connect(self, *arguments: Any, **named: Any) -> aiohttp.connector.Connection:
         """A connection on which that was said."""
         connection = await super().connect(*arguments, **named)
-        if connection.transport is not None:
+        if connection.transport is not None and connection.protocol not in self._told:
+            assert connection.protocol is not None
+            self._told.add(connection.protocol)
             connection.transport.write(LOCAL)
         return connection
 
 
-class _AnnouncingTcp(_Announcing, aiohttp.TCPConnector):
-    pass
+class AnnouncingTcp(_Announcing, aiohttp.TCPConnector):
+    """Connects by TCP."""
 
 
-class _AnnouncingUnix(_Announcing, aiohttp.UnixConnector):
-    pass
+class AnnouncingUnix(_Announcing, aiohttp.UnixConnector):
+    """Connects to a Unix socket."""
 
 
 async def _connect_to_unix(path: str, said: bytes) -> None:
@@ -187,7 +197,7 @@ async def _connect_to_unix(path: str, said: bytes) -> None:
         end.send(said)
 
 
-async def _within(seconds: float, address: Backend, ask: Callable[[], Awaitable[Result]]) -> Result:
+async def asked_within(seconds: float, address: Backend, ask: Callable[[], Awaitable[Result]]) -> Result:
     """What `ask` says, or a failure that says why there was no answer."""
     began = time.monotonic()
     try:

@@ -13,6 +13,7 @@ from clojarsd.core.names import Goal, Health, HookName, Incarnation, Role, Rotat
 from clojarsd.core.restart import RestartPolicy, RestartWhen
 from clojarsd.core.saved import InForce, SavedInstance, SavedPair
 from clojarsd.core.unit_facts import Unit, UnitPolicy
+from clojarsd.core.warmup import MARGIN
 from tests.support.saved import BOOT, LATER, NOON, a_pair, a_unit, an_instance
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -238,6 +239,15 @@ def test_only_a_start_that_nobody_saw_has_its_time_again(state: UnitState, deadl
     unit = Unit(goal=Goal.UP, state=state, deadline=deadline)
     expected = NOW + START_TIMEOUT if state is UnitState.STARTING else deadline
     assert resumed(unit, NOW, POLICY).deadline == expected
+
+
+@pytest.mark.parametrize("deadline", [NOW - 500, NOW + 1])
+@pytest.mark.parametrize(("warmup", "seconds"), [(20.0, 20.0 + MARGIN), (None, MARGIN)])
+def test_a_warm_up_begins_again_with_its_whole_time(warmup: float | None, seconds: float, deadline: float) -> None:
+    """Also one that the settings no longer have, which is over at once."""
+    unit = Unit(state=UnitState.STARTING, warming_since=1.0, deadline=deadline)
+    policy = replace(POLICY, warmup=warmup)
+    assert resumed(unit, NOW, policy) == replace(unit, warming_since=NOW, deadline=NOW + seconds)
 
 
 @pytest.mark.parametrize("deadline", [NOW - 500, NOW + 1])

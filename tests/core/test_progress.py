@@ -28,6 +28,7 @@ from clojarsd.core.progress import (
 from clojarsd.core.unit import EndCause, Unit
 from clojarsd.core.unit_events import NotLaunched
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
+from clojarsd.core.warmup import Outcome, Warmup
 
 FIRST, SECOND = Incarnation(1), Incarnation(2)
 READY = Unit(Goal.UP, UnitState.READY, incarnation=FIRST)
@@ -421,3 +422,40 @@ def test_the_end_of_a_drain_says_how_many_connections_were_cut() -> None:
         True,
         "backup is out of rotation and has no connections left; 2 of 9 connections were cut after 30 s (drain)",
     )
+
+
+WARMING = replace(STARTING, warming_since=1.0)
+BEGUN = Warmup(20)
+WARM = replace(BEGUN, outcome=Outcome.SETTLED, rounds=12, first=0.04, latency=0.003)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "steps"),
+    [
+        (instance(STARTING), replace(instance(WARMING), warmup=BEGUN), ("is warming up (at most 20 rounds)",)),
+        (replace(instance(WARMING), warmup=BEGUN), replace(instance(WARMING), warmup=replace(BEGUN, rounds=3)), ()),
+        (
+            replace(instance(WARMING), warmup=BEGUN),
+            replace(instance(RENEWED), warmup=WARM),
+            ("is warm: 40 ms -> 3.0 ms in 12 rounds", "is ready"),
+        ),
+        (
+            replace(instance(READY), warmup=WARM),
+            replace(instance(WARMING, pid=8), warmup=BEGUN),
+            ("ends (process 7)", "starts (process 8)", "is warming up (at most 20 rounds)"),
+        ),
+        (
+            replace(instance(READY), warmup=WARM),
+            replace(instance(RENEWED, pid=8), warmup=WARM),
+            ("ends (process 7)", "starts (process 8)", "is warm: 40 ms -> 3.0 ms in 12 rounds", "is ready"),
+        ),
+        (replace(instance(READY), warmup=WARM), replace(instance(READY), warmup=WARM), ()),
+        (
+            replace(instance(WARMING), warmup=BEGUN),
+            replace(instance(replace(PARKED, incarnation=SECOND), reason="by order"), warmup=WARM),
+            ("is warm: 40 ms -> 3.0 ms in 12 rounds", "gets no new connections; 0 open ones may end"),
+        ),
+    ],
+)
+def test_a_warm_up_in_words(before: InstanceView, after: InstanceView, steps: tuple[str, ...]) -> None:
+    assert narrate(Role.BACKUP, pair(before), pair(after)) == steps

@@ -24,6 +24,7 @@ from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import Exited, NotLaunched
 from clojarsd.core.view import CheckView
+from clojarsd.core.warmup import Warmup
 
 FIRST = Incarnation(1)
 RESTARTS = RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 30.0, 60.0, 3, 120.0)
@@ -208,6 +209,31 @@ def test_a_start_says_which_hook_it_waits_for(hook: HookName, sentence: str) -> 
 )
 def test_an_end_says_what_its_hooks_do(unit: Unit, sentence: str) -> None:
     assert why(replace(unit, state=UnitState.STOPPING)) == sentence
+
+
+def test_a_start_says_how_far_its_warm_up_is() -> None:
+    warming = replace(UNIT, warming_since=1.0)
+    assert why(warming, GOOD, health=Health.UP) == "warming up"
+    told = why_not_eligible(
+        Role.BACKUP, warming, Health.UP, (GOOD,), POLICY, None, warmup=Warmup(20, rounds=6, first=0.04, latency=0.003)
+    )
+    assert told == "warming up: round 7 of 20, 3.0 ms"
+
+
+def test_a_failed_warm_up_is_told_while_it_ends_and_afterwards() -> None:
+    ending = replace(
+        UNIT, state=UnitState.STOPPING, cause=EndCause.WARMUP, warmup_failure="/ answered 500", stop_step=1
+    )
+    assert why(ending) == "its warm-up failed (/ answered 500): SIGQUIT sent"
+    ended = replace(
+        UNIT, state=UnitState.BACKOFF, last_end=TERMED, ended_by=EndCause.WARMUP, warmup_failure="/ answered 500"
+    )
+    assert why(ended, at="then") == (
+        "was ended because its warm-up failed: / answered 500 (was killed by SIGTERM); next try at then"
+    )
+    assert why(replace(ended, warmup_failure=None), at="then") == (
+        "was ended because its warm-up failed (was killed by SIGTERM); next try at then"
+    )
 
 
 def test_a_failed_post_start_is_told_with_the_next_try() -> None:

@@ -26,7 +26,7 @@ def keys(**tables: dict[str, str]) -> list[str]:
         *({"app": {key: '[["x"]]'}} for key in ("pre_start", "post_start", "pre_stop", "post_stop")),
         *({"app": {"log": log, "log_max_size": '"1MiB"', "log_keep": "5"}} for log in ('"journal"', '"inherit"')),
         {"stall": {"enabled": "true", "after": '"1s"'}, "hang": {"restart_after": '"never"', "thread_dump": "false"}},
-        {"warmup": {"requests": "[]", "rounds": "3"}},
+        {"warmup": {"requests": '["/"]', "rounds": "3", "required": "true"}},
         *({"frontends__http": {**HTTP, "mode": mode}} for mode in ('"steer"', '"relay"')),
         {"frontends__http": {**HTTP, "mode": '"auto"', "max_connections": "5", "proxy_protocol": "true"}},
         {"checks": {"kind": '"http"', "port": '"http"'}},
@@ -42,7 +42,6 @@ def test_what_is_acted_on_or_asks_for_nothing_is_not_named(tables: dict[str, dic
         ({"checks": {"kind": '"nailgun"', "port": '"http"'}}, ['checks[0].kind "nailgun"']),
         ({"checks": {"kind": '"exec"', "command": '["x"]'}}, ['checks[0].kind "exec"']),
         ({"hang": {"restart_after": '"30s"', "thread_dump": "true"}}, ["hang.restart_after", "hang.thread_dump"]),
-        ({"warmup": {"requests": '["/"]'}}, ["warmup.requests"]),
         (
             {"deploy": DEPLOY, "admin": {}, "hooks": {"on": '["oom"]', "exec": '["x"]'}},
             ["admin", "hooks"],

@@ -20,6 +20,7 @@ from clojarsd.core.unit_acts import DRAIN_MARGIN
 from clojarsd.core.unit_events import (
     Announce,
     BeginDrain,
+    BeginWarmup,
     CutConnections,
     DeadlinePassed,
     Drain,
@@ -27,6 +28,7 @@ from clojarsd.core.unit_events import (
     EndChecks,
     EndDrain,
     EndHook,
+    EndWarmup,
     Event,
     Exited,
     HookEnded,
@@ -43,12 +45,17 @@ from clojarsd.core.unit_events import (
     Stop,
     TimeAsked,
     Undrain,
+    Warmed,
 )
+from clojarsd.core.warmup import MARGIN
 
 RESTARTS = RestartPolicy(RestartWhen.ON_FAILURE, 1.0, 30.0, 60.0, 3, 120.0)
 POLICY = UnitPolicy(120.0, 30.0, ((15, 20.0),), frozenset({0, 143}), RESTARTS)
 HOOKS = {HookName.PRE_START: 7.0, HookName.POST_START: 8.0, HookName.PRE_STOP: 9.0, HookName.POST_STOP: 10.0}
 HOOKED = replace(POLICY, hooks=HOOKS)
+WARMED = replace(POLICY, warmup=20.0)
+MUST_BE_WARM = replace(HOOKED, warmup=20.0, must_be_warm=True)
+POLICIES = (POLICY, HOOKED, WARMED, MUST_BE_WARM)
 NOW = 1000.0
 FIRST, SECOND = Incarnation(1), Incarnation(2)
 CRASHED, TERMED, FINISHED = ExitStatus(1, None), ExitStatus(143, None), ExitStatus(0, None)
@@ -64,6 +71,8 @@ REPORTS: tuple[Event, ...] = (
     *(HookEnded(FIRST, hook, failure) for hook in HookName for failure in (None, "/bin/no exited with 1")),
     HookEnded(FIRST, HookName.PRE_START, "no release", LaunchStage.RELEASE),
     TimeAsked(FIRST, 500.0),
+    Warmed(FIRST, None),
+    Warmed(FIRST, "/ answered 500"),
 )
 ORDERS: tuple[Order, ...] = (
     *(Start(), Stop(), Restart(), Drain(), Undrain(), Reload()),
@@ -73,6 +82,7 @@ EVENTS: tuple[Event, ...] = (*ORDERS, *REPORTS, DeadlinePassed())
 
 STOPPED = Unit()
 STARTING = Unit(Goal.UP, UnitState.STARTING, incarnation=FIRST, deadline=1100.0)
+WARMING = replace(STARTING, warming_since=990.0)
 READY = replace(STARTING, state=UnitState.READY, deadline=None, ready_at=900.0)
 PARKED = replace(READY, state=UnitState.DRAINING, rotation=Rotation.OUT)
 DRAINING = replace(READY, state=UnitState.DRAINING, cause=EndCause.RESTART, deadline=1030.0)
@@ -98,6 +108,9 @@ VARIANTS: tuple[Unit, ...] = (
     replace(STARTING, hook=HookName.PRE_START, failures=Failures(3, (990.0, 991.0, 992.0))),
     replace(STARTING, hook=HookName.POST_START),
     replace(STARTING, hook=HookName.POST_START, rotation=Rotation.OUT),
+    WARMING,
+    replace(WARMING, rotation=Rotation.OUT),
+    replace(STOPPING, cause=EndCause.WARMUP, ready_at=None, warmup_failure="/ answered 500"),
     replace(STOPPING, cause=EndCause.POST_START, ready_at=None, hook_failure="/bin/no exited with 1"),
     replace(STOPPING, stop_step=0, hook=HookName.PRE_STOP),
     *(
@@ -143,7 +156,7 @@ def test_every_pair_is_decided(unit: Unit, event: Event) -> None:
             with pytest.raises(Refused, match=r"^it has no process yet$"):
                 after(unit, event)
             return
-        for policy in (POLICY, HOOKED):
+        for policy in POLICIES:
             became, effects = after(unit, event, policy)
             assert isinstance(became, Unit)
             assert isinstance(effects, tuple)
@@ -164,7 +177,7 @@ def test_the_diagram_is_the_table() -> None:
             state, *happenings = left.split()
             drawn |= {(state, happening): set(right.split()) for happening in happenings}
     seen: dict[tuple[str, str], set[str]] = {}
-    for variant, happening, policy in itertools.product(VARIANTS, EVENTS, (POLICY, HOOKED)):
+    for variant, happening, policy in itertools.product(VARIANTS, EVENTS, POLICIES):
         if (variant.state, type(happening)) in TRANSITIONS and is_possible(variant, happening):
             if isinstance(happening, Reload) and not variant.has_process:
                 continue
@@ -543,6 +556,55 @@ def test_a_process_may_ask_for_time_and_never_shortens_it() -> None:
     assert after(READY, TimeAsked(FIRST, 500.0)) == (READY, ())
 
 
+def test_a_proof_begins_the_warm_up_which_has_its_own_deadline() -> None:
+    became, effects = after(STARTING, Proved(FIRST), WARMED)
+    assert became == replace(STARTING, warming_since=NOW, deadline=NOW + 20.0 + MARGIN)
+    assert effects == (BeginWarmup(FIRST),)
+    assert after(became, Proved(FIRST), WARMED) == (became, ())
+    assert after(became, TimeAsked(FIRST, 500.0), WARMED) == (became, ())
+
+
+def test_the_warm_up_comes_after_post_start() -> None:
+    hooked, _ = after(STARTING, Proved(FIRST), MUST_BE_WARM)
+    assert (hooked.hook, hooked.warming_since) == (HookName.POST_START, None)
+    warming, effects = after(hooked, HookEnded(FIRST, HookName.POST_START, None), MUST_BE_WARM)
+    assert (warming.hook, warming.warming_since, effects) == (None, NOW, (BeginWarmup(FIRST),))
+
+
+@pytest.mark.parametrize(("failure", "policy"), [(None, MUST_BE_WARM), (None, WARMED), ("/ answered 500", WARMED)])
+def test_what_is_warm_or_need_not_be_is_ready(failure: str | None, policy: UnitPolicy) -> None:
+    became, effects = after(WARMING, Warmed(FIRST, failure), policy)
+    assert became == replace(READY, ready_at=NOW)
+    assert effects == (Announce(EventName.INSTANCE_READY),)
+    parked, _ = after(replace(WARMING, rotation=Rotation.OUT), Warmed(FIRST, failure), policy)
+    assert parked.state is UnitState.DRAINING
+
+
+def test_what_must_be_warm_and_is_not_has_failed_to_start() -> None:
+    ending, effects = after(WARMING, Warmed(FIRST, "/ answered 500"), MUST_BE_WARM)
+    assert (ending.state, ending.cause, ending.warming_since) == (UnitState.STOPPING, EndCause.WARMUP, None)
+    assert effects == (EndChecks(FIRST), Signal(FIRST, 15))
+    again, _ = after(ending, Exited(FIRST, TERMED))
+    assert (again.state, again.failures.in_a_row) == (UnitState.BACKOFF, 1)
+    assert (again.ended_by, again.warmup_failure) == (EndCause.WARMUP, "/ answered 500")
+    assert after(again, DeadlinePassed())[0].warmup_failure is None
+
+
+@pytest.mark.parametrize(("policy", "state"), [(WARMED, UnitState.READY), (MUST_BE_WARM, UnitState.STOPPING)])
+def test_a_warm_up_that_never_ends_has_failed(policy: UnitPolicy, state: UnitState) -> None:
+    became, effects = after(WARMING, DeadlinePassed(), policy)
+    assert (became.state, became.warming_since) == (state, None)
+    assert effects[0] == EndWarmup(FIRST)
+
+
+@pytest.mark.parametrize("event", [Stop(), Restart(), Exited(FIRST, CRASHED)])
+def test_whatever_ends_a_start_ends_its_warm_up(event: Event) -> None:
+    became, effects = after(WARMING, event, WARMED)
+    assert became.warming_since is None
+    assert effects[0] == EndWarmup(FIRST)
+    assert after(became, Warmed(FIRST, None), WARMED) == (became, ())
+
+
 class Walk(RuleBasedStateMachine):
     """Orders and the outside world in any order, with a model of the one process there may be."""
 
@@ -551,11 +613,24 @@ class Walk(RuleBasedStateMachine):
         steps=some.sampled_from([((15, 20.0),), ((3, 1.0), (15, 5.0))]),
         limit=some.integers(1, 3),
         hooks=some.sets(some.sampled_from(HookName)),
+        warmup=some.sampled_from([None, 20.0]),
+        must_be_warm=some.booleans(),
     )
-    def begin(self, when: RestartWhen, steps: tuple[tuple[int, float], ...], limit: int, hooks: set[HookName]) -> None:
+    def begin(
+        self,
+        when: RestartWhen,
+        steps: tuple[tuple[int, float], ...],
+        limit: int,
+        hooks: set[HookName],
+        warmup: float | None,
+        must_be_warm: bool,
+    ) -> None:
         restarts = replace(RESTARTS, when=when, limit_count=limit)
         wanted = {hook: HOOKS[hook] for hook in hooks}
         self.policy = replace(POLICY, restart=restarts, stop_steps=steps, hooks=wanted)
+        self.policy = replace(self.policy, warmup=warmup, must_be_warm=must_be_warm)
+        self.warming: Incarnation | None = None
+        self.warm: set[Incarnation] = set()
         self.unit, self.now = Unit(), 0.0
         self.alive: Incarnation | None = None
         self.draining: Incarnation | None = None
@@ -581,6 +656,15 @@ class Walk(RuleBasedStateMachine):
                 case EndHook(incarnation):
                     assert self.hook is not None
                     self.hook = None
+                case BeginWarmup(incarnation):
+                    assert (self.warming, self.hook) == (None, None)
+                    assert incarnation in self.proved
+                    assert incarnation == self.alive
+                    self.warming = incarnation
+                case EndWarmup(incarnation):
+                    assert incarnation == self.warming
+                    self.warming = None
+                    self.warm.add(incarnation)
                 case BeginDrain(incarnation):
                     assert incarnation == self.alive
                     self.draining = incarnation
@@ -627,6 +711,15 @@ class Walk(RuleBasedStateMachine):
         through, self.hook = self.hook, None
         self.feed(HookEnded(self.unit.incarnation, through, failure, stage))
 
+    @precondition(lambda self: self.warming is not None)
+    @rule(failure=some.sampled_from([None, "/ answered 500"]))
+    def end_warmup(self, failure: str | None) -> None:
+        assert self.warming is not None
+        through, self.warming = self.warming, None
+        self.warm.add(through)
+        self.feed(Warmed(through, failure))
+        assert self.unit.state in (UnitState.READY, UnitState.DRAINING) or (failure and self.policy.must_be_warm)
+
     @rule(seconds=some.floats(0, 200))
     def ask_for_time(self, seconds: float) -> None:
         before = self.unit.deadline
@@ -662,6 +755,7 @@ class Walk(RuleBasedStateMachine):
     def the_state_tells_whether_there_is_a_process(self) -> None:
         assert self.unit.has_process == (self.alive is not None)
         assert self.unit.hook is self.hook
+        assert (self.unit.warming_since is not None) == (self.warming is not None)
         assert self.alive in (None, self.unit.incarnation)
 
     @invariant()
@@ -669,6 +763,7 @@ class Walk(RuleBasedStateMachine):
         if self.unit.state is UnitState.READY:
             assert self.unit.incarnation in self.proved
             assert self.unit.ready_at is not None
+            assert self.policy.warmup is None or self.unit.incarnation in self.warm
 
     @invariant()
     def what_must_not_last_has_a_deadline(self) -> None:

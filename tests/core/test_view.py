@@ -12,6 +12,7 @@ from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, Uni
 from clojarsd.core.routing import Caps
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView, PausedView
+from clojarsd.core.warmup import Outcome, Warmup
 
 PRIMARY = InstanceView(
     role=Role.PRIMARY,
@@ -23,6 +24,7 @@ PRIMARY = InstanceView(
     restarts=2,
     last_exit=LastExit(ExitStatus(1, None), "2026-11-23T12:00:00.000Z"),
     reason=None,
+    warmup=Warmup(20, Outcome.SETTLED, 7, first=0.0402, latency=0.00312, seconds=2.1),
     release="clojars-web-0.8.1-standalone.jar",
     goal_by="ann",
     goal_at="2026-11-23T11:00:00.000Z",
@@ -130,6 +132,15 @@ def test_the_whole_picture() -> None:
                 "stalls": 2,
                 "stall_seconds": 1.235,
                 "lacks": None,
+                "warmup": {
+                    "rounds": 7,
+                    "of": 20,
+                    "latency_ms": 3.1,
+                    "first_ms": 40.2,
+                    "outcome": "settled",
+                    "seconds": 2.1,
+                    "failure": None,
+                },
             },
             "backup": {
                 "name": "clojars-backup",
@@ -159,6 +170,7 @@ def test_the_whole_picture() -> None:
                 "stalls": 0,
                 "stall_seconds": 0.0,
                 "lacks": None,
+                "warmup": None,
             },
         },
         "frontends": {

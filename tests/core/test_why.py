@@ -14,6 +14,7 @@ from clojarsd.core.history import EventName, PastEvent, stamp
 from clojarsd.core.names import ExitStatus, Goal, Health, LaunchStage, Role, UnitState
 from clojarsd.core.unit_events import NotLaunched
 from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
+from clojarsd.core.warmup import Outcome, Warmup
 from clojarsd.core.why import MOST_LATELY, explain
 from tests.support.control import instance
 
@@ -552,3 +553,23 @@ def test_a_daemon_that_says_less_is_explained_too() -> None:
         for name in ("goal_by", "goal_at", "adopted", "status_text", "next", "trouble"):
             part.pop(name, None)
     assert explain(status, [])["next"] == []
+
+
+SETTLED = Warmup(20, Outcome.SETTLED, 12, first=0.0402, latency=0.003)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "sentences"),
+    [
+        (SETTLED, ["its warm-up: 40.2 ms -> 3 ms, settled after 12 rounds"]),
+        (Warmup(20).cut_short(0.0), ["its warm-up: cut short because nobody else could serve after 0 rounds"]),
+        (Warmup(20).timed_out(20.0), ["its warm-up failed: not one round was through within 20 s"]),
+        (Warmup(20), []),
+        (None, []),
+    ],
+)
+def test_what_came_of_a_warm_up_is_explained(warmup: Warmup | None, sentences: list[str]) -> None:
+    seen = json.loads(json.dumps(replace(instance(PRIMARY), warmup=warmup).as_json()))
+    status = {"instances": {"primary": seen}, "frontends": {}}
+    told = explain(status, [], "primary", today=TODAY)["instances"]["primary"]
+    assert [one for one in told if "warm-up" in one] == sentences

@@ -14,6 +14,7 @@ from clojarsd.core.history import EventName, PastEvent
 from clojarsd.core.names import ExitStatus, Goal, Health, Incarnation, Role, UnitState
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, LastExit, Next, PairView
+from clojarsd.core.warmup import Outcome, Warmup
 from clojarsd.ctl.render import WIDTH, age, clean, event_line, memory_text, plain, status_lines, step_text, substance
 from tests.support.control import instance
 
@@ -236,3 +237,30 @@ def test_counters_and_single_checks_are_no_change_worth_printing() -> None:
     assert substance(before) == substance(after)
     moved = picture(instance(Role.PRIMARY), instance(Role.BACKUP), http=frontend(Role.BACKUP))
     assert substance(before) != substance(moved)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "line"),
+    [
+        (
+            Warmup(20, Outcome.SETTLED, 12, first=0.0402, latency=0.003),
+            "warm-up: 40.2 ms -> 3 ms in 12 rounds, settled",
+        ),
+        (Warmup(20).after_round(0.04, 1.0).cut_short(1.0), "warm-up: 40 ms -> 40 ms in 1 round, cut short"),
+        (Warmup(20).cut_short(0.0), "warm-up: 0 rounds, cut short"),
+        (Warmup(20).timed_out(20.0), "warm-up failed: not one round was through within 20 s"),
+        (Warmup(20), None),
+    ],
+)
+def test_what_came_of_a_warm_up(warmup: Warmup, line: str | None) -> None:
+    text = read(picture(replace(instance(Role.PRIMARY), warmup=warmup), instance(Role.BACKUP)))
+    assert [one.strip() for one in text.splitlines() if "warm-up" in one] == ([line] if line else [])
+
+
+def test_the_rounds_of_a_warm_up_are_no_change_worth_printing() -> None:
+    def at(warmup: Warmup, reason: str) -> dict[str, Any]:
+        primary = replace(instance(Role.PRIMARY), warmup=warmup, reason=reason)
+        return substance(picture(primary, instance(Role.BACKUP)))
+
+    assert at(Warmup(20, rounds=1), "round 1") == at(Warmup(20, rounds=2), "round 2")
+    assert at(Warmup(20, rounds=1), "round 1") != at(Warmup(20).cut_short(0.0), "round 1")

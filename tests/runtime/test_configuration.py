@@ -31,7 +31,7 @@ from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.system.probe import Prober
 from clojarsd.system.settings_file import read_settings
 from clojarsd.system.world import foreign_sources
-from tests.support.units import LONG, TERMED, FakeProcess, Units
+from tests.support.units import LONG, TERMED, FakeProcess, FakeWarmer, Units
 from tests.support.waiting import PATIENCE, until
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -162,7 +162,7 @@ class Room:
         }
         self.configuration.attach(self.runners, self.watches, self.frontends, self.apply)
         for role in Role:
-            self.runners[role].attach(self.watches[role], (before or {}).get(role))
+            self.runners[role].attach(self.watches[role], FakeWarmer(role, self.deeds), (before or {}).get(role))
         self.deeds.clear()
 
     def read(self, path: Path) -> Settings:

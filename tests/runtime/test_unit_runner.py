@@ -746,7 +746,7 @@ class Real:
         self.asked = 0
         self.is_abandoned = False
         self.watch = HealthWatch(ROLE, [PlannedCheck("tcp", self._ask, 0.005, 1, 1)], self.runner)
-        self.runner.attach(self.watch)
+        self.runner.attach(self.watch, self.units.warmers[ROLE])
 
     async def _ask(self) -> Result:
         self.asked += 1

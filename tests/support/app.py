@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import NoReturn
 
+    from demo.app import Connection, Request
+
+COLD = " (cold)"
+"""How the name ends that is given in answers to the first requests of those that are to be slow."""
 LOOK_AGAIN = 0.005
 """Seconds between two looks at a file that somebody else makes or removes."""
 
@@ -35,13 +39,40 @@ def command(*extra: str | Path | int) -> list[str]:
 
 
 class StandIn(App):
-    """The application, whose health two files decide: 503 while one exists, no answer while the other does."""
+    """The application, whose health two files decide: 503 while one exists, no answer while the other does.
+
+    Its first answers may be slow, and say so by its name; they are those to one client that asks one after the other.
+    """
 
     def __init__(self, args: Namespace) -> None:
         super().__init__(args.name, args.heap)
         self._unhealthy_while: Path | None = args.unhealthy_while
         self._hang_while: Path | None = args.hang_while
         self._is_deaf: bool = args.ignore_term
+        self._cold: int = args.cold
+        self._cold_ms: int = args.cold_ms
+        self._asked: Path | None = args.asked
+        self._failing_while: Path | None = args.fail_while
+
+    def _respond(self, request: Request, connection: Connection) -> None:
+        if request.path == "/health":
+            super()._respond(request, connection)
+        else:
+            self._respond_to_client(request, connection)
+
+    def _respond_to_client(self, request: Request, connection: Connection) -> None:
+        if self._asked is not None:
+            with self._asked.open("a") as file:
+                file.write(f"{self.name} {os.getpid()} {request.path}\n")
+        if exists(self._failing_while):
+            connection.answer(request, 503, "failing\n")
+            return
+        if self._cold > 0:
+            time.sleep(self._cold_ms / 1000)
+            self.name = f"{self.name.removesuffix(COLD)}{COLD}"
+        super()._respond(request, connection)
+        self.name = self.name.removesuffix(COLD)
+        self._cold -= 1
 
     def health(self) -> tuple[int, str]:
         while exists(self._hang_while):
@@ -171,6 +202,10 @@ def arguments() -> Namespace:
     add("--start-delay", type=int, default=0, metavar="MS", help="do not listen before so many milliseconds")
     add("--unhealthy-while", type=Path, metavar="PATH", help="/health answers 503 while this file exists")
     add("--hang-while", type=Path, metavar="PATH", help="/health does not answer while this file exists")
+    add("--asked", type=Path, help="gets a line with name, pid and path of each request, but those for /health")
+    add("--fail-while", type=Path, metavar="PATH", help="all but /health answers 503 while this file exists")
+    add("--cold", type=int, default=0, metavar="N", help="the first N requests, but those for /health, are slow")
+    add("--cold-ms", type=int, default=20, metavar="MS", help="... by so many milliseconds")
     return parser.parse_args()
 
 

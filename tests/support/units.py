@@ -19,7 +19,7 @@ from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView
 from clojarsd.runtime.status import Board
-from clojarsd.runtime.unit_parts import HookPlan, LaunchReports, Plan, PlannedLaunch, Surroundings
+from clojarsd.runtime.unit_parts import HookPlan, LaunchReports, Plan, PlannedLaunch, PlannedWarmup, Surroundings
 from clojarsd.runtime.unit_runner import UnitRunner
 
 LONG = 3600.0
@@ -80,6 +80,23 @@ class FakeChecker:
     def end(self) -> None:
         self.target = None
         self._deeds.append(f"{self._role.value} checks nothing")
+
+
+class FakeWarmer:
+    """Remembers what is warmed up."""
+
+    def __init__(self, role: Role, deeds: list[str]) -> None:
+        self.planned: PlannedWarmup | None = None
+        self._role = role
+        self._deeds = deeds
+
+    def begin(self, incarnation: Incarnation, planned: PlannedWarmup, bound: InForce) -> None:
+        self.planned = planned
+        self._deeds.append(f"{self._role.value} warms up {incarnation}")
+
+    def end(self) -> None:
+        self.planned = None
+        self._deeds.append(f"{self._role.value} warms up nothing")
 
 
 class FakeTraffic:
@@ -206,9 +223,10 @@ class Units:
         self._hook_plans = hooks or {}
         self._notify = notify
         self.checkers = {role: FakeChecker(role, self.deeds) for role in Role}
+        self.warmers = {role: FakeWarmer(role, self.deeds) for role in Role}
         self.runners = {role: UnitRunner(role, self._plan(role, policy), self.around) for role in Role}
         for role in Role:
-            self.runners[role].attach(self.checkers[role], (before or {}).get(role))
+            self.runners[role].attach(self.checkers[role], self.warmers[role], (before or {}).get(role))
 
     def _plan(self, role: Role, policy: UnitPolicy) -> Plan:
         return self.plan(role, policy, ("http",))
