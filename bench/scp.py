@@ -9,6 +9,7 @@ the seconds for 10 MB are what that scales to, unless `--full` is given. What a 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import random
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
+MaxStartups 100
 """
 
 
@@ -77,8 +79,8 @@ class Sshd:
     home: Path
     port: int
 
-    def upload(self, way: str, file: Path, name: str) -> float:
-        """Seconds that scp takes to upload the file under that name. Ends the bench when scp fails."""
+    def command(self, way: str, *words: str | Path) -> list[str]:
+        """The command line of scp by that way; `127.0.0.1:NAME` among the words is a place over there."""
         options = {
             "IdentityFile": self.home / way,
             "IdentitiesOnly": "yes",
@@ -87,8 +89,12 @@ class Sshd:
             "BatchMode": "yes",
             "LogLevel": "ERROR",
         }
-        words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        command = [find("scp"), "-F", "none", "-O", "-q", "-P", str(self.port), *words, str(file), f"127.0.0.1:{name}"]
+        settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return [find("scp"), "-F", "none", "-O", "-q", "-P", str(self.port), *settings, *map(str, words)]
+
+    def upload(self, way: str, file: Path, name: str) -> float:
+        """Seconds that scp takes to upload the file under that name. Ends the bench when scp fails."""
+        command = self.command(way, file, f"127.0.0.1:{name}")
         began = time.monotonic()
         shown = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -133,7 +139,12 @@ def measure(sizes: Mapping[str, int], rounds: int) -> dict[str, list[Upload]]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clojarsd-bench-")))
         (store := home / "store").mkdir()
         ports = opened(home, store, list(sizes), stack)
-        sshd = stack.enter_context(serving(home, ports))
+        client = find("ng-nailgun")
+        programs = {
+            way: f"exec {client} --nailgun-server 127.0.0.1 --nailgun-port {port} BenchInstance"
+            for way, port in ports.items()
+        }
+        sshd = stack.enter_context(serving(home, programs))
         for number in range(rounds):
             for way in sizes if number % 2 == 0 else reversed(list(sizes)):
                 print(f"round {number + 1} of {rounds}: {way}: {sizes[way]:,} bytes", file=sys.stderr)
@@ -175,15 +186,14 @@ def opened(home: Path, store: Path, ways: list[str], stack: ExitStack) -> dict[s
 
 
 @contextmanager
-def serving(home: Path, ports: Mapping[str, int]) -> Iterator[Sshd]:
-    """A private sshd; a session with the key of a way runs nailgun's client against the port of that way."""
-    (port,), client, keygen = free_ports(1), find("ng-nailgun"), find("ssh-keygen")
+def serving(home: Path, programs: Mapping[str, str]) -> Iterator[Sshd]:
+    """A private sshd; a session with the key of a way runs the program of that way, a line for the shell."""
+    (port,), keygen = free_ports(1), find("ssh-keygen")
     lines = []
-    for name in ("host_key", *ports):
+    for name in ("host_key", *programs):
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)], check=True)
-        if name in ports:
-            command = f"exec {client} --nailgun-server 127.0.0.1 --nailgun-port {ports[name]} BenchInstance"
-            lines.append(f'restrict,command="{command}" {(home / f"{name}.pub").read_text()}')
+        if name in programs:
+            lines.append(f'restrict,command="{programs[name]}" {(home / f"{name}.pub").read_text()}')
     (home / "authorized_keys").write_text("".join(lines))
     (home / "sshd_config").write_text(SSHD.format(home=home, port=port))
     command_line = [find("sshd"), "-D", "-e", "-f", str(home / "sshd_config")]
@@ -193,15 +203,37 @@ def serving(home: Path, ports: Mapping[str, int]) -> Iterator[Sshd]:
 
 @contextmanager
 def privileges() -> Iterator[None]:
-    """The directory that sshd of root asks for; it goes again where it was not there."""
-    if os.geteuid() or PRIVATE_PRIVILEGES.exists():
+    """The directory that sshd of root asks for at every login; it goes again where it was not there.
+
+    Others that run at the same time may need it as well, so each holds a lock on it.
+    """
+    if os.geteuid():
         yield
         return
-    PRIVATE_PRIVILEGES.mkdir(mode=0o755)
+    held, made = hold_privileges()
     try:
         yield
     finally:
-        PRIVATE_PRIVILEGES.rmdir()
+        if made:
+            with suppress(OSError):  # somebody else holds it
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                PRIVATE_PRIVILEGES.rmdir()
+        os.close(held)
+
+
+def hold_privileges() -> tuple[int, bool]:
+    """A descriptor of the directory that has a lock on it, and whether we have made it."""
+    made = False
+    while True:
+        with suppress(FileExistsError):
+            PRIVATE_PRIVILEGES.mkdir(mode=0o755)
+            made = True
+        with suppress(FileNotFoundError):  # who has held it has just left
+            held = os.open(PRIVATE_PRIVILEGES, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(held, fcntl.LOCK_SH)
+            if os.fstat(held).st_nlink:
+                return held, made
+            os.close(held)
 
 
 def summary(uploads: Mapping[str, list[Upload]]) -> dict[str, object]:
