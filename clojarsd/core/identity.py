@@ -16,7 +16,7 @@ MAIN: Final = "CLOJARSD_MAIN_PID"
 HOOK: Final = "CLOJARSD_HOOK"
 """The environment variable that tells a hook's commands which hook it is, and others that they are of one."""
 
-ROLLOUT: Final = "CLOJARSD_ROLLOUT"
+ROLLOUT: Final = "CLOJARSD_ROLLOUT_MARK"
 """The environment variable of every command of a rollout, and of what that starts."""
 
 
@@ -67,7 +67,7 @@ class InstanceMark:
 
 @dataclass(frozen=True, slots=True)
 class RolloutMark:
-    """Which rollout a command belongs to: the value of `CLOJARSD_ROLLOUT`.
+    """Which rollout a command belongs to: the value of `CLOJARSD_ROLLOUT_MARK`.
 
     Attributes:
         rollout: its id, such as `20261128-212345`.

@@ -168,7 +168,12 @@ class Builder:
         return LaunchSpec(
             command=tuple(command),
             directory=str(directory),
-            environment={**self.world.environment, **self.environment, **environment},
+            environment={
+                **self.world.environment,
+                **self.environment,
+                "CLOJARSD_ROLLOUT": self.mark.rollout,
+                **environment,
+            },
             environment_file=None,
             log=str(self.log),
             ports={},

@@ -61,6 +61,7 @@ async def test_its_world(room: Room) -> None:
         "LANG": "C.UTF-8",
         "LEIN_OFFLINE": "1",
         "SAME": "caller",
+        "CLOJARSD_ROLLOUT": "20261128-212345",
         ROLLOUT: f"{room.state_dir}:20261128-212345",
     }
 
