@@ -78,7 +78,7 @@ async def serve(
         await parts.open(stack)
         daemon = Daemon(parts)
         if await daemon.live(when_up) is End.STOP:
-            for listener in parts.listeners.values():
+            for listener in parts.notify.listeners.values():
                 listener.close()  # nobody is left who would say anything there
             log.info("daemon_stopped")
             return None
@@ -108,6 +108,7 @@ class Daemon:
             with keeping_alive(self.parts.notifier):
                 self._set_signals(group)
                 tasks = [group.create_task(long_lived) for long_lived in self._long_lived()]
+                deploying = group.create_task(self.parts.rollouts.deployer.run())
                 self._say_begun()
                 self._start_wanted()
                 self.parts.relay.begin()
@@ -116,6 +117,7 @@ class Daemon:
                 self.parts.notifier.ready(f"serving {self.parts.settings.service.name}")
                 when_up({name: shown.view() for name, shown in self.parts.relay.views.items()})
                 end = await self.parts.life.ended()
+                await self._leave_rollout(deploying, end)
                 if end is End.STOP:
                     self.parts.notifier.stopping(within=self.parts.configuration.plans.longest_stop)
                     await self._stop()
@@ -147,7 +149,7 @@ class Daemon:
             self._end_leftovers(),
             *(watch.run() for watch in self.parts.watches.values()),
             *(warmer.run() for warmer in self.parts.warmers.values()),
-            *(notified.run() for notified in self.parts.notified.values()),
+            *(notified.run() for notified in self.parts.notify.notified.values()),
         ]
 
     def _say_begun(self) -> None:
@@ -169,6 +171,12 @@ class Daemon:
             log.warning("setting_without_effect", setting=sentence)
         for sentence in (*cautions(self.parts.settings), *foreign_sources(self.parts.settings)):
             log.warning("setting_needs_care", setting=sentence)
+
+    async def _leave_rollout(self, deploying: asyncio.Task[Any], end: End) -> None:
+        """Begin no rollout, and leave the one that is under way to the next daemon, before the pair is touched."""
+        self.parts.rollouts.rollouts.refuse("clojarsd is stopping" if end is End.STOP else "clojarsd is being upgraded")
+        deploying.cancel()
+        await asyncio.wait((deploying,))
 
     async def _renew_relay(self) -> None:
         """Let a relay process of other code hand its connections over to one of ours."""
@@ -194,7 +202,7 @@ class Daemon:
         """What the code that comes is handed; the descriptors in it are no longer ours to close."""
         parts = self.parts
         control, lock = parts.control_socket.hand_over()
-        notify = {role.value: listener.socket.detach() for role, listener in parts.listeners.items()}
+        notify = {role.value: listener.socket.detach() for role, listener in parts.notify.listeners.items()}
         seen = parts.board.daemon
         handed = Inherited(control, lock, notify, seen.generation + 1, seen.version, parts.life.by, directory)
         return Successor(handed, parts.notifier.environment, tuple(self.late_signals))

@@ -23,13 +23,14 @@ from clojarsd.core.names import Incarnation, Role
 from clojarsd.core.saved import InForce, SavedPair, in_this_boot
 from clojarsd.core.settings import Settings
 from clojarsd.core.view import DaemonView
+from clojarsd.notify_parts import NotifyParts
+from clojarsd.rollout_parts import RolloutParts
 from clojarsd.runtime.companions import Companions
 from clojarsd.runtime.configuration import Configuration
 from clojarsd.runtime.control import ControlServer
 from clojarsd.runtime.health_watch import HealthWatch
 from clojarsd.runtime.history import History
 from clojarsd.runtime.hooks_run import HookRun
-from clojarsd.runtime.instance_notify import InstanceNotify
 from clojarsd.runtime.life import End, Life
 from clojarsd.runtime.log_keeper import LogKeeper, LogPlan
 from clojarsd.runtime.memory_watch import MemoryWatch
@@ -42,15 +43,13 @@ from clojarsd.runtime.status import Board
 from clojarsd.runtime.unit_parts import LaunchReports, Surroundings
 from clojarsd.runtime.unit_runner import UnitRunner
 from clojarsd.runtime.warmer import Warmer
-from clojarsd.runtime.watchdog import WatchdogTimer
 from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.control_socket import ControlSocket
 from clojarsd.system.event_store import EventStore
 from clojarsd.system.family import end_hook, find_marked, still_taken
-from clojarsd.system.identity import boot_id, user_of
+from clojarsd.system.identity import boot_id
 from clojarsd.system.kinship import belongs
 from clojarsd.system.notify import Notifier
-from clojarsd.system.notify_socket import NotifySocket
 from clojarsd.system.own_connections import OwnConnections
 from clojarsd.system.probe import Prober
 from clojarsd.system.process import Process, Processes
@@ -76,7 +75,6 @@ class Parts:
         self.runners: dict[Role, UnitRunner] = {}
         self.watches: dict[Role, HealthWatch] = {}
         self.warmers: dict[Role, Warmer] = {}
-        self.listeners: dict[Role, NotifySocket] = {}
         self.bug: asyncio.Future[None] = self.loop.create_future()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -100,7 +98,7 @@ class Parts:
         self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
         self.own = OwnConnections()
         prober = await stack.enter_async_context(Prober(self.own))
-        plans = Plans(self.settings, self.world, prober)
+        plans = Plans(self.settings, self.world, prober, held_back=lambda role: self.rollouts.deployer.held_back(role))
         self.configuration = Configuration(
             self.config, plans, self.history, read_settings, look_at_world, foreign_sources
         )
@@ -201,11 +199,13 @@ class Parts:
         state = service.state_dir / "state.json"
         rehearsal = partial(rehearse, self.config, state, self.processes.claim, self.processes.release)
         self.life = Life(seen.version, self.orders, self.runners, rehearsal, self.keeper.flushed, self.history)
-        self.notified = self._open_notify(stack)
-        self.companions.attach(self.notified, self.leashes, self.orders, (self.stalls,))
+        self.notify = NotifyParts(self.runners, self.configuration, self.companions.watchdog_expired)
+        self.notify.open(stack, self.settings, self.world.uid, self.inherited)
+        self.companions.attach(self.notify.notified, self.notify.leashes, self.orders, (self.stalls,))
         self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
         log_plans = {role: self._log_plan(role) for role in Role}
         self.logs = LogKeeper(log_plans, lambda role: self.runners[role].pid, self._group_of)
+        self._open_rollouts(stack)
         self.access = self._access()
         self.control = ControlServer(
             self.control_socket,
@@ -217,7 +217,24 @@ class Parts:
             config=self.configuration,
             life=self.life,
             frontends=self.relay,
+            rollouts=self.rollouts.rollouts,
         )
+
+    def _open_rollouts(self, stack: AsyncExitStack) -> None:
+        self.rollouts = RolloutParts(
+            lambda: self.configuration.plans.settings,
+            lambda: self.configuration.plans.world,
+            self.processes,
+            self.groups,
+            self.orders,
+            self.board,
+            self.history,
+            self.logs.logs,
+        )
+        stack.callback(self.rollouts.close)
+        self.rollouts.load()
+        self.board.rollout = lambda: self.rollouts.deployer.view
+        self.life.rollout_under_way = lambda: self.rollouts.deployer.under_way
 
     def _open_stalls(self, stack: AsyncExitStack) -> None:
         def ports(role: Role) -> tuple[int, ...]:
@@ -238,7 +255,7 @@ class Parts:
             self.configuration.launched(role)
             self.companions.launched(role)
             self.logs.configure(role, self._log_plan(role))
-            self._give_notify_socket(role)
+            self.notify.launched(role)
 
         return Surroundings(
             self.processes.launch,
@@ -254,17 +271,6 @@ class Parts:
             gone=self.companions.gone,
             rested=self.companions.rested,
         )
-
-    def _give_notify_socket(self, role: Role) -> None:
-        """Let the process send: one that was adopted may run as another user than the settings say now."""
-        pid, listener = self.runners[role].pid, self.listeners.get(role)
-        user = user_of(pid) if pid is not None else None
-        owner = self.configuration.plans.world.uid if user in (None, os.geteuid()) else user  # a launcher is still us
-        if listener is not None and owner is not None:
-            try:
-                listener.give_to(owner)
-            except OSError as error:
-                log.warning("notify_socket_not_given", role=role.value, reason=reason_of(error))
 
     def _group_of(self, role: Role) -> Path | None:
         """The control group of the role's process, if it has one of its own."""
@@ -289,25 +295,6 @@ class Parts:
         except OSError as error:  # it runs, and cannot be watched: better no daemon than a second process
             reason = reason_of(error)
             raise Failed(f"cannot take up {role.value}, which runs as process {identity.pid}: {reason}") from error
-
-    def _open_notify(self, stack: AsyncExitStack) -> dict[Role, InstanceNotify]:
-        """The sockets on which instances say how they are."""
-        self.leashes = {role: WatchdogTimer(role, self.companions.watchdog_expired) for role in Role}
-        handed = self.inherited.notify if self.inherited is not None else {}
-        notified = {}
-        for role in Role:
-            try:
-                path = self.configuration.plans.notify_socket(role)
-                listener = NotifySocket(path, self.world.uid, handed.get(role.value))
-            except Failed as failed:
-                if self.settings.instances[role].notify:
-                    raise
-                log.debug("no_notify_socket", role=role.value, reason=str(failed))
-                continue
-            self.listeners[role] = listener
-            stack.callback(listener.detach)  # an instance that runs on finds the next daemon at the same path
-            notified[role] = InstanceNotify(role, listener, self.runners[role], self.leashes[role])
-        return notified
 
     # What runs already.
 

@@ -15,6 +15,8 @@ IMPURE = {"asyncio", "os", "socket", "time", "random", "structlog", "subprocess"
 TOP = {
     "parts": "daemon",
     "traffic_parts": "daemon",
+    "notify_parts": "daemon",
+    "rollout_parts": "daemon",
     "commands": "__main__",
     "demo": "__main__",
     "relay_process": "__main__",

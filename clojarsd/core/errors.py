@@ -7,6 +7,7 @@
     │   └── Denied         the caller may not ask for this
     ├── Failed             tried, and stopped; says what still holds
     │   ├── LaunchFailed   a process could not be made; says how far it came
+    │   ├── OrderFailed    an order for an instance has not come to what was asked; has the bare reason
     │   ├── CommandFailed  a command of a rollout did not succeed; has its last lines
     │   └── CannotSteer    the kernel does not give connections to instances here; says why
     ├── BadSettings        the configuration cannot be used; carries every problem found
@@ -47,6 +48,18 @@ class LaunchFailed(Failed):
     def __init__(self, stage: LaunchStage, reason: str) -> None:
         super().__init__(f"{stage.value}: {reason}")
         self.stage = stage
+        self.reason = reason
+
+
+class OrderFailed(Failed):
+    """An order for an instance was carried out, and has not come to what was asked.
+
+    Attributes:
+        reason: why, without what was asked and what serves now, for who says that in other words.
+    """
+
+    def __init__(self, cannot: str, reason: str, holds: str) -> None:
+        super().__init__(f"{cannot}: {reason}; {holds}")
         self.reason = reason
 
 

@@ -98,6 +98,21 @@ def log_path(service: ServiceSettings, role: Role) -> str:
     return str(service.log_dir / f"{role.value}.log")
 
 
+def placeholder_values(
+    role: Role, instance: InstanceSettings, service: ServiceSettings, releases: Mapping[str, str]
+) -> dict[str, str]:
+    """What each placeholder stands for in the commands of an instance, by name."""
+    return {
+        "role": role.value,
+        "name": instance.name,
+        "state_dir": str(service.state_dir),
+        "log_dir": str(service.log_dir),
+        **{f"port.{name}": str(port) for name, port in instance.ports.items()},
+        **{f"socket.{name}": path for name, path in instance.sockets.items()},
+        **releases,
+    }
+
+
 def make_spec(
     role: Role,
     instance: InstanceSettings,
@@ -117,15 +132,7 @@ def make_spec(
         notify_socket: what NOTIFY_SOCKET is to be; None: the instance gets none.
         extra: the environment of this one start; wins over the settings and the environment file.
     """
-    values = {
-        "role": role.value,
-        "name": instance.name,
-        "state_dir": str(service.state_dir),
-        "log_dir": str(service.log_dir),
-        **{f"port.{name}": str(port) for name, port in instance.ports.items()},
-        **{f"socket.{name}": path for name, path in instance.sockets.items()},
-        **releases,
-    }
+    values = placeholder_values(role, instance, service, releases)
     own = {key: expand(value, values) for key, value in instance.environment.items()}
     notify = {"NOTIFY_SOCKET": notify_socket} if notify_socket is not None else {}
     return LaunchSpec(

@@ -27,6 +27,7 @@ from clojarsd.core.rollout_facts import (
     GATES,
     RESTARTS,
     GoingBack,
+    HeldBack,
     Kind,
     Outcome,
     Rollout,
@@ -101,8 +102,8 @@ def next_move(rollout: Rollout, seen: Seen) -> Move:
 def why_not_resumed(rollout: Rollout) -> GoingBack | None:
     """Why a rollout that the former daemon has left does not go on but back; None when it goes on.
 
-    What was being built is in nobody's hands any more, and nothing has changed yet; a step in which two daemons have died is
-    not given to a third.
+    What was being built is in nobody's hands any more, and nothing has changed yet; a step in which two daemons have
+    died is not given to a third.
     """
     step = rollout.at_step
     if rollout.back is not None or rollout.is_good:
@@ -160,6 +161,18 @@ def is_back(rollout: Rollout, seen: Seen, role: Role) -> bool:
     """Whether the instance runs what it ran before; where there was nothing, whether it does not run the release."""
     previous, there = rollout.wish.previous, seen.instances[role]
     return there.release != rollout.release if previous is None else there.serves(previous)
+
+
+def held_back(rollout: Rollout, role: Role) -> HeldBack | None:
+    """What an instance that must be launched now gets instead of what the link names; None: that.
+
+    Between the switch and the approval the link is ahead of what the primary may run, and on the way back of what both
+    may: one that dies meanwhile comes back with what was there before.
+    """
+    is_ahead = rollout.back is not None or (role is Role.PRIMARY and not rollout.touched(role))
+    if rollout.outcome is not None or not rollout.has_changed or not is_ahead:
+        return None
+    return HeldBack(rollout.wish.previous, rollout.wish.text)
 
 
 def broken_rule(rollout: Rollout, seen: Seen, move: Move) -> str | None:

@@ -57,6 +57,31 @@ BACK: Mapping[Role, StepName] = {Role.BACKUP: StepName.BACKUP_BACK, Role.PRIMARY
 """The step that brings an instance back to the release that was there before."""
 
 
+DOING: Mapping[StepName, str] = {
+    StepName.CHECKOUT: "checking it out",
+    StepName.TEST: "running its tests",
+    StepName.BUILD: "building it",
+    StepName.INSTALL: "installing it",
+    StepName.BEFORE_SWITCH: "running before_switch",
+    StepName.SWITCH: "switching the link",
+    StepName.BACKUP: "restarting backup",
+    StepName.AFTER_BACKUP: "running after_backup",
+    StepName.SMOKE: "running smoke",
+    StepName.ARCHIVE: "making its class-data archive",
+    StepName.APPROVE: "waiting for promote or abort",
+    StepName.BEFORE_PROMOTE: "running before_promote",
+    StepName.PRIMARY: "restarting primary",
+    StepName.SOAK: "watching both instances serve",
+    StepName.AFTER_DEPLOY: "running after_deploy",
+    StepName.GOOD: "recording it as good",
+    StepName.PRUNE: "removing old releases",
+    StepName.SWITCH_BACK: "switching the link back",
+    StepName.BACKUP_BACK: "bringing backup back",
+    StepName.PRIMARY_BACK: "bringing primary back",
+}
+"""What is being done at a step, in words that go on `cannot deploy 1.2.0: `."""
+
+
 class Outcome(enum.Enum):
     """How a rollout has ended."""
 
@@ -77,6 +102,7 @@ class Wish:
     Attributes:
         id: of the rollout, such as `20261128-212345`.
         tag: None for a release that was given as a file.
+        commit: what the tag named when it was asked for; None without a tag, and where that is not known.
         artifact: the file or directory that was given; None for a tag, and for a rollback.
         release: what a rollback brings back; None for a deploy, whose release gets its name when it is installed.
         previous: the release that the link named; None when there was none.
@@ -87,6 +113,7 @@ class Wish:
     id: str
     kind: Kind
     tag: str | None
+    commit: str | None
     artifact: str | None
     release: str | None
     previous: str | None
@@ -123,7 +150,6 @@ class Rollout:
     """One rollout, as its journal tells.
 
     Attributes:
-        commit: what the tag named; None before the checkout, and without a tag.
         release: the name of what is brought in; None before it is installed.
         begun: how often each step was begun.
         done: the steps that have come to their good end, and the seconds that each took.
@@ -137,7 +163,6 @@ class Rollout:
     """
 
     wish: Wish
-    commit: str | None = None
     release: str | None = None
     begun: Mapping[StepName, int] = field(default_factory=dict)
     done: Mapping[StepName, float] = field(default_factory=dict)
@@ -171,6 +196,19 @@ class Rollout:
 
     def _is_begun(self, step: StepName) -> bool:
         return step in self.begun or step in self.done
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """That an instance is not to be launched with what the link names.
+
+    Attributes:
+        release: what it gets instead; None: it must wait, because there was none before.
+        why: the rollout, in words.
+    """
+
+    release: str | None
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

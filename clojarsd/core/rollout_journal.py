@@ -23,6 +23,7 @@ def asked(wish: Wish) -> Record:
         "id": wish.id,
         "kind": wish.kind.value,
         "tag": wish.tag,
+        "commit": wish.commit,
         "artifact": wish.artifact,
         "release": wish.release,
         "previous": wish.previous,
@@ -38,7 +39,7 @@ def begun(step: StepName, at: str, until: str | None = None) -> Record:
 
 
 def done(step: StepName, at: str, seconds: float, **facts: str | None) -> Record:
-    """The step has come to its good end. facts: `commit`, `release`, where it has brought them."""
+    """The step has come to its good end. facts: `release`, where it has brought one."""
     return {"what": "done", "step": step.value, "at": at, "seconds": round(seconds, 3), **facts}
 
 
@@ -108,7 +109,6 @@ def after(rollout: Rollout, record: Record) -> Rollout:
             return replace(
                 _at_none(rollout),
                 done={**rollout.done, step: float(record["seconds"])},
-                commit=record.get("commit", rollout.commit),
                 release=record.get("release", rollout.release),
             )
         case "failed":
@@ -134,6 +134,7 @@ def _wish(record: Record) -> Wish:
         id=record["id"],
         kind=Kind(record["kind"]),
         tag=record["tag"],
+        commit=record["commit"],
         artifact=record["artifact"],
         release=record["release"],
         previous=record["previous"],

@@ -9,6 +9,7 @@ from typing import Any
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import ExitStatus, Health, Role
+from clojarsd.core.rollout_view import RolloutView
 from clojarsd.core.routing import NO_CAPS, Caps, is_down, is_eligible
 from clojarsd.core.unit import Unit
 from clojarsd.core.warmup import Warmup
@@ -234,16 +235,18 @@ class DaemonView:
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """Everything at one moment."""
+    """Everything at one moment. rollout: the deploy or rollback that is under way, or was the latest."""
 
     service: str
     daemon: DaemonView
     instances: Mapping[Role, InstanceView]
     frontends: Mapping[str, FrontendView]
     current_release: str | None = None
+    rollout: RolloutView | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The body of `GET /v1/status`."""
+        rollout = self.rollout
         return {
             "version": 1,
             "service": self.service,
@@ -259,7 +262,8 @@ class PairView:
             "instances": {role.value: self.instances[role].as_json() for role in Role},
             "frontends": {name: frontend.as_json() for name, frontend in self.frontends.items()},
             "release": {"current": self.current_release, "previous": None},
-            "rollout": None,
+            "rollout": rollout.as_json() if rollout is not None and rollout.is_under_way else None,
+            "last_rollout": rollout.as_past() if rollout is not None and not rollout.is_under_way else None,
         }
 
 

@@ -14,11 +14,9 @@ from clojarsd.ctl.look import check_pair, show_status
 from clojarsd.ctl.session import (
     DEFAULT_SOCKET,
     EXIT_FAILED,
-    EXIT_USAGE,
     SOCKET_VARIABLE,
     Session,
     give_up_answer,
-    narrate,
     prepare_streams,
 )
 
@@ -66,7 +64,6 @@ def _run_fast(words: Sequence[str]) -> bool:
 
 
 def deploy_main() -> None:
-    """Run `deploy-clojars`."""
-    prepare_streams()
-    narrate("deploy-clojars is not in this version")
-    sys.exit(EXIT_USAGE)
+    """Run `deploy-clojars`: the same as `clojarsctl deploy`."""
+    sys.argv[1:1] = ["deploy"]
+    main()

@@ -22,7 +22,7 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-NOT_YET = frozenset({"jvm", "threads", "deploy", "promote", "abort", "rollback", "releases", "deploy-clojars"})
+NOT_YET = frozenset({"jvm", "threads"})
 """Verbs that are planned and not in this version."""
 
 

@@ -21,6 +21,7 @@ from clojarsd.core.names import Role
 from clojarsd.runtime.control_daemon import CONFIG_PATH, Config, DaemonDesk, Life
 from clojarsd.runtime.control_frontends import FrontendDesk, Frontends
 from clojarsd.runtime.control_request import CALLER, Caller
+from clojarsd.runtime.control_rollout import RolloutDesk, Rollouts
 from clojarsd.runtime.control_routes import Desk, Orders
 from clojarsd.runtime.control_stream import BUG, Streams
 from clojarsd.runtime.history import History
@@ -97,6 +98,7 @@ class ControlServer:
         config: Config | None = None,
         life: Life | None = None,
         frontends: Frontends | None = None,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._listener = listener
         self.access = access
@@ -104,6 +106,7 @@ class ControlServer:
         self._desk = Desk(orders, board, history, logs, self._streams)
         self._daemon_desk = DaemonDesk(history, self._streams, config, life)
         self._frontend_desk = FrontendDesk(history, board, frontends)
+        self._rollout_desk = RolloutDesk(history, self._streams, rollouts)
         self._group: asyncio.TaskGroup
         self._accepting: socket.socket | None = None
         self._server: web.Server | None = None
@@ -121,6 +124,7 @@ class ControlServer:
         self._desk.add_routes(app.router, self._group)
         self._daemon_desk.add_routes(app.router, self._group)
         self._frontend_desk.add_routes(app.router)
+        self._rollout_desk.add_routes(app.router, self._group)
         runner = web.AppRunner(
             app,
             access_log=None,

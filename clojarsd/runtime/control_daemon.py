@@ -12,7 +12,7 @@ from aiohttp import web
 from clojarsd.core.api import accepted_line, done_line
 from clojarsd.core.errors import Refused
 from clojarsd.core.history import EventName
-from clojarsd.runtime.control_request import CALLER, Work, check_query, see_through, understood, watch_work
+from clojarsd.runtime.control_request import CALLER, Work, check_empty, check_query, see_through, understood, watch_work
 from clojarsd.runtime.control_stream import Streams, Write
 from clojarsd.runtime.history import History
 
@@ -75,7 +75,7 @@ class DaemonDesk:
 
     async def _reload_config(self, request: web.Request) -> web.Response:
         assert self._config is not None
-        await _check_empty(request)
+        await check_empty(request)
         with self._ordered("reload the configuration") as by:
             changes = list(await see_through(self._group, self._config.reload(by)))
         message = "; ".join(changes) or "the configuration is what it was"
@@ -93,7 +93,7 @@ class DaemonDesk:
         self, request: web.Request, text: str, begin: Callable[[str], Work], last: Callable[[str], dict[str, Any]]
     ) -> web.StreamResponse:
         """Begin what ends this daemon, and tell of it until then."""
-        await _check_empty(request)
+        await check_empty(request)
         with self._ordered(text) as by:
             work = begin(by)
 
@@ -114,13 +114,6 @@ class DaemonDesk:
             why = str(refused)
             self._history.record(EventName.ORDER, f"refused to {text}: {why}", None, by, pid=caller.pid, refused=why)
             raise
-
-
-async def _check_empty(request: web.Request) -> None:
-    """Answer parameters and a body that nobody would look at."""
-    understood(lambda: check_query(request))
-    if (await request.read()).strip() not in (b"", b"{}"):
-        raise web.HTTPBadRequest(text=f"{request.path} takes no options")
 
 
 def _is_toml(text: str | None) -> bool:

@@ -87,3 +87,10 @@ def check_query(request: web.Request, *known: str) -> None:
     for name in request.query:
         if name not in known:
             raise ValueError(f"{request.path} has no parameter {name}" + (f" ({', '.join(known)})" if known else ""))
+
+
+async def check_empty(request: web.Request) -> None:
+    """Answer parameters and a body that nobody would look at."""
+    understood(lambda: check_query(request))
+    if (await request.read()).strip() not in (b"", b"{}"):
+        raise web.HTTPBadRequest(text=f"{request.path} takes no options")

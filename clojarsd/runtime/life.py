@@ -66,6 +66,8 @@ class Life:
         self._stops: list[Work] = []
         self.end: End | None = None
         self.by = ""
+        self.rollout_under_way: Callable[[], str | None] = lambda: None
+        """Says which rollout could not be taken up by other code just now; set by the owner."""
 
     async def run(self) -> NoReturn:
         """Carry orders out until cancelled."""
@@ -120,6 +122,8 @@ class Life:
             return "clojarsd is ending" if self.end is End.STOP else "an upgrade is under way"
         if (orders := self._orders.under_way) is not None:
             return f"an order is under way: {orders}"
+        if (rollout := self.rollout_under_way()) is not None:
+            return f"a rollout is under way: {rollout}"
         for role, runner in self._runners.items():
             if (hook := runner.unit.hook) is not None:
                 return f"{hook.value} of {role.value} runs"

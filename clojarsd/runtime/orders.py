@@ -11,7 +11,7 @@ from typing import NoReturn
 import structlog
 
 from clojarsd.core.api import Verb
-from clojarsd.core.errors import ClojarsdError, Failed, Refused
+from clojarsd.core.errors import ClojarsdError, Failed, OrderFailed, Refused
 from clojarsd.core.names import Incarnation, Role, Rotation
 from clojarsd.core.progress import (
     Verdict,
@@ -145,6 +145,7 @@ class Orders:
         timeout: float | None = None,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
         within: float | None = None,
+        rests: bool = False,
     ) -> Work:
         """Begin an order; its first step is done when this returns, so that another order sees it.
 
@@ -154,6 +155,7 @@ class Orders:
             timeout: seconds after which the work counts as failed; what was begun goes on all the same.
             environment: what the processes that this starts get besides their own, this once.
             within: seconds that open connections may last, where that is sooner than by the settings and so far.
+            rests: restart though there is no release any more: the instance ends, and rests until there is one.
 
         Raises:
             Refused: it does not fit what is; nothing was done.
@@ -165,7 +167,7 @@ class Orders:
         for role in roles:
             if verb is Verb.RELOAD and (why := why_not_reload(role, view)):
                 raise Refused(why)
-            if verb in (Verb.START, Verb.RESTART):
+            if verb in (Verb.START, Verb.RESTART) and not rests:
                 lacking = self._runners[role].lacking
                 if why := why_not_launch(verb, role, view, lacking):
                     raise Refused(why)
@@ -275,7 +277,7 @@ class Orders:
                 raise Failed(self._too_late(verb, role, timeout)) from None
             verdict = late
         if not verdict.done:
-            raise Failed(f"cannot {verb.value} {role.value}: {verdict.message}; {what_serves(self._board.view())}")
+            raise OrderFailed(f"cannot {verb.value} {role.value}", verdict.message, what_serves(self._board.view()))
         return verdict.message
 
     async def _verdict(self, work: Work, verb: Verb, role: Role, before: Incarnation) -> Verdict:
@@ -305,7 +307,7 @@ class Orders:
         seen = await self._board.until(lambda view: gets_traffic(role, view) or not view.instances[role].is_eligible)
         if not seen.instances[role].is_eligible:
             reason = seen.instances[role].reason
-            raise Failed(f"cannot restart {role.value}: it was ready, but then: {reason}; {what_serves(seen)}")
+            raise OrderFailed(f"cannot restart {role.value}", f"it was ready, but then: {reason}", what_serves(seen))
         work.note(role, f"{role.value} serves again")
 
     def _too_late(self, verb: Verb, role: Role, timeout: float | None) -> str:

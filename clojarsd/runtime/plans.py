@@ -12,10 +12,11 @@ from clojarsd.core.errors import ClojarsdError, LaunchFailed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.health import Result
 from clojarsd.core.launch import World, make_spec
-from clojarsd.core.names import Address, Backend, HookName, Incarnation, Role, UnixAddress
+from clojarsd.core.names import Address, Backend, HookName, Incarnation, LaunchStage, Role, UnixAddress
 from clojarsd.core.placeholders import placeholders_in
 from clojarsd.core.reload import checks_in_force, settings_in_force
 from clojarsd.core.restart import RestartPolicy
+from clojarsd.core.rollout_facts import HeldBack
 from clojarsd.core.routing import Failback
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
@@ -42,12 +43,14 @@ class Plans:
     Attributes:
         prober: makes checks.
         names: the addresses of instances whose hosts have names.
+        held_back: what an instance is to be launched with where the link is ahead of it.
     """
 
     settings: Settings
     world: World
     prober: Prober
     names: HostNames = field(default_factory=HostNames)
+    held_back: Callable[[Role], HeldBack | None] = lambda role: None
 
     def unit(self, role: Role, running: Callable[[], InForce] | None = None) -> Plan:
         """What the settings make of the unit.
@@ -128,7 +131,7 @@ class Plans:
         if self.settings.deploy is None:
             return None
         try:
-            return resolve_release(self.settings.deploy.releases / self.settings.deploy.current).name
+            return resolve_release(self.settings.deploy.link).name
         except ClojarsdError:
             return None
 
@@ -214,7 +217,7 @@ class Plans:
         extra = dict(environment)
         if instance.watchdog is not None:
             extra["WATCHDOG_USEC"] = str(round(instance.watchdog * 1_000_000))
-        releases = self._releases(_words(instance))
+        releases = self._releases(role, _words(instance))
         spec = make_spec(
             role,
             instance,
@@ -231,7 +234,7 @@ class Plans:
     def _lacking(self, role: Role) -> str | None:
         """What must be there before the instance can be launched, in words; None when nothing is missing."""
         try:
-            self._releases(_words(self.settings.instances[role]))
+            self._releases(role, _words(self.settings.instances[role]))
         except LaunchFailed as failed:
             return failed.reason if failed.stage.waits_for_operator else None
         return None
@@ -248,18 +251,22 @@ class Plans:
         commands = []
         for command in getattr(instance, hook.value):
             hooked = instance.model_copy(update={"command": command, "environment": {}})
-            spec = make_spec(role, hooked, self.settings.service, self.world, self._releases(command))
+            spec = make_spec(role, hooked, self.settings.service, self.world, self._releases(role, command))
             commands.append(spec.command)
         return tuple(commands)
 
-    def _releases(self, words: Sequence[str]) -> dict[str, str]:
+    def _releases(self, role: Role, words: Sequence[str]) -> dict[str, str]:
         """The placeholders about releases that the words need, as they are now; raises LaunchFailed."""
-        if self.settings.deploy is None:
+        deploy = self.settings.deploy
+        if deploy is None:
             return {}
-        current = self.settings.deploy.releases / self.settings.deploy.current
-        releases = {"current": str(current)}
+        releases = {"current": str(deploy.link)}
         if any("release" in placeholders_in(word) for word in words):
-            releases["release"] = str(resolve_release(current))
+            held = self.held_back(role)
+            if held is not None and held.release is None:
+                raise LaunchFailed(LaunchStage.RELEASE, f"no release that is approved: {held.why} is under way")
+            named = deploy.link if held is None else deploy.releases / str(held.release)
+            releases["release"] = str(resolve_release(named))
         return releases
 
     def _frontend(self, name: str, frontend: FrontendSettings, in_force: Mapping[Role, InForce]) -> FrontendPlan:

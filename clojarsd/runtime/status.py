@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from clojarsd.core.names import Role
+from clojarsd.core.rollout_view import RolloutView
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
 
 
@@ -39,7 +40,7 @@ class Board:
     """Holds what the parts of the daemon publish about themselves. Lives as long as the daemon; nothing to close.
 
     Attributes:
-        relay_pid, relay_pids, usage: read when somebody looks, as the frontends are.
+        relay_pid, relay_pids, usage, rollout: read when somebody looks, as the frontends are.
         look: to be awaited before a picture that people are shown: brings up to date what must be asked for.
     """
 
@@ -50,6 +51,7 @@ class Board:
     relay_pid: Callable[[], int | None] = lambda: None
     relay_pids: Callable[[], tuple[int, ...]] = tuple
     usage: Callable[[Role], Used | None] = lambda role: None
+    rollout: Callable[[], RolloutView | None] = lambda: None
     look: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
     _changed: set[asyncio.Future[None]] = field(default_factory=set)
@@ -75,7 +77,7 @@ class Board:
         frontends = {name: frontend.view() for name, frontend in self.frontends.items()}
         daemon = replace(self.daemon, relay_pid=self.relay_pid(), relay_pids=self.relay_pids())
         instances = {role: self._with_usage(instance) for role, instance in self._instances.items()}
-        return PairView(self.service, daemon, instances, frontends, self.current_release())
+        return PairView(self.service, daemon, instances, frontends, self.current_release(), self.rollout())
 
     def _with_usage(self, instance: InstanceView) -> InstanceView:
         used = self.usage(instance.role)

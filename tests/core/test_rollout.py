@@ -18,6 +18,7 @@ from clojarsd.core.rollout import (
     Switch,
     TurnBack,
     broken_rule,
+    held_back,
     next_move,
     steps_for,
     why_not_abort,
@@ -28,6 +29,7 @@ from clojarsd.core.rollout_facts import (
     FORWARD,
     GATES,
     GoingBack,
+    HeldBack,
     Kind,
     Outcome,
     Rollout,
@@ -48,7 +50,8 @@ ROLLBACK = steps_for(
 def wish(kind: Kind = Kind.DEPLOY, previous: str | None = OLD, steps: tuple[StepName, ...] = ALL) -> Wish:
     release = NEW if kind is Kind.ROLLBACK else None
     tag = None if kind is Kind.ROLLBACK else "1.2.0"
-    return Wish("20261128-120000", kind, tag, None, release, previous, "root", AT, steps)
+    commit = None if tag is None else "c0ffee"
+    return Wish("20261128-120000", kind, tag, commit, None, release, previous, "root", AT, steps)
 
 
 def seen(link: str | None, primary: SeenInstance, backup: SeenInstance) -> Seen:
@@ -104,11 +107,7 @@ def turn(at: At, why: str, step: StepName, *, is_abort: bool = False) -> At:
 
 
 def facts(step: StepName) -> dict[str, str | None]:
-    known: dict[StepName, dict[str, str | None]] = {
-        StepName.CHECKOUT: {"commit": "c0ffee"},
-        StepName.INSTALL: {"release": NEW},
-    }
-    return known.get(step, {})
+    return {"release": NEW} if step is StepName.INSTALL else {}
 
 
 def finish(at: At, step: StepName) -> At:
@@ -338,6 +337,22 @@ def test_what_can_be_aborted() -> None:
     )
     turned = turn(start(wish(), PAIR), "the disk is full", StepName.BUILD)
     assert why_not_abort(turned.rollout) == "it is on its way back already: the disk is full"
+
+
+def test_the_link_is_ahead_of_the_primary_until_the_gate_and_of_both_on_the_way_back() -> None:
+    former = HeldBack(OLD, "deploy of 1.2.0")
+    before = after_steps(*TO_SWITCH[:-1])
+    assert [held_back(before.rollout, role) for role in Role] == [None, None]
+    switching = write(before, journal.begun(StepName.SWITCH, AT))
+    assert [held_back(switching.rollout, role) for role in Role] == [former, None]
+    gate = after_steps(*TO_PRIMARY)
+    assert [held_back(gate.rollout, role) for role in Role] == [former, None]
+    primary = write(gate, journal.begun(StepName.PRIMARY, AT))
+    assert [held_back(primary.rollout, role) for role in Role] == [None, None]
+    back = turn(primary, "it did not come up", StepName.PRIMARY)
+    assert [held_back(back.rollout, role) for role in Role] == [former, former]
+    ended = write(back, journal.ended(Outcome.FAILED, "", AT))
+    assert [held_back(ended.rollout, role) for role in Role] == [None, None]
 
 
 def test_rules_are_found_broken() -> None:

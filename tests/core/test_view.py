@@ -209,6 +209,7 @@ def test_the_whole_picture() -> None:
         },
         "release": {"current": "clojars-web-0.8.1-standalone.jar", "previous": None},
         "rollout": None,
+        "last_rollout": None,
     }
 
 

@@ -1,0 +1,69 @@
+"""What people are told of a rollout: where it is, how it has ended, and what holds then."""
+
+from __future__ import annotations
+
+from clojarsd.core.names import Role
+from clojarsd.core.progress import what_serves
+from clojarsd.core.rollout_facts import DOING, Kind, Outcome, Rollout, Wish
+from clojarsd.core.view import PairView
+
+
+def cannot(wish: Wish) -> str:
+    """`cannot deploy 1.2.0`, `cannot roll back to x.jar`."""
+    if wish.kind is Kind.ROLLBACK:
+        return f"cannot roll back to {wish.release}"
+    return f"cannot deploy {wish.tag if wish.tag is not None else wish.artifact}"
+
+
+def under_way(rollout: Rollout, now: str | None = None) -> str:
+    """`deploy of 1.2.0 by ann is at step 3 of 9 (building it), since 2026-11-28T12:00:00.000Z`."""
+    since = rollout.step_at if rollout.step_at is not None else rollout.wish.at
+    return f"{rollout.wish.text} by {rollout.wish.by} is at {place(rollout)}, since {since}"
+
+
+def place(rollout: Rollout) -> str:
+    """`step 3 of 9 (building it)`; on the way back without numbers."""
+    step = rollout.at_step if rollout.at_step is not None else rollout.next_step
+    if rollout.back is not None:
+        return f"its way back ({DOING[step]})" if rollout.at_step is not None else "its way back"
+    steps = rollout.wish.steps
+    return f"step {steps.index(step) + 1} of {len(steps)} ({DOING[step]})"
+
+
+def how_it_ended(rollout: Rollout, outcome: Outcome, view: PairView, log: str) -> str:
+    """The sentence at the end.
+
+    Args:
+        log: where the whole output of its commands is.
+    """
+    wish = rollout.wish
+    if outcome is Outcome.DONE:
+        instead = f" instead of {wish.previous}" if wish.previous not in (None, rollout.release) else ""
+        return f"{wish.text} is done: primary and backup run {rollout.release}{instead}, which is recorded as good"
+    back = rollout.back
+    assert back is not None
+    if back.is_abort:
+        begin = f"{wish.text} was aborted" + (f" by {back.by}" if back.by is not None else "") + f": {back.why}"
+    else:
+        begin = f"{cannot(wish)}: {DOING[back.step]}: {back.why}"
+    return f"{begin}; {_what_holds(rollout, outcome, view)}; whole log: {log}"
+
+
+def _what_holds(rollout: Rollout, outcome: Outcome, view: PairView) -> str:
+    previous = rollout.wish.previous
+    serves = what_serves(view)
+    if outcome is Outcome.STUCK:
+        return f"not everything could be brought back: {'; '.join(_where(view, role) for role in Role)}; {serves}"
+    if not rollout.has_changed:
+        return f"nothing was changed, {serves}" + (f", with {previous}" if previous is not None else "")
+    if previous is None:
+        return "there is no release, as before"
+    touched = [role.value for role in Role if rollout.touched(role)]
+    names = " and ".join(["the link", *touched])
+    left = "" if "primary" in touched else "the primary was not touched, "
+    return f"{names} {'is' if not touched else 'are'} back at {previous}, {left}{serves}"
+
+
+def _where(view: PairView, role: Role) -> str:
+    seen = view.instances[role]
+    return f"{role.value} is {seen.unit.state.value}" + (f" with {seen.release}" if seen.release is not None else "")

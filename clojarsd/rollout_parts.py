@@ -1,0 +1,106 @@
+"""Makes what deploys and rolls back, out of parts that are there already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+
+import structlog
+
+from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.launch import World
+from clojarsd.core.names import Role
+from clojarsd.core.settings import Settings
+from clojarsd.runtime.deployer import Deployer
+from clojarsd.runtime.history import History
+from clojarsd.runtime.log_keeper import InstanceLog
+from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.releases import Releases
+from clojarsd.runtime.rollout_journals import Journals
+from clojarsd.runtime.rollout_record import RolloutRecord
+from clojarsd.runtime.rollouts import Rollouts
+from clojarsd.runtime.status import Board
+from clojarsd.runtime.workshop import Workshop
+from clojarsd.system.cgroup import Groups, find_delegated
+from clojarsd.system.process import Processes
+from clojarsd.system.rollout_family import end_leftovers
+
+log = structlog.get_logger()
+
+
+class RolloutParts:
+    """Made by `Parts`; `deployer.run()` belongs to the daemon's task group.
+
+    Args:
+        settings, world: give those in use.
+        logs: of the instances, by role.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        world: Callable[[], World],
+        processes: Processes,
+        groups: Groups | None,
+        orders: Orders,
+        board: Board,
+        history: History,
+        logs: Mapping[Role, InstanceLog],
+    ) -> None:
+        self._settings = settings
+        self._world = world
+        self._logs = logs
+        self._base = find_delegated() if groups is not None else None
+        state_dir = settings().service.state_dir
+        self._journals = journals = Journals(state_dir / "rollouts")
+        self.releases = releases = Releases(
+            state_dir / "releases.jsonl", lambda: settings().deploy, lambda: self.workshop.actor()
+        )
+        self.workshop = Workshop(
+            settings,
+            world,
+            processes.launch,
+            groups,
+            orders,
+            board,
+            releases,
+            self._last_words,
+        )
+        self.deployer = Deployer(
+            RolloutRecord(journals, board, history),
+            board,
+            self.workshop.steps,
+            releases.link,
+            lambda id: str(self.workshop.log_of(id)),
+            self._end_leftovers,
+        )
+        self.rollouts = Rollouts(self.deployer, releases, board, self.workshop, journals.free_id)
+
+    def load(self) -> None:
+        """Take up what an earlier daemon has left on the disk, before any instance is launched. Blocks."""
+        self.releases.load()
+        self.deployer.load()
+
+    def close(self) -> None:
+        """Let go of the files; a rollout that is under way is taken up by the next daemon."""
+        self._journals.close()
+        self.releases.close()
+
+    async def _last_words(self, role: Role, count: int) -> Sequence[str]:
+        """What the instance has written last; nothing where that cannot be read: it is only told beside a failure."""
+        found: list[str] = []
+        try:
+            async with aclosing(self._logs[role].last_lines(count)) as lines:
+                async for some in lines:
+                    found.extend(some)
+        except ClojarsdError as error:
+            log.debug("last_words_not_read", role=role.value, reason=str(error))
+        return found[-count:]
+
+    async def _end_leftovers(self, id: str) -> None:
+        """End what a rollout of a former daemon has left running."""
+        uid = self._world().uid
+        users = () if uid is None else (uid,)
+        if left := await asyncio.to_thread(end_leftovers, str(self._settings().service.state_dir), users, self._base):
+            log.error("rollout_leftovers_not_ended", id=id, left=", ".join(left))

@@ -1,0 +1,78 @@
+"""Watches instances serve: a release that comes up and falls over soon after must be found out before it is trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from clojarsd.core.errors import Failed
+from clojarsd.core.names import Incarnation, Role, UnitState
+from clojarsd.core.view import InstanceView
+from clojarsd.runtime.status import Board
+
+
+async def soak(board: Board, roles: Sequence[Role], seconds: float, patience: float) -> None:
+    """Return when the instances have served for so long without a break.
+
+    Args:
+        patience: seconds more in which one that is not well for a moment may become well again.
+
+    Raises:
+        Failed: one of them has ended, or was not well for so long.
+    """
+    loop = asyncio.get_running_loop()
+    before = _incarnations(board, roles)
+    give_up_at = loop.time() + seconds + patience
+    since = loop.time()
+    while True:
+        sick = [board.instance(role) for role in roles if not board.instance(role).is_eligible]
+        if (why := why_ended(board, before)) is not None:
+            raise Failed(why)
+        now = loop.time()
+        if sick:
+            since = now
+            if now >= give_up_at:
+                raise Failed(f"{sick[0].role.value} does not serve: {sick[0].reason}")
+            await _change(board, give_up_at)
+        elif now - since >= seconds:
+            return
+        else:
+            await _change(board, since + seconds)
+
+
+async def until_answered(board: Board, role: Role, is_answered: Callable[[], bool]) -> None:
+    """Wait for an answer. The instance may be restarted by order meanwhile, but must not fall over by itself.
+
+    Raises:
+        Failed: it has.
+    """
+    falls = board.instance(role).restarts
+    while not is_answered():
+        seen = board.instance(role)
+        if seen.restarts > falls or seen.unit.state in (UnitState.BACKOFF, UnitState.FAILED):
+            raise Failed(f"{role.value} has fallen over: {seen.reason or _last_exit(seen)}")
+        await board.change()
+
+
+def why_ended(board: Board, before: Mapping[Role, Incarnation]) -> str | None:
+    """How one of the instances has ended since, or None."""
+    for role, incarnation in before.items():
+        seen = board.instance(role)
+        if seen.unit.incarnation != incarnation or not seen.unit.has_process:
+            return f"{role.value} has ended: {seen.reason or _last_exit(seen)}"
+    return None
+
+
+def _last_exit(seen: InstanceView) -> str:
+    return str(seen.last_exit.status) if seen.last_exit is not None else f"it is {seen.unit.state.value}"
+
+
+def _incarnations(board: Board, roles: Sequence[Role]) -> Mapping[Role, Incarnation]:
+    return {role: board.instance(role).unit.incarnation for role in roles}
+
+
+async def _change(board: Board, until: float) -> None:
+    with suppress(TimeoutError):  # then time itself is what has changed
+        async with asyncio.timeout_at(until):
+            await board.change()

@@ -1,0 +1,227 @@
+"""Takes orders about releases: looks before it leaps, says what is asked of the deployer, and shows what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from clojarsd.core.api_rollout import DeployOrder, RollbackOrder
+from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.history import stamp
+from clojarsd.core.names import Role
+from clojarsd.core.progress import what_serves
+from clojarsd.core.rollout import steps_for
+from clojarsd.core.rollout_facts import GATES, Kind, StepName, Wish
+from clojarsd.core.rollout_view import RolloutView
+from clojarsd.core.settings import DeploySettings
+from clojarsd.core.view import InstanceView, PairView
+from clojarsd.runtime.deployer import Deployer
+from clojarsd.runtime.releases import Releases
+from clojarsd.runtime.rollout_work import RolloutWork
+from clojarsd.runtime.status import Board
+from clojarsd.runtime.workshop import Workshop
+
+
+class Rollouts:
+    """What operators may order about releases. Made by daemon.py; nothing runs inside.
+
+    Args:
+        free_id: gives a name of a rollout that no other has had, out of the one that the time gives.
+    """
+
+    def __init__(
+        self,
+        deployer: Deployer,
+        releases: Releases | None,
+        board: Board,
+        workshop: Workshop,
+        free_id: Callable[[str], str],
+    ) -> None:
+        self._deployer = deployer
+        self._releases = releases
+        self._board = board
+        self._workshop = workshop
+        self._free_id = free_id
+        self._preparing: str | None = None
+        self._refusal: str | None = None
+
+    def refuse(self, why: str) -> None:
+        """Begin nothing from now on."""
+        self._refusal = why
+
+    @property
+    def view(self) -> RolloutView | None:
+        """The rollout that is under way, or was the latest."""
+        return self._deployer.view
+
+    @property
+    def work(self) -> RolloutWork:
+        """What is told of it."""
+        return self._deployer.work
+
+    async def deploy(self, order: DeployOrder, by: str) -> RolloutWork:
+        """Begin a deploy; on return it will not be forgotten.
+
+        Raises:
+            Refused: something stands against it; nothing was done.
+        """
+        what = order.tag if order.tag is not None else str(order.artifact)
+        with self._alone(f"cannot deploy {what}", f"deploy of {what}", by) as cannot:
+            deploy, releases = self._table(cannot)
+            if order.tag is not None and not deploy.repository:
+                raise Refused(
+                    f"{cannot}: [deploy] has no repository; clojarsctl deploy --artifact FILE brings in what was built"
+                    " elsewhere; nothing was done"
+                )
+            previous = releases.link()
+            if not order.force and previous is not None and (why := why_not_both(self._board.view())):
+                raise Refused(f"{cannot}: {why}; nothing was done; --force deploys all the same")
+            id = self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            await self._workshop.preflight(cannot, deploy, order)
+            commit = None
+            if order.tag is not None:
+                known = _commit_of(releases, order.tag)
+                commit = await self._workshop.resolve(id, deploy, order.tag, known, force=order.force)
+            steps = steps_for(
+                Kind.DEPLOY,
+                from_tag=order.tag is not None,
+                tests=bool(deploy.test) and not order.skip_tests,
+                asks=not order.yes,
+                smokes=bool(deploy.smoke),
+                archives=deploy.cds,
+                gates=_gates(deploy),
+            )
+            wish = Wish(id, Kind.DEPLOY, order.tag, commit, order.artifact, None, previous, by, _now(), steps)
+            return await self._deployer.begin(wish, _approved(order.yes, by))
+
+    async def rollback(self, order: RollbackOrder, by: str) -> RolloutWork:
+        """Begin a rollback; on return it will not be forgotten.
+
+        Raises:
+            Refused: something stands against it; nothing was done.
+        """
+        with self._alone("cannot roll back", "rollback", by) as cannot:
+            deploy, releases = self._table(cannot)
+            current = releases.link()
+            name = self._wanted(releases, order.release, current)
+            try:
+                await self._workshop.verify(name)
+                await releases.reserve()
+            except Failed as failed:
+                raise Refused(f"{cannot} to {name}: {failed}; nothing was done") from failed
+            steps = steps_for(
+                Kind.ROLLBACK,
+                from_tag=False,
+                tests=False,
+                asks=not order.yes,
+                smokes=bool(deploy.smoke),
+                archives=False,
+                gates=_gates(deploy),
+            )
+            id = self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            found = releases.book.release(name)
+            tag, commit = (None, None) if found is None else (found.installed.tag, found.installed.commit)
+            wish = Wish(id, Kind.ROLLBACK, tag, commit, None, name, current, by, _now(), steps)
+            return await self._deployer.begin(wish, _approved(order.yes, by))
+
+    async def promote(self, by: str) -> RolloutWork:
+        """Let the rollout that waits go on to the primary; raises Refused."""
+        return await self._deployer.promote(by)
+
+    def abort(self, by: str) -> RolloutWork:
+        """Let the rollout that is under way go back; raises Refused."""
+        return self._deployer.abort(by)
+
+    async def releases(self) -> dict[str, Any]:
+        """All releases, as JSON, with a warning for each instance that runs another one than the link names."""
+        if self._releases is None:
+            raise Refused("there are no releases: the configuration has no table [deploy]")
+        current = self._releases.link()
+        running = {role: running_release(self._board.instance(role)) for role in Role}
+        listed = self._releases.book.as_json(current, running)
+        return {"current": current, "releases": listed, "warnings": _astray(current, running)}
+
+    @contextmanager
+    def _alone(self, cannot: str, text: str, by: str) -> Iterator[str]:
+        """Look before a rollout is begun, one at a time; what is inside raises Refused."""
+        if self._refusal is not None:
+            raise Refused(f"{cannot}: {self._refusal}; nothing was done")
+        if (busy := self._deployer.why_busy()) is not None:
+            raise Refused(f"{cannot}: {busy}; nothing was done; clojarsctl rollout shows it")
+        if self._preparing is not None:
+            raise Refused(f"{cannot}: {self._preparing}; nothing was done")
+        self._preparing = f"{text} by {by} is about to begin, since {_now()}"
+        try:
+            yield cannot
+        finally:
+            self._preparing = None
+
+    def _table(self, cannot: str) -> tuple[DeploySettings, Releases]:
+        deploy = self._workshop.deploy
+        if deploy is None or self._releases is None:
+            raise Refused(f"{cannot}: the configuration has no table [deploy]; nothing was done")
+        return deploy, self._releases
+
+    def _wanted(self, releases: Releases, asked: str | None, current: str | None) -> str:
+        """The release to go back to."""
+        if asked is not None:
+            try:
+                name = releases.book.find(asked).name
+            except Refused as refused:
+                raise Refused(f"cannot roll back to {asked}: {refused}; nothing was done") from refused
+        else:
+            found = releases.book.previous_good(current)
+            if found is None:
+                there = f"before {current}" if current is not None else "at all"
+                raise Refused(
+                    f"cannot roll back: no good release is known {there}; clojarsctl releases shows what there is;"
+                    " nothing was done"
+                )
+            name = found.name
+        view = self._board.view()
+        if name == current and all(seen.release == name and seen.is_eligible for seen in view.instances.values()):
+            raise Refused(f"cannot roll back to {name}: it is current, and both instances run it; nothing was done")
+        return name
+
+
+def _commit_of(releases: Releases, tag: str) -> str | None:
+    """What the tag named when it was deployed last; None when it never was."""
+    known = (one.installed.commit for one in reversed(releases.book.releases) if one.installed.tag == tag)
+    return next(known, None)
+
+
+def why_not_both(view: PairView) -> str | None:
+    """Why not both instances can serve; None when they can."""
+    missing = [seen for seen in view.instances.values() if not seen.is_eligible]
+    if not missing:
+        return None
+    why = " and ".join(f"{seen.role.value} is {seen.unit.state.value} ({seen.reason})" for seen in missing)
+    return f"both instances must be able to serve, and {why}; {what_serves(view)}"
+
+
+def running_release(seen: InstanceView) -> str | None:
+    """What the process of the instance was launched with; None without one."""
+    return seen.release if seen.unit.has_process else None
+
+
+def _astray(current: str | None, running: Mapping[Role, str | None]) -> list[str]:
+    """A sentence for each instance that runs something else than the link names."""
+    return [
+        f"{role.value} runs {release}, and the link names {current or 'nothing'}: clojarsctl restart {role.value}"
+        for role, release in running.items()
+        if release is not None and release != current
+    ]
+
+
+def _gates(deploy: DeploySettings) -> frozenset[StepName]:
+    return frozenset(gate for gate in GATES if getattr(deploy, gate.value))
+
+
+def _approved(yes: bool, by: str) -> str | None:
+    return f"{by} (--yes)" if yes else None
+
+
+def _now() -> str:
+    return stamp(datetime.now(UTC))

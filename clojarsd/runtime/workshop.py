@@ -1,0 +1,180 @@
+"""What a rollout works with: builder, checkouts, commands of gates, by the settings as they are then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from clojarsd.core.api_rollout import DeployOrder
+from clojarsd.core.errors import Failed, Refused
+from clojarsd.core.identity import RolloutMark
+from clojarsd.core.launch import World, placeholder_values
+from clojarsd.core.names import Role
+from clojarsd.core.placeholders import expand
+from clojarsd.core.rollout_facts import Wish
+from clojarsd.core.settings import DeploySettings, Settings
+from clojarsd.core.settings_types import CheckKind
+from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.releases import Releases
+from clojarsd.runtime.rollout_pair import LastWords, PairOfRollout
+from clojarsd.runtime.rollout_steps import RolloutSteps
+from clojarsd.runtime.status import Board
+from clojarsd.system.acting_as import Actor, actor_of
+from clojarsd.system.build_command import Builder
+from clojarsd.system.cgroup import Groups
+from clojarsd.system.checkout import Checkouts
+from clojarsd.system.git import Git
+from clojarsd.system.hook_command import HookLauncher
+
+RESOLVE_TIMEOUT = 60.0
+"""Seconds in which the repository must say what a tag names."""
+LOGS = "rollouts"
+"""The directory in `log_dir` with the output of each rollout's commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Makes what a rollout works with. Made by daemon.py; nothing to close.
+
+    Attributes:
+        settings: gives those in use.
+        world: gives that of launches.
+        archive: makes a class-data archive of what an instance runs, and tells of it; raises Failed or Refused.
+        share: gives the backup so many percent of the new connections from now on; None: as the route says.
+    """
+
+    settings: Callable[[], Settings]
+    world: Callable[[], World]
+    launch: HookLauncher
+    groups: Groups | None
+    orders: Orders
+    board: Board
+    releases: Releases
+    last_words: LastWords
+
+    @property
+    def deploy(self) -> DeploySettings | None:
+        """The table [deploy] in use."""
+        return self.settings().deploy
+
+    def actor(self) -> Actor | None:
+        """Whom the directories of releases and of builds belong to; None: who we are."""
+        service = self.settings().service
+        return actor_of(service.user, service.group) if self.world().becomes_user else None
+
+    def log_of(self, id: str) -> Path:
+        """The file with the output of the rollout's commands."""
+        return self.settings().service.log_dir / LOGS / f"{id}.log"
+
+    def steps(self, wish: Wish) -> RolloutSteps:
+        """What carries the steps of the rollout out, by the settings as they are now.
+
+        Raises:
+            Failed: there is no table [deploy] any more.
+        """
+        settings = self.settings()
+        deploy = settings.deploy
+        if deploy is None:
+            raise Failed("the configuration has no table [deploy] any more")
+        builder = self._builder(wish.id, deploy)
+        checkouts = self._checkouts(builder, deploy, deploy.step_timeout)
+        instances = settings.instances
+        pair = PairOfRollout(
+            self.orders,
+            self.board,
+            wish.by,
+            deploy.soak,
+            lambda role: instances[role].start_timeout,
+            self.last_words,
+        )
+        return RolloutSteps(wish, deploy, builder, checkouts, self.releases, pair, self)
+
+    async def preflight(self, cannot: str, deploy: DeploySettings, order: DeployOrder) -> None:
+        """Return when nothing stands against a deploy.
+
+        Raises:
+            Refused: something does; every problem is told.
+        """
+        await self.releases.reserve()
+
+    async def verify(self, release: str) -> None:
+        """Return when the release is there, and what was installed; raises Failed."""
+        checksum = self.releases.checksum_of(release)
+        if checksum is not None:
+            await asyncio.to_thread(self.releases.store.verify, release, checksum)
+
+    async def resolve(self, id: str, deploy: DeploySettings, tag: str, known: str | None, *, force: bool) -> str:
+        """The commit that the tag names in the repository.
+
+        Args:
+            known: what it named when it was deployed before; None: it never was.
+            force: take another one for the same tag.
+
+        Raises:
+            Refused: there is no such tag, the repository cannot be read, or the tag has moved.
+        """
+        checkouts = self._checkouts(self._builder(id, deploy), deploy, RESOLVE_TIMEOUT)
+        assert checkouts is not None
+        found = await checkouts.resolve(tag, known)
+        if found.moved is not None and not force:
+            raise Refused(f"cannot deploy {tag}: {found.moved}; nothing was done; --force deploys what it names now")
+        return found.commit
+
+    def gate_command(self, words: Sequence[str], release: str | None) -> tuple[str, ...]:
+        """The words with the placeholders of the backup, and of that release."""
+        settings = self.settings()
+        deploy = settings.deploy
+        assert deploy is not None
+        releases = {"current": str(deploy.link)}
+        if release is not None:
+            releases["release"] = str(deploy.releases / release)
+        values = placeholder_values(Role.BACKUP, settings.instances[Role.BACKUP], settings.service, releases)
+        return tuple(expand(word, values) for word in words)
+
+    def look(self) -> Sequence[str]:
+        """Commands by which people can look at the backup itself."""
+        settings = self.settings()
+        backup = settings.instances[Role.BACKUP]
+        checks = [one for one in settings.checks if one.kind is CheckKind.HTTP and one.port in backup.ports]
+        paths = {one.port: one.path for one in reversed(checks) if one.port is not None}
+        names = list(paths) or [name for name in backup.ports if name == "http"]
+        commands = [f"curl -i http://{backup.address(name)}{paths.get(name, '/')}" for name in names]
+        ports = ", ".join(f"{name} {backup.address(name)}" for name in backup.ports)
+        return (*commands, f"backup listens at {ports}")
+
+    @contextmanager
+    def sharing(self, percent: int) -> Iterator[None]:
+        """While it is entered, the backup gets so many percent of the new connections."""
+        yield
+
+    async def archive(self, role: Role) -> str:
+        """Make the class-data archive of what the instance runs; a sentence about it."""
+        raise Refused("not yet")
+
+    async def in_use(self) -> frozenset[str]:
+        """The releases that processes have open."""
+        return frozenset(await asyncio.to_thread(self.releases.store.in_use))
+
+    def _builder(self, id: str, deploy: DeploySettings) -> Builder:
+        settings, world = self.settings(), self.world()
+        service = settings.service
+        values = {"state_dir": str(service.state_dir), "log_dir": str(service.log_dir)}
+        return Builder(
+            self.launch,
+            RolloutMark(str(service.state_dir), id),
+            self.log_of(id),
+            world,
+            service.user,
+            service.group,
+            {name: expand(text, values) for name, text in deploy.environment.items()},
+            self.groups,
+            deploy.memory_max,
+        )
+
+    def _checkouts(self, builder: Builder, deploy: DeploySettings, timeout: float) -> Checkouts | None:
+        if deploy.work_dir is None or not deploy.repository:
+            return None
+        return Checkouts(Git(builder, deploy.repository, "checkout", timeout), deploy.work_dir, self.actor())
