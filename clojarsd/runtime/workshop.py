@@ -14,7 +14,8 @@ from clojarsd.core.identity import RolloutMark
 from clojarsd.core.launch import World, placeholder_values
 from clojarsd.core.names import Role
 from clojarsd.core.placeholders import expand
-from clojarsd.core.rollout_facts import Wish
+from clojarsd.core.preflight import tools_of
+from clojarsd.core.rollout_facts import GATES, Wish
 from clojarsd.core.settings import DeploySettings, Settings
 from clojarsd.core.settings_types import CheckKind
 from clojarsd.runtime.orders import Orders
@@ -28,6 +29,7 @@ from clojarsd.system.cgroup import Groups
 from clojarsd.system.checkout import Checkouts
 from clojarsd.system.git import Git
 from clojarsd.system.hook_command import HookLauncher
+from clojarsd.system.preflight import Preflight
 
 RESOLVE_TIMEOUT = 60.0
 """Seconds in which the repository must say what a tag names."""
@@ -98,7 +100,42 @@ class Workshop:
         Raises:
             Refused: something does; every problem is told.
         """
-        await self.releases.reserve()
+        settings = self.settings()
+        service, builds = settings.service, order.tag is not None
+        needs = Preflight(
+            service.user,
+            self.actor(),
+            deploy.work_dir if builds else None,
+            deploy.link,
+            service.log_dir,
+            service.state_dir,
+            deploy.min_free,
+            tools_of(self._commands(settings, deploy, order)),
+        )
+        if problems := await asyncio.to_thread(needs.problems):
+            raise Refused(f"{cannot}: {'; '.join(problems)}; nothing was done")
+        try:
+            await self.releases.reserve()
+        except Failed as failed:
+            raise Refused(f"{cannot}: {failed}; nothing was done") from failed
+
+    def _commands(
+        self, settings: Settings, deploy: DeploySettings, order: DeployOrder
+    ) -> Iterator[tuple[str, Sequence[str], str]]:
+        """What a deploy runs: the step, the command, and the PATH that it gets."""
+        world = self.world().environment
+        path = deploy.environment.get("PATH", world.get("PATH", ""))
+        if order.tag is not None:
+            yield "checkout", ("git",), path
+            yield "test", deploy.test if not order.skip_tests else (), path
+            yield "build", deploy.build, path
+        yield "smoke", deploy.smoke, path
+        for gate in GATES:
+            for command in getattr(deploy, gate.value):
+                yield gate.value, command, path
+        for role, instance in settings.instances.items():
+            if instance.chroot is None:  # inside it the programs are others
+                yield role.value, instance.command, instance.environment.get("PATH", world.get("PATH", ""))
 
     async def verify(self, release: str) -> None:
         """Return when the release is there, and what was installed; raises Failed."""
