@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from clojarsd.core.command_output import clean_line
 from clojarsd.core.errors import Failed, reason_of
 
 MOST_NAMED: Final = 5
@@ -88,4 +89,4 @@ def _what_is_there(checkout: Path, pattern: str) -> str:
 
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    return ", ".join(map(clean_line, names[:MOST_NAMED])) + more

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from clojarsd.core.changes import MOST_SUBJECTS, Changes, read_changes
+from clojarsd.core.command_output import clean_lines
 from clojarsd.core.errors import CommandFailed, Refused, reason_of
 from clojarsd.core.tags import (
     commit_of_tag,
@@ -124,7 +125,7 @@ class Checkouts:
         statistics = await self.git.ask(mirror, "diff", "--shortstat", old, new)
         newest = ("log", f"--max-count={MOST_SUBJECTS}", "--no-decorate", "--format=%s", f"{old}..{new}")
         subjects = await self.git.ask(mirror, *newest)
-        return read_changes(counts.output, statistics.output, subjects.output.splitlines())
+        return read_changes(counts.output, statistics.output, clean_lines(subjects.output))
 
     async def _remote_refs(self, what: str, *patterns: str) -> dict[str, str]:
         repository = self.git.repository

@@ -73,6 +73,11 @@ def test_a_directory_that_is_not_there_is_told(checkout: Path) -> None:
     assert why(checkout, "*/x.jar") == "no artifact: nothing matches */x.jar; the checkout contains pom.xml"
 
 
+def test_a_name_commands_no_terminal(checkout: Path) -> None:
+    jar(checkout, "target/\x1b[31mred\n.jar")
+    assert why(checkout) == f"no artifact: nothing matches {PATTERN}; target contains red .jar"
+
+
 def test_several_are_told_by_name(checkout: Path) -> None:
     jar(checkout, "target/b-standalone.jar")
     jar(checkout, "target/a-standalone.jar")

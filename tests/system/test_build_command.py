@@ -7,11 +7,13 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from clojarsd.core.identity import ROLLOUT
 from clojarsd.system.build_command import NICE
@@ -260,6 +262,60 @@ async def test_the_next_daemon_ends_what_a_dead_one_has_left(room: Room, tmp_pat
     finally:
         spared.kill()
         spared.wait()
+
+
+DAEMON = """
+import asyncio, sys
+from pathlib import Path
+from tests.support.builds import Room
+
+async def main(home, logs, fifo, script):
+    room = Room(Path(home), Path(logs))
+    with room.processes.adopting_orphans():
+        await room.shell(script, fifo)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+async def test_a_daemon_that_is_killed_leaves_its_command_to_the_next(room: Room, tmp_path: Path) -> None:
+    """kill -9 of the process that runs the builder: the build runs on, and the next daemon ends it and what it hid."""
+    fifo, root = room.fifo(), Path(__file__).parent.parent.parent
+    arguments = (str(room.home), str(tmp_path), str(fifo), f"({HIDE}) & sleep 60")
+    daemon = subprocess.Popen([sys.executable, "-c", DAEMON, *arguments], cwd=root)
+    room.processes.claim(daemon.pid)
+    try:
+        hidden = int(await reads(fifo))
+        left = [stat.pid for stat in find_rollout(room.state_dir, None, {0, USER})]
+        assert hidden in left
+        assert len(left) > 1
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert find_rollout(room.state_dir, None, {0, USER})
+    assert await asyncio.to_thread(end_leftovers, room.state_dir, (USER,)) == ()
+    await until(lambda: all(map(is_gone, left)), "the end of all")
+
+
+@pytest.mark.slow
+def test_it_runs_on_the_daemons_other_loop_too(tmp_path: Path) -> None:
+    """A cancelled one on uvloop: gone, with what has left the session."""
+
+    async def run() -> None:
+        async with room_for_builds(tmp_path) as room:
+            assert (await room.run("echo", "hello")).last_lines == ("hello",)
+            fifo = room.fifo()
+            running = asyncio.ensure_future(room.shell(HIDE, str(fifo)))
+            hidden = int(await reads(fifo))
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert is_gone(hidden)
+            assert room.heard == ["hello"]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 # --- in a control group ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -18,10 +19,11 @@ from clojarsd.system.artifact import find_artifact
 from clojarsd.system.build_command import CommandOutcome
 from clojarsd.system.checkout import Checkouts
 from clojarsd.system.git import Git
+from clojarsd.system.rollout_family import find_rollout
 from tests.support.builds import GROUP, IS_ROOT, USER, Room, room_for_builds
 from tests.support.real import unavailable
 from tests.support.repositories import Repository
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "deploy-recipes.md").read_text()
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
@@ -119,6 +121,24 @@ async def test_a_test_that_fails_fails_the_step(room: Room, title: str) -> None:
     assert outcome.failure is not None
     assert "ended with code 1 after" in outcome.failure
     assert outcome.last_lines
+
+
+async def test_a_build_that_is_cancelled_leaves_no_jvm(room: Room) -> None:
+    """lein is a script that starts one JVM, which starts another."""
+    see_that_it_can_run("Leiningen")
+    directory = await check_out(room, ALL["Leiningen"].files)
+    builder = room.builder()
+    running = asyncio.ensure_future(builder.run("build", ("lein", "uberjar"), directory, timeout=6 * PATIENCE))
+
+    def jvms() -> list[int]:
+        found = find_rollout(room.state_dir, None, {0, USER})
+        return [stat.pid for stat in found if stat.name.startswith("java")]
+
+    await until(lambda: len(jvms()) >= 2, "both JVMs")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert find_rollout(room.state_dir, None, {0, USER}) == []
 
 
 def test_the_tables_of_other_recipes_are_complete() -> None:
