@@ -24,8 +24,9 @@ log = structlog.get_logger()
 
 TELL_EVERY: Final = 0.1
 """Seconds between two tellings of new output: a command that writes line by line wakes nobody for each."""
-MOST_TOLD: Final = 128 * 1024
-"""Bytes that are told at once; of more that has come meanwhile only the end is."""
+MOST_TOLD: Final = 64 * 1024
+MOST_LINES: Final = 500
+"""Bytes and lines that are told at once; of more that has come meanwhile only the end is."""
 _LAST: Final = 64 * 1024
 """Bytes of the end of the output in which the last lines are looked for."""
 
@@ -146,21 +147,26 @@ class OutputTail:
 
     async def _tell_news(self, *, is_end: bool) -> None:
         """Tell what has come, up to its last line end. What a cancellation leaves untold stays so for the next time."""
-        size, start, block = await asyncio.to_thread(self._read)
+        size, position, lines = await asyncio.to_thread(self._read, is_end)
         self._on_size(size - self._log.start)
-        whole = block if is_end else block[: block.rfind(b"\n") + 1] or (block if len(block) >= MOST_TOLD else b"")
-        skipped = start - self._position
-        self._position = start + len(whole)
-        lines = [left_out(skipped)] if skipped else []
-        if whole:
-            lines += map(clean_line, whole.decode(errors="replace").removesuffix("\n").split("\n"))
+        self._position = position
         if lines and self._tell is not None:
             self._tell(lines)
 
-    def _read(self) -> tuple[int, int, bytes]:
-        """The log's size, where what is to be told begins, and that."""
+    def _read(self, is_end: bool) -> tuple[int, int, list[str]]:
+        """The log's size, up to where it is to be told now, and the lines until there. All the work is done here."""
         size, start = self._log.size(), self._position
         if size - start > MOST_TOLD:
             start = size - MOST_TOLD
             start += self._log.read(start, MOST_TOLD).find(b"\n") + 1
-        return size, start, self._log.read(start, size - start)
+        block = self._log.read(start, size - start)
+        whole = block if is_end else block[: block.rfind(b"\n") + 1] or (block if len(block) >= MOST_TOLD else b"")
+        end = start + len(whole)
+        if not whole:
+            return size, end, [left_out(start - self._position)] if start > self._position else []
+        lines = whole.removesuffix(b"\n").split(b"\n")
+        if len(lines) > MOST_LINES:
+            start += sum(len(line) + 1 for line in lines[:-MOST_LINES])
+            lines = lines[-MOST_LINES:]
+        skipped = [left_out(start - self._position)] if start > self._position else []
+        return size, end, [*skipped, *(clean_line(line.decode(errors="replace")) for line in lines)]
