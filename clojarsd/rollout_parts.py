@@ -21,7 +21,7 @@ from clojarsd.runtime.rollout_journals import Journals
 from clojarsd.runtime.rollout_record import RolloutRecord
 from clojarsd.runtime.rollouts import Rollouts
 from clojarsd.runtime.status import Board
-from clojarsd.runtime.workshop import Workshop
+from clojarsd.runtime.workshop import LOGS, Workshop
 from clojarsd.system.cgroup import Groups, find_delegated
 from clojarsd.system.process import Processes
 from clojarsd.system.rollout_family import end_leftovers
@@ -53,7 +53,7 @@ class RolloutParts:
         self._logs = logs
         self._base = find_delegated() if groups is not None else None
         state_dir = settings().service.state_dir
-        self._journals = journals = Journals(state_dir / "rollouts")
+        self._journals = journals = Journals(state_dir / "rollouts", settings().service.log_dir / LOGS)
         self.releases = releases = Releases(
             state_dir / "releases.jsonl", lambda: settings().deploy, lambda: self.workshop.actor()
         )

@@ -28,10 +28,14 @@ class Journals:
     """The directory of the journals, as long as the daemon lives; `close` lets go of the open one.
 
     One rollout is written at a time. Methods that wait do so for the disk.
+
+    Args:
+        logs: the directory of the output of rollouts' commands, which goes when the journal goes.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, logs: Path) -> None:
         self._directory = directory
+        self._logs = logs
         self._open: RecordLog | None = None
 
     def load(self) -> Rollout | None:
@@ -113,8 +117,13 @@ class Journals:
         self._open = journal
 
     def _forget(self) -> None:
-        for path in self._paths()[:-KEPT]:
+        paths = self._paths()
+        for path in paths[:-KEPT]:
             path.unlink(missing_ok=True)
+        kept = {path.stem for path in paths[-KEPT:]}
+        for path in self._logs.glob("*.log"):
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         """The journals, the oldest first; their names are times."""

@@ -27,6 +27,7 @@ from clojarsd.system.acting_as import Actor, actor_of
 from clojarsd.system.build_command import Builder
 from clojarsd.system.cgroup import Groups
 from clojarsd.system.checkout import Checkouts
+from clojarsd.system.family import still_taken
 from clojarsd.system.git import Git
 from clojarsd.system.hook_command import HookLauncher
 from clojarsd.system.preflight import Preflight
@@ -112,12 +113,19 @@ class Workshop:
             deploy.min_free,
             tools_of(self._commands(settings, deploy, order)),
         )
-        if problems := await asyncio.to_thread(needs.problems):
+        problems = [*await asyncio.to_thread(needs.problems), *await asyncio.to_thread(self._taken_ports)]
+        if problems:
             raise Refused(f"{cannot}: {'; '.join(problems)}; nothing was done")
         try:
             await self.releases.reserve()
         except Failed as failed:
             raise Refused(f"{cannot}: {failed}; nothing was done") from failed
+
+    def _taken_ports(self) -> list[str]:
+        """Who has the ports of instances that do not run, a sentence for each instance. Blocks."""
+        idle = {role: one for role, one in self.settings().instances.items() if self.board.instance(role).pid is None}
+        taken = {role: still_taken({name: one.address(name) for name in one.ports}) for role, one in idle.items()}
+        return [f"{role.value}: {text}" for role, text in taken.items() if text is not None]
 
     def _commands(
         self, settings: Settings, deploy: DeploySettings, order: DeployOrder
