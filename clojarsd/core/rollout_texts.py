@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from clojarsd.core.names import Role
 from clojarsd.core.progress import what_serves
-from clojarsd.core.rollout_facts import DOING, Kind, Outcome, Rollout, Wish
+from clojarsd.core.rollout_facts import DOING, GATES, Kind, Outcome, Rollout, StepName, Wish
 from clojarsd.core.view import PairView
+
+WITH_COMMANDS = frozenset({StepName.CHECKOUT, StepName.TEST, StepName.BUILD, StepName.SMOKE, *GATES})
+"""The steps whose output is in the log of the rollout."""
 
 
 def cannot(wish: Wish) -> str:
@@ -43,10 +46,11 @@ def how_it_ended(rollout: Rollout, outcome: Outcome, view: PairView, log: str) -
     back = rollout.back
     assert back is not None
     if back.is_abort:
-        begin = f"{wish.text} was aborted" + (f" by {back.by}" if back.by is not None else "") + f": {back.why}"
+        begin = f"{wish.text} was given up while {DOING[back.step]}: {back.why}"
     else:
         begin = f"{cannot(wish)}: {DOING[back.step]}: {back.why}"
-    return f"{begin}; {_what_holds(rollout, outcome, view)}; whole log: {log}"
+    whole = f"; whole log: {log}" if WITH_COMMANDS.intersection(rollout.begun) else ""
+    return f"{begin}; {_what_holds(rollout, outcome, view)}{whole}"
 
 
 def _what_holds(rollout: Rollout, outcome: Outcome, view: PairView) -> str:

@@ -183,7 +183,7 @@ class Deployer:
             raise Refused(f"cannot abort: {late}; nothing was done")
         if self._stop is None:
             step = rollout.at_step if rollout.at_step is not None else rollout.next_step
-            self._stop = GoingBack(f"it was {DOING[step]}", step, is_abort=True, by=by)
+            self._stop = GoingBack(f"aborted by {by}", step, is_abort=True, by=by)
             self.work.note(f"{by} has aborted it")
             if self._acting is not None:
                 self._acting.cancel()

@@ -128,7 +128,9 @@ class RolloutRecord:
         back = GoingBack(back.why, back.step, back.is_abort, back.by, tuple(short(back.output)))
         await self.note(journal.turned(back, now()))
         self.work.ask(None)
-        self.work.note(f"{DOING[back.step]}: {back.why}; it goes back")
+        self.work.note(
+            f"{back.why}; it goes back" if back.is_abort else f"{DOING[back.step]}: {back.why}; it goes back"
+        )
         log.warning("rollout_turned_back", step=back.step.value, reason=back.why, by=back.by)
 
     async def end(self, outcome: Outcome, message: str) -> None:

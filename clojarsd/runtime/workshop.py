@@ -117,9 +117,11 @@ class Workshop:
         if problems:
             raise Refused(f"{cannot}: {'; '.join(problems)}; nothing was done")
         try:
+            if order.artifact is not None:
+                await asyncio.to_thread(self.releases.store.checksum_of, Path(order.artifact))
             await self.releases.reserve()
-        except Failed as failed:
-            raise Refused(f"{cannot}: {failed}; nothing was done") from failed
+        except (Failed, Refused) as error:
+            raise Refused(f"{cannot}: {error}; nothing was done") from error
 
     def _taken_ports(self) -> list[str]:
         """Who has the ports of instances that do not run, a sentence for each instance. Blocks."""
