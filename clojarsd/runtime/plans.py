@@ -228,7 +228,7 @@ class Plans:
             notify_socket=str(self.notify_socket(role)) if instance.notify else None,
             extra=extra,
         )
-        release = Path(releases["release"]).name if "release" in releases else None
+        release = Path(releases["release"]).name if "release" in releases else self.current_release()
         return PlannedLaunch(spec, release, _bound(instance))
 
     def _lacking(self, role: Role) -> str | None:

@@ -12,6 +12,7 @@ from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.progress import what_serves
+from clojarsd.core.releases import BecameCurrent, ProvedGood, WasInstalled
 from clojarsd.core.rollout import steps_for
 from clojarsd.core.rollout_facts import GATES, Kind, StepName, Wish
 from clojarsd.core.rollout_view import RolloutView
@@ -21,7 +22,11 @@ from clojarsd.runtime.deployer import Deployer
 from clojarsd.runtime.releases import Releases
 from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.runtime.status import Board
+from clojarsd.runtime.unit_parts import BY_DAEMON
 from clojarsd.runtime.workshop import Workshop
+
+FOUND = "found"
+"""Stands for a rollout in the records of a release that no rollout has brought."""
 
 
 class Rollouts:
@@ -75,7 +80,7 @@ class Rollouts:
                     f"{cannot}: [deploy] has no repository; clojarsctl deploy --artifact FILE brings in what was built"
                     " elsewhere; nothing was done"
                 )
-            previous = releases.link()
+            previous = await self._workshop.previous(cannot)
             if not order.force and previous is not None and (why := why_not_both(self._board.view())):
                 raise Refused(f"{cannot}: {why}; nothing was done; --force deploys all the same")
             id = self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
@@ -93,6 +98,7 @@ class Rollouts:
                 archives=deploy.cds,
                 gates=_gates(deploy),
             )
+            await self._adopt(releases, previous)
             wish = Wish(id, Kind.DEPLOY, order.tag, commit, order.artifact, None, previous, by, _now(), steps)
             return await self._deployer.begin(wish, _approved(order.yes, by))
 
@@ -104,7 +110,7 @@ class Rollouts:
         """
         with self._alone("cannot roll back", "rollback", by) as cannot:
             deploy, releases = self._table(cannot)
-            current = releases.link()
+            current = await self._workshop.previous(cannot)
             name = self._wanted(releases, order.release, current)
             try:
                 await self._workshop.verify(name)
@@ -163,6 +169,22 @@ class Rollouts:
         if deploy is None or self._releases is None:
             raise Refused(f"{cannot}: the configuration has no table [deploy]; nothing was done")
         return deploy, self._releases
+
+    async def _adopt(self, releases: Releases, current: str | None) -> None:
+        """Take into the log what was there before the first deploy, so that there is a way back to it.
+
+        It counts as good when both instances serve with it.
+        """
+        if current is None or releases.book.release(current) is not None:
+            return
+        view, at = self._board.view(), _now()
+        there = await self._workshop.found(current)
+        await releases.record(
+            WasInstalled(current, None, None, there.checksum, there.kind, there.size, BY_DAEMON, at, FOUND)
+        )
+        await releases.record(BecameCurrent(current, at, BY_DAEMON, FOUND))
+        if all(seen.release == current and seen.is_eligible for seen in view.instances.values()):
+            await releases.record(ProvedGood(current, at, FOUND))
 
     def _wanted(self, releases: Releases, asked: str | None, current: str | None) -> str:
         """The release to go back to."""

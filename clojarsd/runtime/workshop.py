@@ -31,6 +31,7 @@ from clojarsd.system.family import still_taken
 from clojarsd.system.git import Git
 from clojarsd.system.hook_command import HookLauncher
 from clojarsd.system.preflight import Preflight
+from clojarsd.system.releases import Installed
 
 RESOLVE_TIMEOUT = 60.0
 """Seconds in which the repository must say what a tag names."""
@@ -146,6 +147,27 @@ class Workshop:
         for role, instance in settings.instances.items():
             if instance.chroot is None:  # inside it the programs are others
                 yield role.value, instance.command, instance.environment.get("PATH", world.get("PATH", ""))
+
+    async def previous(self, cannot: str) -> str | None:
+        """The release that the link names; None without a link, or with one that leads nowhere.
+
+        Raises:
+            Refused: it names something to which no rollout could come back.
+        """
+        try:
+            current = await asyncio.to_thread(self.releases.store.current)
+        except Failed as failed:
+            raise Refused(f"{cannot}: {failed}; nothing was done") from failed
+        if current.problem is None:
+            return current.name
+        deploy = self.deploy
+        if deploy is not None and await asyncio.to_thread(deploy.link.exists):
+            raise Refused(f"{cannot}: {current.problem}; nothing was done")
+        return None
+
+    async def found(self, release: str) -> Installed:
+        """What there is under the name of a release; raises Failed or Refused."""
+        return await asyncio.to_thread(self.releases.store.found, release)
 
     async def verify(self, release: str) -> None:
         """Return when the release is there, and what was installed; raises Failed."""

@@ -133,6 +133,13 @@ class ReleaseStore:
         with self._acting(f"read the release {name}"):
             return checksum_of(str(self._place(name)))
 
+    def found(self, name: str) -> Installed:
+        """What somebody has put there under that name; raises Refused for what can be no release."""
+        place = self._place(name)
+        with self._acting(f"read the release {name}"):
+            there = measure(place)
+            return Installed(checksum_of(str(place)), there.size, there.kind, was_there=True)
+
     def verify(self, name: str, checksum: str) -> None:
         """Return when the release is what it was when it was installed.
 
