@@ -61,12 +61,14 @@ class Relaunch:
     Attributes:
         alone: the instance cannot serve as it is, so that it does not matter whether the other one can.
         into: the release that it must run then; None: it must rest, because there is none.
+        is_there: it serves with that already, as after a death of the daemon: it is only looked at.
     """
 
     step: StepName
     role: Role
     into: str | None
-    alone: bool
+    alone: bool = False
+    is_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _forward(rollout: Rollout, seen: Seen) -> Move:
         return Do(step)
     role = RESTARTS[step]
     if seen.instances[role].serves(release):
-        return Confirm(step)
+        return Relaunch(step, role, release, is_there=True)
     if seen.is_eligible(role) and not seen.is_eligible(role.other):
         why = f"{role.other.value} cannot take over while {role.value} is restarted"
         return TurnBack(GoingBack(why, step))
@@ -182,7 +184,8 @@ def broken_rule(rollout: Rollout, seen: Seen, move: Move) -> str | None:
     if isinstance(move, Switch) and move.release == rollout.release and _missing(rollout, StepName.SWITCH):
         return "the link is switched before the release is there"
     if isinstance(move, Relaunch):
-        if seen.is_eligible(move.role) and not (seen.is_eligible(move.role.other) or move.into is None):
+        is_free = move.is_there or move.into is None or not seen.is_eligible(move.role)
+        if not is_free and not seen.is_eligible(move.role.other):
             return f"{move.role.value} is the only one that serves"
         if move.step is StepName.PRIMARY and (rollout.approved_by is None or _missing(rollout, StepName.PRIMARY)):
             return "the primary is restarted before the release has proved itself"

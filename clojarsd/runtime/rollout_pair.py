@@ -51,7 +51,8 @@ class PairOfRollout:
         """
         role = move.role
         try:
-            await self._restart(role, move, work)
+            if not move.is_there:
+                await self._restart(role, move, work)
             if move.into is None:
                 return
             seen = self.board.instance(role)

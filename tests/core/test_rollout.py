@@ -132,7 +132,10 @@ def effects(at: At, move: Move) -> Iterator[tuple[bool, At]]:
         case Switch(_, release):
             yield True, replace(at, now=replace(at.now, link=release))
             yield False, at
-        case Relaunch(_, role, into, _):
+        case Relaunch(_, role, into, _, True):
+            yield True, at
+            yield False, replace(at, now=set_instance(at.now, role, SeenInstance(into, False)))
+        case Relaunch(_, role, into, _, False):
             good = GONE if into is None else SeenInstance(into, True)
             yield True, replace(at, now=set_instance(at.now, role, good))
             yield False, at  # the order itself was refused
@@ -291,7 +294,7 @@ def test_the_one_that_cannot_serve_comes_back_first() -> None:
     at = replace(at, now=replace(at.now, link=OLD))
     assert next_move(at.rollout, at.now) == Relaunch(StepName.PRIMARY_BACK, Role.PRIMARY, OLD, alone=True)
     at = replace(at, now=set_instance(at.now, Role.PRIMARY, UP_OLD))
-    assert next_move(at.rollout, at.now) == Relaunch(StepName.BACKUP_BACK, Role.BACKUP, OLD, alone=False)
+    assert next_move(at.rollout, at.now) == Relaunch(StepName.BACKUP_BACK, Role.BACKUP, OLD)
 
 
 def test_the_last_one_that_serves_keeps_serving_when_the_other_does_not_come_back() -> None:
@@ -339,6 +342,12 @@ def test_what_can_be_aborted() -> None:
     assert why_not_abort(turned.rollout) == "it is on its way back already: the disk is full"
 
 
+def test_an_instance_that_runs_it_already_is_looked_at_all_the_same() -> None:
+    at = write(after_steps(*TO_SWITCH), journal.begun(StepName.BACKUP, AT))
+    at = replace(at, now=seen(NEW, UP_OLD, UP_NEW))
+    assert next_move(at.rollout, at.now) == Relaunch(StepName.BACKUP, Role.BACKUP, NEW, is_there=True)
+
+
 def test_the_link_is_ahead_of_the_primary_until_the_gate_and_of_both_on_the_way_back() -> None:
     former = HeldBack(OLD, "deploy of 1.2.0")
     before = after_steps(*TO_SWITCH[:-1])
@@ -363,7 +372,7 @@ def test_rules_are_found_broken() -> None:
     switch = Switch(StepName.SWITCH, NEW)
     assert broken_rule(early.rollout, PAIR, switch) == "the link is switched before the release is there"
     alone = seen(NEW, UP_OLD, DOWN_NEW)
-    relaunch = Relaunch(StepName.PRIMARY, Role.PRIMARY, NEW, alone=False)
+    relaunch = Relaunch(StepName.PRIMARY, Role.PRIMARY, NEW)
     assert broken_rule(early.rollout, alone, relaunch) == "primary is the only one that serves"
     proved = "the primary is restarted before the release has proved itself"
     assert broken_rule(early.rollout, PAIR, relaunch) == proved
