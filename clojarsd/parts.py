@@ -98,7 +98,13 @@ class Parts:
         self.keeper = await stack.enter_async_context(StateKeeper(self.state_file))
         self.own = OwnConnections()
         prober = await stack.enter_async_context(Prober(self.own))
-        plans = Plans(self.settings, self.world, prober, held_back=lambda role: self.rollouts.deployer.held_back(role))
+        plans = Plans(
+            self.settings,
+            self.world,
+            prober,
+            held_back=lambda role: self.rollouts.deployer.held_back(role),
+            checksum_of=lambda name: self.rollouts.releases.checksum_of(name),
+        )
         self.configuration = Configuration(
             self.config, plans, self.history, read_settings, look_at_world, foreign_sources
         )
@@ -234,6 +240,7 @@ class Parts:
         stack.callback(self.rollouts.close)
         self.rollouts.load()
         self.board.rollout = lambda: self.rollouts.deployer.view
+        self.board.previous_release = self.rollouts.releases.previous_of
         self.life.rollout_under_way = lambda: self.rollouts.deployer.under_way
 
     def _open_stalls(self, stack: AsyncExitStack) -> None:

@@ -35,6 +35,7 @@ class LaunchSpec:
         supplementary_groups: names or numbers of groups besides the user's own.
         cgroup: what to write into the files of its own control group, by file.
         cgroup_directory: absolute path of the group to join, or None; known when it is made, just before the launch.
+        verify: paths of files and directories outside `chroot`, and the checksum that each must have to be run.
         mark: which launch this is, by which what it started is found; None for what is no instance.
     """
 
@@ -60,6 +61,7 @@ class LaunchSpec:
     cgroup: Mapping[str, str] = field(default_factory=dict)
     cgroup_directory: str | None = None
     mark: InstanceMark | None = None
+    verify: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The spec as the launcher reads it."""
@@ -123,6 +125,7 @@ def make_spec(
     incarnation: Incarnation | None = None,
     notify_socket: str | None = None,
     extra: Mapping[str, str] | None = None,
+    verify: tuple[tuple[str, str], ...] = (),
 ) -> LaunchSpec:
     """The launch of an instance, with every placeholder replaced.
 
@@ -131,6 +134,7 @@ def make_spec(
         incarnation: which launch this is; None for what is started beside the instance, such as a hook.
         notify_socket: what NOTIFY_SOCKET is to be; None: the instance gets none.
         extra: the environment of this one start; wins over the settings and the environment file.
+        verify: see `LaunchSpec`.
     """
     values = placeholder_values(role, instance, service, releases)
     own = {key: expand(value, values) for key, value in instance.environment.items()}
@@ -157,4 +161,5 @@ def make_spec(
         supplementary_groups=instance.supplementary_groups,
         cgroup=dict(instance.cgroup),
         mark=InstanceMark(str(service.state_dir), role, incarnation) if incarnation is not None else None,
+        verify=verify,
     )

@@ -76,6 +76,7 @@ class LaunchStage(enum.Enum):
 
     RELEASE = "resolving its release"
     LINK = "reading the link to its release"
+    VERIFY = "reading its release"
     PRE_START = "running pre_start"
     CGROUP = "joining its control group"
     SPAWN = "making its process"
@@ -94,7 +95,7 @@ class LaunchStage(enum.Enum):
 
     @property
     def waits_for_operator(self) -> bool:
-        """Whether trying again is of no use until somebody has acted: there is no release."""
+        """Whether trying again is of no use until somebody has acted: there is no release, or it is not what it was."""
         return self is LaunchStage.RELEASE
 
 

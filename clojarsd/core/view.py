@@ -235,7 +235,13 @@ class DaemonView:
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """Everything at one moment. rollout: the deploy or rollback that is under way, or was the latest."""
+    """Everything at one moment.
+
+    Attributes:
+        current_release: the file name of what the link names, or None.
+        rollout: the deploy or rollback that is under way, or was the latest.
+        previous_release: the file name of the last good release before the current one, or None.
+    """
 
     service: str
     daemon: DaemonView
@@ -243,6 +249,7 @@ class PairView:
     frontends: Mapping[str, FrontendView]
     current_release: str | None = None
     rollout: RolloutView | None = None
+    previous_release: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The body of `GET /v1/status`."""
@@ -261,7 +268,7 @@ class PairView:
             },
             "instances": {role.value: self.instances[role].as_json() for role in Role},
             "frontends": {name: frontend.as_json() for name, frontend in self.frontends.items()},
-            "release": {"current": self.current_release, "previous": None},
+            "release": {"current": self.current_release, "previous": self.previous_release},
             "rollout": rollout.as_json() if rollout is not None and rollout.is_under_way else None,
             "last_rollout": rollout.as_past() if rollout is not None and not rollout.is_under_way else None,
         }

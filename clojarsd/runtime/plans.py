@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +45,7 @@ class Plans:
         prober: makes checks.
         names: the addresses of instances whose hosts have names.
         held_back: what an instance is to be launched with where the link is ahead of it.
+        checksum_of: gives what a release was when it was installed, by its name; None where that is not known.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Plans:
     prober: Prober
     names: HostNames = field(default_factory=HostNames)
     held_back: Callable[[Role], HeldBack | None] = lambda role: None
+    checksum_of: Callable[[str], str | None] = lambda name: None
 
     def unit(self, role: Role, running: Callable[[], InForce] | None = None) -> Plan:
         """What the settings make of the unit.
@@ -227,9 +230,18 @@ class Plans:
             incarnation=incarnation,
             notify_socket=str(self.notify_socket(role)) if instance.notify else None,
             extra=extra,
+            verify=self._to_verify(releases.get("release")),
         )
         release = Path(releases["release"]).name if "release" in releases else self.current_release()
         return PlannedLaunch(spec, release, _bound(instance))
+
+    def _to_verify(self, release: str | None) -> tuple[tuple[str, str], ...]:
+        """The path of the release with the checksum that it must have, if it was installed by us."""
+        if release is None or self.settings.deploy is None:
+            return ()
+        path, directory = Path(release), Path(os.path.realpath(self.settings.deploy.releases))
+        checksum = self.checksum_of(path.name) if path.parent == directory else None
+        return ((release, checksum),) if checksum is not None else ()
 
     def _lacking(self, role: Role) -> str | None:
         """What must be there before the instance can be launched, in words; None when nothing is missing."""

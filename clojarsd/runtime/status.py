@@ -41,6 +41,7 @@ class Board:
 
     Attributes:
         relay_pid, relay_pids, usage, rollout: read when somebody looks, as the frontends are.
+        previous_release: gives the release that a rollback goes to from this current one; read as the current one is.
         look: to be awaited before a picture that people are shown: brings up to date what must be asked for.
     """
 
@@ -52,6 +53,7 @@ class Board:
     relay_pids: Callable[[], tuple[int, ...]] = tuple
     usage: Callable[[Role], Used | None] = lambda role: None
     rollout: Callable[[], RolloutView | None] = lambda: None
+    previous_release: Callable[[str | None], str | None] = lambda current: None
     look: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
     _changed: set[asyncio.Future[None]] = field(default_factory=set)
@@ -77,7 +79,9 @@ class Board:
         frontends = {name: frontend.view() for name, frontend in self.frontends.items()}
         daemon = replace(self.daemon, relay_pid=self.relay_pid(), relay_pids=self.relay_pids())
         instances = {role: self._with_usage(instance) for role, instance in self._instances.items()}
-        return PairView(self.service, daemon, instances, frontends, self.current_release(), self.rollout())
+        current = self.current_release()
+        previous = self.previous_release(current)
+        return PairView(self.service, daemon, instances, frontends, current, self.rollout(), previous)
 
     def _with_usage(self, instance: InstanceView) -> InstanceView:
         used = self.usage(instance.role)

@@ -37,11 +37,12 @@ class HookLauncher(Protocol):
 def hook_spec(spec: LaunchSpec, command: Sequence[str]) -> LaunchSpec:
     """The launch of a command in the world of an instance: its user, limits, directory, environment and log.
 
-    Its ports are not looked at. The process carries the mark of the instance's launch and is no instance itself: it has
-    no control group of its own, and when it ends nothing of the instance is ended with it.
+    Neither its ports nor its release are looked at. The process carries the mark of the instance's launch and is no
+    instance itself: it has no control group of its own, and when it ends nothing of the instance is ended with it.
     """
     mark = {MARK: str(spec.mark)} if spec.mark is not None else {}
-    return replace(spec, command=tuple(command), ports={}, cgroup={}, mark=None, imposed={**spec.imposed, **mark})
+    imposed = {**spec.imposed, **mark}
+    return replace(spec, command=tuple(command), ports={}, cgroup={}, mark=None, verify=(), imposed=imposed)
 
 
 class HookCommand:

@@ -8,7 +8,8 @@ the descriptor of a file with the launch, marshalled; the end of the stream mean
 failure, marshalled too: `{"stage": NAME, "reason": TEXT, "taken": PORT}`, where NAME is a member of `LaunchStage` and
 PORT is what somebody else listens on, or None. When exec succeeds, 4 is closed by the kernel with nothing written.
 
-Nothing is imported after the start: with another root directory there is nothing to import.
+Nothing is imported after the start, since with another root directory there is nothing to import; save, before that and
+only when it is needed, release_checksum beside this file.
 """
 
 from __future__ import annotations
@@ -214,6 +215,21 @@ def find_groups(spec: dict[str, Any]) -> None:
         spec["groups"] = None
 
 
+def read_release(spec: dict[str, Any]) -> None:
+    """Find out whether what is to run is what was installed."""
+    if spec["verify"]:
+        sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+        import release_checksum  # type: ignore[import-not-found]  # a waiting launcher has no need of it
+
+        spec["changed"] = release_checksum.changed(spec["verify"], spec["account"])
+
+
+def refuse_changed_release(spec: dict[str, Any]) -> None:
+    """Fail when it is not."""
+    if spec.get("changed"):
+        raise OSError(spec["changed"])
+
+
 def change_root(spec: dict[str, Any]) -> None:
     """Shut the process up in its root directory."""
     if spec["chroot"] is not None:
@@ -327,6 +343,8 @@ STAGES: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
     ("AFFINITY", choose_cpus),
     ("USER", find_user),
     ("GROUPS", find_groups),
+    ("VERIFY", read_release),
+    ("RELEASE", refuse_changed_release),
     ("CHROOT", change_root),
     ("GROUPS", join_groups),
     ("USER", become_user),

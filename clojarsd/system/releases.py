@@ -24,7 +24,7 @@ from typing import Final
 from clojarsd.core.errors import Failed, Refused, reason_of
 from clojarsd.core.releases import ReleaseKind
 from clojarsd.system.acting_as import Actor, acting_as
-from clojarsd.system.release_checksum import checksum_of
+from clojarsd.system.release_checksum import checksum_of, difference
 from clojarsd.system.release_copy import Measure, copy, measure, take_away
 from clojarsd.system.release_use import index_of, users_of
 
@@ -146,9 +146,10 @@ class ReleaseStore:
         Raises:
             Failed: it is something else, or not there.
         """
-        found = self.checksum(name)
-        if found != checksum:
-            raise Failed(f"{self._place(name)} is not what was installed: its checksum is {found}, and was {checksum}")
+        with self._acting(f"read the release {name}"):
+            told = difference(str(self._place(name)), checksum)
+        if told is not None:
+            raise Failed(told)
 
     def switch(self, name: str) -> None:
         """Let the link name the release; on return that is safe on the disk.

@@ -221,6 +221,8 @@ def test_the_picture_is_plain_json_with_the_primary_first() -> None:
 
 def test_without_a_release_its_name_is_null() -> None:
     assert replace(PAIR, current_release=None).as_json()["release"] == {"current": None, "previous": None}
+    seen = replace(PAIR, current_release="2.jar", previous_release="1.jar").as_json()
+    assert seen["release"] == {"current": "2.jar", "previous": "1.jar"}
 
 
 @pytest.mark.parametrize("state", UnitState)

@@ -19,6 +19,7 @@ from clojarsd.core.settings import InstanceSettings, parse_settings
 from clojarsd.core.settings_types import LogTo
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.plans import HOOK_SLACK, Plans
+from clojarsd.system.hook_command import hook_spec
 from clojarsd.system.probe import Prober
 
 P, B = Role.PRIMARY, Role.BACKUP
@@ -289,6 +290,24 @@ def test_a_link_that_leads_nowhere_fails_the_launches_that_need_it(plans: Plans,
     assert unit.lacking() == failed.value.reason
     assert unit.hooks[HookName.PRE_STOP].commands() == (("stop", "8001"),), "which needs none"
     assert plans.current_release() is None
+
+
+def test_a_release_that_was_installed_is_verified_at_each_launch(plans: Plans, tmp_path: Path) -> None:
+    assert plans.unit(P).launch(THIRD, {}).spec.verify == (), "nothing is known of it"
+    knowing = replace(plans, checksum_of={"1.jar": "sha256:1", "2.jar": "sha256:2"}.get)
+    release = str(tmp_path / "1.jar")
+    assert knowing.unit(P).launch(THIRD, {}).spec.verify == ((release, "sha256:1"),)
+    assert hook_spec(knowing.unit(P).launch(THIRD, {}).spec, ("true",)).verify == ()
+
+
+def test_a_file_elsewhere_with_the_name_of_a_release_is_none(plans: Plans, tmp_path: Path) -> None:
+    knowing = replace(plans, checksum_of={"1.jar": "sha256:1"}.get)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jar").write_text("")
+    (tmp_path / "current.jar").unlink()
+    (tmp_path / "current.jar").symlink_to("elsewhere/1.jar")
+    planned = knowing.unit(P).launch(THIRD, {})
+    assert (planned.release, planned.spec.verify) == ("1.jar", ())
 
 
 def test_a_release_that_cannot_be_read_now_is_not_lacking(plans: Plans, tmp_path: Path) -> None:

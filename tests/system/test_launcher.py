@@ -17,6 +17,7 @@ import pytest
 from clojarsd.core.launch import LaunchSpec
 from clojarsd.core.names import ExitStatus, LaunchStage
 from clojarsd.system.identity import stat_of
+from clojarsd.system.release_checksum import checksum_of
 from clojarsd.system.spawning import LAUNCHER
 from tests.support.launches import Launches, failure, launching
 from tests.support.waiting import PATIENCE, until
@@ -232,6 +233,72 @@ def test_what_is_not_allowed_is_named_with_the_capability_that_is_missing(
         f"{key} {value}: needs the capability CAP_{capability.upper()}, which clojarsd does not have on this machine\n",
         "",
     )
+
+
+def a_release(path: Path, kind: str) -> tuple[str, str]:
+    """Make one; its path and checksum."""
+    if kind == "directory":
+        (path / "lib").mkdir(parents=True)
+        (path / "lib" / "a.jar").write_text("a jar")
+    else:
+        path.write_text("a jar")
+    return str(path), checksum_of(str(path))
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_a_release_that_is_what_was_installed_is_launched(launches: Launches, kind: str) -> None:
+    release = a_release(launches.directory / "app-1", kind)
+    _, heard = launches(replace(launches.spec, verify=(release,)))
+    assert await heard.how_it_ended() == ExitStatus(0, None)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_a_release_that_has_changed_is_not_launched(launches: Launches, kind: str) -> None:
+    path, checksum = a_release(launches.directory / "app-1", kind)
+    (Path(path) if kind == "file" else Path(path, "lib", "a.jar")).write_text("b jar")
+    _, heard = launches(replace(launches.spec, verify=((path, checksum),)))
+    assert failure(await heard.how_it_ended()) == (
+        LaunchStage.RELEASE,
+        f"{path} is not what was installed: its checksum is {checksum_of(path)[:15]}… instead of {checksum[:15]}…;"
+        " deploy it again, or go back with `clojarsctl rollback`",
+    )
+    assert LaunchStage.RELEASE.waits_for_operator
+
+
+async def test_a_release_that_cannot_be_read_is_a_failed_launch(launches: Launches) -> None:
+    """What is wrong with the disk may be over soon."""
+    path, checksum = a_release(launches.directory / "app-1", "file")
+    Path(path).unlink()
+    _, heard = launches(replace(launches.spec, verify=((path, checksum),)))
+    assert failure(await heard.how_it_ended()) == (LaunchStage.VERIFY, f"{path}: no such file or directory")
+    assert not LaunchStage.VERIFY.waits_for_operator
+
+
+@needs_root
+async def test_a_release_is_read_as_its_user(launches: Launches) -> None:
+    """What only root can read must not be told of, be it by a checksum."""
+    for above in (launches.directory, *launches.directory.parents):
+        if not above.stat().st_mode & 0o001:
+            above.chmod(above.stat().st_mode | 0o011)
+    path, checksum = a_release(launches.directory / "app-1", "file")
+    spec = replace(launches.spec, user="nobody", command=("/bin/cat", path), verify=((path, checksum),))
+    _, heard = launches(spec)
+    assert await heard.how_it_ended() == ExitStatus(0, None)
+    assert launches.output() == "a jar"
+    Path(path).chmod(0o600)
+    _, heard = launches(spec)
+    assert failure(await heard.how_it_ended()) == (LaunchStage.VERIFY, f"{path}: permission denied")
+
+
+@needs_root
+async def test_a_release_is_read_outside_the_root_directory(launches: Launches) -> None:
+    release = a_release(launches.directory / "app-1", "file")
+    jail = launches.directory / "jail"
+    jail.mkdir()
+    _, heard = launches(
+        replace(launches.spec, command=("/program",), directory="/", chroot=str(jail), verify=(release,))
+    )
+    assert failure(await heard.how_it_ended()) == (LaunchStage.EXECUTE, "/program: no such command")
 
 
 async def test_the_umask_is_set(launches: Launches) -> None:

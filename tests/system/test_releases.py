@@ -465,7 +465,8 @@ def test_a_release_that_has_changed_is_told(store: ReleaseStore, artefact: Path)
     with pytest.raises(Failed) as failed:
         store.verify("app-1.jar", checksum)
     assert str(failed.value) == (
-        f"{place} is not what was installed: its checksum is {store.checksum('app-1.jar')}, and was {checksum}"
+        f"{place} is not what was installed: its checksum is {store.checksum('app-1.jar')[:15]}… instead of"
+        f" {checksum[:15]}…; deploy it again, or go back with `clojarsctl rollback`"
     )
     with pytest.raises(Failed, match=r"app-2\.jar: no such file or directory$"):
         store.verify("app-2.jar", checksum)
