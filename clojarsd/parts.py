@@ -242,6 +242,11 @@ class Parts:
         self.board.rollout = lambda: self.rollouts.deployer.view
         self.board.previous_release = self.rollouts.releases.previous_of
         self.life.rollout_under_way = lambda: self.rollouts.deployer.under_way
+        self.rollouts.deployer.after_end = self._renew_lacks
+
+    def _renew_lacks(self) -> None:
+        for runner in self.runners.values():
+            runner.renew_lack()
 
     def _open_stalls(self, stack: AsyncExitStack) -> None:
         def ports(role: Role) -> tuple[int, ...]:

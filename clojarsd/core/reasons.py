@@ -50,6 +50,21 @@ def describe_end(
     return how
 
 
+def how_it_ended(role: Role, unit: Unit, policy: UnitPolicy, sent: int) -> str | None:
+    """How the unit's latest process ended; None before the first end. sent: as for `describe_end`."""
+    if unit.last_end is None:
+        return None
+    return describe_end(
+        role,
+        unit.last_end,
+        unit.ended_by,
+        unit.hook_failure,
+        warmup_failure=unit.warmup_failure,
+        policy=policy,
+        sent=sent,
+    )
+
+
 def why_not_eligible(
     role: Role,
     unit: Unit,
@@ -77,17 +92,7 @@ def why_not_eligible(
         warmup: how far its warm-up is, or None without one.
     """
     state = unit.state
-    ended = None
-    if unit.last_end is not None:
-        ended = describe_end(
-            role,
-            unit.last_end,
-            unit.ended_by,
-            unit.hook_failure,
-            warmup_failure=unit.warmup_failure,
-            policy=policy,
-            sent=ended_after,
-        )
+    ended = how_it_ended(role, unit, policy, ended_after)
     if state is UnitState.READY:
         if health is Health.STALLED:
             return stalled

@@ -74,11 +74,11 @@ def nearest_tags(tag: str, tags: Iterable[str]) -> list[str]:
 
 
 def describe_no_tag(tag: str, repository: str, *, is_branch: bool, tags: Iterable[str]) -> str:
-    """That there is no such tag, with what there is."""
+    """That there is no such tag, with what there is, for the end of a sentence."""
     branch = f" ({tag} is a branch there; only tags are deployed)" if is_branch else ""
     near = nearest_tags(tag, tags)
     there_is = f"nearest: {', '.join(near)}" if near else "it has no tags at all"
-    return f"cannot check out {tag}: {shown_repository(repository)} has no such tag{branch}; {there_is}"
+    return f"{shown_repository(repository)} has no such tag{branch}; {there_is}"
 
 
 def describe_move(tag: str, before: str, now: str) -> str | None:

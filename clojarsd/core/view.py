@@ -73,6 +73,7 @@ class InstanceView:
         stalls: how often it has been found to accept no connections; stall_seconds: for how long in all.
         drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
         warmup: that of its latest process, or None without one.
+        ended: how its latest process ended, without what comes next, in words; None before the first end.
     """
 
     role: Role
@@ -101,6 +102,7 @@ class InstanceView:
     stall_seconds: float = 0.0
     drained: DrainTally | None = None
     warmup: Warmup | None = None
+    ended: str | None = None
 
     @property
     def is_eligible(self) -> bool:

@@ -97,6 +97,8 @@ class Deployer:
         self._stop: GoingBack | None = None
         self._begun = asyncio.Event()
         self._is_left = False
+        self.after_end: Callable[[], None] = lambda: None
+        """Called when a rollout has ended; set by the owner."""
 
     def load(self) -> None:
         """Take up what the journals tell, before any instance is started. Blocks."""
@@ -213,6 +215,7 @@ class Deployer:
                 continue
             while (rollout := self._record.under_way) is not None:
                 await self._move(rollout, steps)
+            self.after_end()
 
     async def _take_up(self, rollout: Rollout) -> None:
         """Go on with what a former daemon has left: end its commands, and wait until it is known how the pair is."""

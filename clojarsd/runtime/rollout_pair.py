@@ -9,10 +9,11 @@ from typing import Protocol
 from clojarsd.core.api import Verb
 from clojarsd.core.errors import CommandFailed, Failed, OrderFailed
 from clojarsd.core.names import Role, UnitState
+from clojarsd.core.progress import as_sentence
 from clojarsd.core.rollout import Relaunch
 from clojarsd.core.rollout_facts import StepName
 from clojarsd.runtime.orders import Orders
-from clojarsd.runtime.rollout_watch import soak
+from clojarsd.runtime.rollout_watch import how_it_is, soak
 from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.runtime.status import Board
 
@@ -74,8 +75,11 @@ class PairOfRollout:
         try:
             await order.result()
         except OrderFailed as failed:
-            if not rests or self.board.instance(role).unit.state is not UnitState.STOPPED:
-                raise Failed(failed.reason) from failed
+            seen = self.board.instance(role)
+            if rests and seen.unit.state is UnitState.STOPPED:
+                return
+            is_tried_again = seen.unit.state is UnitState.BACKOFF  # which what comes next makes an idle word
+            raise Failed(as_sentence(role, how_it_is(seen)) if is_tried_again else failed.reason) from failed
 
     async def watch_both(self) -> None:
         """Return when both have served for the time of a soak without a break; raises Failed."""

@@ -51,7 +51,7 @@ async def until_answered(board: Board, role: Role, is_answered: Callable[[], boo
     while not is_answered():
         seen = board.instance(role)
         if seen.restarts > falls or seen.unit.state in (UnitState.BACKOFF, UnitState.FAILED):
-            raise Failed(f"{role.value} has fallen over: {seen.reason or _last_exit(seen)}")
+            raise Failed(f"{role.value} has fallen over: {how_it_is(seen)}")
         await board.change()
 
 
@@ -60,12 +60,15 @@ def why_ended(board: Board, before: Mapping[Role, Incarnation]) -> str | None:
     for role, incarnation in before.items():
         seen = board.instance(role)
         if seen.unit.incarnation != incarnation or not seen.unit.has_process:
-            return f"{role.value} has ended: {seen.reason or _last_exit(seen)}"
+            return f"{role.value} has ended: {how_it_is(seen)}"
     return None
 
 
-def _last_exit(seen: InstanceView) -> str:
-    return str(seen.last_exit.status) if seen.last_exit is not None else f"it is {seen.unit.state.value}"
+def how_it_is(seen: InstanceView) -> str:
+    """Why an instance is not what it should be: how it ended, and not when it would be launched again."""
+    if seen.ended is not None and (seen.reason is None or seen.unit.state is UnitState.BACKOFF):
+        return seen.ended
+    return seen.reason or f"it is {seen.unit.state.value}"
 
 
 def _incarnations(board: Board, roles: Sequence[Role]) -> Mapping[Role, Incarnation]:

@@ -11,7 +11,7 @@ from clojarsd.core.health import CheckRecord, verdict
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
-from clojarsd.core.reasons import describe_end, why_not_eligible
+from clojarsd.core.reasons import describe_end, how_it_ended, why_not_eligible
 from clojarsd.core.saved import InForce, SavedInstance
 from clojarsd.core.unit import Unit, UnitPolicy
 from clojarsd.core.unit_events import DeadlinePassed, Event
@@ -163,6 +163,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
         warmup=memory.warmup,
+        ended=how_it_ended(role, unit, plan.policy, memory.ended_after),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -124,6 +125,14 @@ class UnitRunner(UnitNews):
         if self._checks_now():
             self._checker.begin(self._unit.incarnation, self._memory.records)
         self._publish()
+
+    def renew_lack(self) -> None:
+        """Say anew what it rests for: that may have changed since it was launched in vain."""
+        end, lacking = self._unit.last_end, self.lacking
+        if self._unit.lacks not in (None, lacking) and lacking is not None and isinstance(end, events.NotLaunched):
+            self._unit = replace(self._unit, last_end=replace(end, reason=lacking))
+            self._publish()
+            self._around.changed()
 
     # From one daemon to the next.
 

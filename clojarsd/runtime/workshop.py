@@ -187,7 +187,10 @@ class Workshop:
         """
         checkouts = self._checkouts(self._builder(id, deploy), deploy, RESOLVE_TIMEOUT)
         assert checkouts is not None
-        found = await checkouts.resolve(tag, known)
+        try:
+            found = await checkouts.resolve(tag, known)
+        except Refused as refused:
+            raise Refused(f"cannot deploy {tag}: {refused}; nothing was done") from refused
         if found.moved is not None and not force:
             raise Refused(f"cannot deploy {tag}: {found.moved}; nothing was done; --force deploys what it names now")
         return found.commit

@@ -74,16 +74,15 @@ class Checkouts:
             known_commit: what it named when it was deployed before.
 
         Raises:
-            Refused: nothing can be a tag of that name, there is none, or the repository cannot be read.
+            Refused: nothing can be a tag of that name, there is none, or the repository cannot be read: the reason.
         """
-        what = f"cannot check out {tag}"
         if (problem := problem_of_tag(tag)) is not None:
-            raise Refused(f"cannot check out {tag!r}: no tag can have this name: {problem}")
+            raise Refused(f"no tag can be called {tag!r}: {problem}")
         wanted = (f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}", f"refs/heads/{tag}")
-        refs = await self._remote_refs(what, *wanted)
+        refs = await self._remote_refs(*wanted)
         commit = commit_of_tag(refs, tag)
         if commit is None:
-            tags = tags_of(await self._remote_refs(what, "refs/tags/*"))
+            tags = tags_of(await self._remote_refs("refs/tags/*"))
             is_branch = f"refs/heads/{tag}" in refs
             raise Refused(describe_no_tag(tag, self.git.repository, is_branch=is_branch, tags=tags))
         return Resolved(commit, describe_move(tag, known_commit, commit) if known_commit is not None else None)
@@ -102,7 +101,7 @@ class Checkouts:
             CommandFailed: git did not succeed.
         """
         if await asyncio.to_thread(os.path.lexists, directory):
-            raise Refused(f"cannot check out {tag}: {directory} exists already")
+            raise Refused(f"{directory} exists already")
         await self._refresh()
         await self._see_that_it_stays(tag, commit)
         try:
@@ -114,7 +113,7 @@ class Checkouts:
         await self._add_submodules(directory)
         head = last_object(await self.git.do(directory, "rev-parse", "HEAD"))
         if head != commit:
-            raise CommandFailed(f"cannot check out {tag}: {directory} is at {head}, not at {commit[:12]}")
+            raise CommandFailed(f"{directory} is at {head}, not at {commit[:12]}")
 
     async def changes(self, old: str, new: str) -> Changes | None:
         """What lies between two commits; None when the mirror does not have both, or there is no mirror."""
@@ -127,11 +126,11 @@ class Checkouts:
         subjects = await self.git.ask(mirror, *newest)
         return read_changes(counts.output, statistics.output, clean_lines(subjects.output))
 
-    async def _remote_refs(self, what: str, *patterns: str) -> dict[str, str]:
+    async def _remote_refs(self, *patterns: str) -> dict[str, str]:
         repository = self.git.repository
         outcome = await self.git.ask(self.work_dir, "ls-remote", *self.git.serving(), "--", repository, *patterns)
         if outcome.failure is not None:
-            raise Refused(f"{what}: {shown_repository(repository)} cannot be read: {failed(outcome)}")
+            raise Refused(f"{shown_repository(repository)} cannot be read: {failed(outcome)}")
         return parse_refs(outcome.output)
 
     async def _refresh(self) -> None:
@@ -165,9 +164,9 @@ class Checkouts:
             there = await self.git.ask(self.work_dir / MIRROR, "rev-parse", "--verify", f"refs/tags/{tag}")
             gone = f"tag {tag} was removed from {shown_repository(self.git.repository)} meanwhile"
             why = gone if there.failure is not None else f"tag {tag} names no commit"
-            raise Refused(f"cannot check out {tag}: {why}")
+            raise Refused(why)
         if (moved := describe_move(tag, commit, now)) is not None:
-            raise Refused(f"cannot check out {tag}: {moved}")
+            raise Refused(moved)
 
     async def _copy(self, commit: str, directory: Path) -> None:
         """A working copy that borrows the mirror's objects. Raises CommandFailed.

@@ -65,12 +65,9 @@ def test_the_nearest_tags_come_first() -> None:
 
 def test_that_there_is_no_such_tag_is_told_with_what_there_is() -> None:
     text = tags.describe_no_tag("v9", "https://me:secret@host/x.git", is_branch=False, tags=["v8", "v1"])
-    assert text == "cannot check out v9: https://host/x.git has no such tag; nearest: v8, v1"
+    assert text == "https://host/x.git has no such tag; nearest: v8, v1"
     text = tags.describe_no_tag("main", "/r", is_branch=True, tags=[])
-    assert text == (
-        "cannot check out main: /r has no such tag (main is a branch there; only tags are deployed);"
-        " it has no tags at all"
-    )
+    assert text == ("/r has no such tag (main is a branch there; only tags are deployed); it has no tags at all")
 
 
 def test_a_tag_that_moved_is_told_with_both_commits() -> None:

@@ -511,7 +511,13 @@ async def test_without_a_release_it_rests_says_so_once_and_starts_by_order(
     assert (units.launched[ROLE], units.hooks) == ([], [])
     kept = Units(POLICY, before={ROLE: runner.saved()})
     assert kept.seen(ROLE).reason == units.lacking, "the next daemon says the same"
+    units.lacking = "the current release x.jar is missing"
+    assert units.seen(ROLE).reason == "no release: clojarsctl deploy TAG"
+    runner.renew_lack()
+    assert (units.seen(ROLE).reason, runner.unit.lacks) == (units.lacking, units.lacking)
     units.lacking = None
+    runner.renew_lack()
+    assert runner.unit.lacks is not None, "an order is awaited all the same"
     runner.order(Start(), "ann")
     assert runner.unit.state is UnitState.STARTING
     assert bool(units.hooks) == bool(hooks)

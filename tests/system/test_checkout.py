@@ -59,23 +59,20 @@ async def test_a_branch_of_the_same_name_is_another_thing(room: Room, repository
     with pytest.raises(Refused) as refused:
         await checkouts(room, repository).resolve("main")
     assert str(refused.value) == (
-        f"cannot check out main: {repository.path} has no such tag (main is a branch there; only tags are deployed);"
-        " nearest: 1.1.0, 1.0.0"
+        f"{repository.path} has no such tag (main is a branch there; only tags are deployed); nearest: 1.1.0, 1.0.0"
     )
 
 
 async def test_a_tag_that_is_not_there_is_refused_with_the_nearest(room: Room, repository: Repository) -> None:
     with pytest.raises(Refused) as refused:
         await checkouts(room, repository).resolve("1.0.1")
-    assert str(refused.value) == f"cannot check out 1.0.1: {repository.path} has no such tag; nearest: 1.0.0, 1.1.0"
+    assert str(refused.value) == f"{repository.path} has no such tag; nearest: 1.0.0, 1.1.0"
 
 
 async def test_what_cannot_be_a_tag_is_refused_before_git_sees_it(room: Room, repository: Repository) -> None:
     with pytest.raises(Refused) as refused:
         await checkouts(room, repository).resolve("--upload-pack=touch x")
-    assert str(refused.value) == (
-        "cannot check out '--upload-pack=touch x': no tag can have this name: it begins with -"
-    )
+    assert str(refused.value) == "no tag can be called '--upload-pack=touch x': it begins with -"
     assert not room.log.exists()
 
 
@@ -83,7 +80,7 @@ async def test_a_repository_that_is_not_there_is_refused_with_what_git_says(room
     with pytest.raises(Refused) as refused:
         await checkouts(room, "/nowhere/at/all").resolve("1.0.0")
     text = str(refused.value)
-    assert text.startswith("cannot check out 1.0.0: /nowhere/at/all cannot be read: git ls-remote")
+    assert text.startswith("/nowhere/at/all cannot be read: git ls-remote")
     assert "ended with code 128" in text
     assert "'/nowhere/at/all' does not appear to be a git repository" in text
 
@@ -167,9 +164,7 @@ async def test_a_tag_that_moves_between_the_two_looks_is_refused(room: Room, rep
     now = repository.git("rev-parse", "1.0.0")
     with pytest.raises(Refused) as refused:
         await source.checkout("1.0.0", before, room.home / ID)
-    assert str(refused.value) == (
-        f"cannot check out 1.0.0: tag 1.0.0 has moved: it named {before[:12]} and names {now[:12]} now"
-    )
+    assert str(refused.value) == f"tag 1.0.0 has moved: it named {before[:12]} and names {now[:12]} now"
     assert not (room.home / ID).exists()
 
 
@@ -194,7 +189,7 @@ async def test_nothing_is_checked_out_over_something(room: Room, repository: Rep
     directory.symlink_to("elsewhere")
     with pytest.raises(Refused) as refused:
         await source.checkout("1.0.0", "f" * 40, directory)
-    assert str(refused.value) == f"cannot check out 1.0.0: {directory} exists already"
+    assert str(refused.value) == f"{directory} exists already"
 
 
 @pytest.mark.parametrize("damage", ["head", "tree", "blob", "file", "another"])
