@@ -1,13 +1,11 @@
 """The Clojure application of demo/clojure: its git repository, its releases, and a process of it.
 
 Repository and jars are made once and kept in build/, by the digest of what they are made from, so that not every test
-pays for a build. Who tests the building itself builds in a directory of its own.
+pays for a build. Who tests the building itself calls `lein` in a directory of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,11 +16,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from clojarsd.system.sockets import free_ports
+from tests.support import lein_cached
 from tests.support.real import unavailable
 from tests.support.waiting import PATIENCE
 
@@ -32,6 +31,9 @@ MAKE_REPOSITORY = SOURCE / "make-repository"
 LIBRARIES = Path("/usr/share/maven-repo")
 NEEDED = ("ring/ring-jetty-adapter", "compojure/compojure", "hiccup/hiccup", "com/martiansoftware/nailgun-server")
 GOOD = ("1.0.0", "1.1.0", "1.2.0")
+CACHE = CHECKOUT / "build" / "clojure-app"
+CACHED_LEIN = (sys.executable, str(Path(lein_cached.__file__)), str(CACHE / "lein"))
+"""In place of `lein` in a configuration: what was built once comes from the cache."""
 BUILT_S = 300.0
 """A build takes ten seconds on a machine that has time."""
 JAVA = ("java", "-Xmx128m", "-XX:TieredStopAtLevel=1", "-Djava.security.manager=allow")
@@ -48,39 +50,27 @@ def needed() -> None:
 def repository() -> Path:
     """The git repository, which nobody must change: whoever moves a tag makes one of its own."""
     needed()
-    home = _cache()
-    with _locked(home):
-        return _repository(home)
-
-
-def _repository(home: Path) -> Path:
-    found = home / "clojars-web"
-    if not found.exists():
-        with tempfile.TemporaryDirectory(dir=home) as scratch:
-            subprocess.run([sys.executable, MAKE_REPOSITORY, scratch], check=True)
-            (Path(scratch) / "clojars-web").rename(found)
+    sources = (MAKE_REPOSITORY, *(SOURCE / "tags").iterdir(), *(SOURCE / "clojars-web").rglob("*"))
+    digest = hashlib.sha256()
+    for path in sorted(path for path in sources if path.is_file() and "target" not in path.parts):
+        digest.update(f"{path.relative_to(SOURCE)}\0{os.access(path, os.X_OK)}\0".encode() + path.read_bytes())
+    found = CACHE / "repositories" / digest.hexdigest()[:20]
+    found.parent.mkdir(parents=True, exist_ok=True)
+    with lein_cached.locked(found.with_suffix(".lock")):
+        if not found.exists():
+            with tempfile.TemporaryDirectory(dir=found.parent) as scratch:
+                subprocess.run([sys.executable, MAKE_REPOSITORY, scratch], check=True)
+                (Path(scratch) / "clojars-web").rename(found)
     return found
 
 
 def uberjar(tag: str) -> Path:
-    """The artefact of a release whose build succeeds, under the name that the build has given to it."""
-    needed()
-    home = _cache()
-    with _locked(home):
-        source = _repository(home)
-        jars = home / "jars" / tag
-        if not jars.exists():
-            jars.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=home) as scratch:
-                checkout = check_out(source, tag, Path(scratch) / "checkout")
-                ran = lein(checkout, "uberjar")
-                assert ran.returncode == 0, ran.stdout
-                made = list(checkout.glob("*/*-standalone.jar"))
-                (Path(scratch) / "jars").mkdir()
-                for jar in made:
-                    jar.rename(Path(scratch) / "jars" / jar.name)
-                (Path(scratch) / "jars").rename(jars)
-    (found,) = jars.iterdir()
+    """The one artefact of a release, under the name that the build has given to it."""
+    source = repository()
+    with tempfile.TemporaryDirectory() as scratch:
+        entry = lein_cached.cached(CACHE / "lein", check_out(source, tag, Path(scratch) / "checkout"), ["uberjar"])
+    assert (entry / "status").read_text() == "0", (entry / "output").read_text()
+    (found,) = (entry / "made").glob("*/*-standalone.jar")
     return found
 
 
@@ -206,21 +196,3 @@ class Application:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-
-
-def _cache() -> Path:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in SOURCE.rglob("*") if path.is_file() and "target" not in path.parts):
-        digest.update(f"{path.relative_to(SOURCE)}\0{os.access(path, os.X_OK)}\0".encode())
-        digest.update(path.read_bytes())
-    home = CHECKOUT / "build" / "clojure-app" / digest.hexdigest()[:16]
-    home.mkdir(parents=True, exist_ok=True)
-    return home
-
-
-@contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Nobody else makes anything there meanwhile."""
-    with (home / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

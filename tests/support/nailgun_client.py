@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from tests.support.waiting import PATIENCE
@@ -133,13 +133,19 @@ def acknowledged(nail: Nail) -> None:
         raise NailgunEnded(f"refused: {nail.read_line()!r}" if answer == b"\1" else f"not of scp: {answer!r}")
 
 
-def upload(port: int, name: str, content: bytes, *, directory: str = ".") -> None:
-    """Send one file. When this returns it was acknowledged; raises OSError or NailgunEnded when it was not."""
+def upload(
+    port: int, name: str, content: bytes, *, directory: str = ".", acknowledge: Callable[[], None] = lambda: None
+) -> None:
+    """Send one file; raises OSError or NailgunEnded when anything was not as it should be.
+
+    acknowledge: called when the receiver says that the file is stored. The session may still fail after that.
+    """
     with Nail(port, "clojars.scp", ["-t", directory]) as nail:
         acknowledged(nail)
         nail.write(f"C0644 {len(content)} {name}\n".encode())
         acknowledged(nail)
         nail.write(content + b"\0")
         acknowledged(nail)
+        acknowledge()
         if status := nail.end():
             raise NailgunEnded(f"acknowledged, and then ended with {status}")

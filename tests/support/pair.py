@@ -397,7 +397,7 @@ class Clients:
         while not self._stop.is_set():
             with connection(self._port) as opened:
                 self._opened.append(number)
-                while not (self._stop.is_set() or _was_left(opened)) and self._ask(opened, number) and self._keep_alive:
+                while not (self._stop.is_set() or was_left(opened)) and self._ask(opened, number) and self._keep_alive:
                     self._stop.wait(self._pause)
             self._stop.wait(self._pause)
 
@@ -413,7 +413,7 @@ class Clients:
         return True
 
 
-def _was_left(opened: http.client.HTTPConnection) -> bool:
+def was_left(opened: http.client.HTTPConnection) -> bool:
     """Whether the other side has closed the connection, between two requests."""
     if opened.sock is None:
         return False

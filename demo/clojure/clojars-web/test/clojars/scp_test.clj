@@ -5,14 +5,15 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (java.io ByteArrayInputStream ByteArrayOutputStream EOFException)))
+  (:import (java.io ByteArrayInputStream ByteArrayOutputStream EOFException StringWriter)))
 
 (defn- session
   "What the receiver says, and whether all was stored, when a client sends these pieces."
   ([store pieces] (session store {:target [], :inside false} pieces))
   ([store asked pieces]
    (let [out (ByteArrayOutputStream.)
-         stored? (scp/receive! store (ByteArrayInputStream. (bytes-of (str/join pieces))) out asked)]
+         stored? (binding [*out* (StringWriter.)]
+                   (scp/receive! store (ByteArrayInputStream. (bytes-of (str/join pieces))) out asked))]
      {:said (String. (.toByteArray out) "US-ASCII"), :stored? stored?})))
 
 (defn- content [store & path]
