@@ -23,6 +23,7 @@ from clojarsd.core.names import Incarnation, Role
 from clojarsd.core.saved import InForce, SavedPair, in_this_boot
 from clojarsd.core.settings import Settings
 from clojarsd.core.view import DaemonView
+from clojarsd.jvm_parts import make_class_data
 from clojarsd.notify_parts import NotifyParts
 from clojarsd.rollout_parts import RolloutParts
 from clojarsd.runtime.companions import Companions
@@ -211,6 +212,7 @@ class Parts:
         self.configuration.attach(self.runners, self.watches, self.relay, self._apply)
         log_plans = {role: self._log_plan(role) for role in Role}
         self.logs = LogKeeper(log_plans, lambda role: self.runners[role].pid, self._group_of)
+        self.class_data = make_class_data(self.board, lambda: self.configuration.plans, self.processes, self.groups)
         self._open_rollouts(stack)
         self.access = self._access()
         self.control = ControlServer(
@@ -224,6 +226,7 @@ class Parts:
             life=self.life,
             frontends=self.relay,
             rollouts=self.rollouts.rollouts,
+            archives=self.class_data,
         )
 
     def _open_rollouts(self, stack: AsyncExitStack) -> None:
@@ -236,6 +239,7 @@ class Parts:
             self.board,
             self.history,
             self.logs.logs,
+            self.class_data,
         )
         stack.callback(self.rollouts.close)
         self.rollouts.load()

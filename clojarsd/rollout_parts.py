@@ -12,6 +12,7 @@ from clojarsd.core.errors import ClojarsdError
 from clojarsd.core.launch import World
 from clojarsd.core.names import Role
 from clojarsd.core.settings import Settings
+from clojarsd.runtime.class_data import ClassData
 from clojarsd.runtime.deployer import Deployer
 from clojarsd.runtime.history import History
 from clojarsd.runtime.log_keeper import InstanceLog
@@ -47,6 +48,7 @@ class RolloutParts:
         board: Board,
         history: History,
         logs: Mapping[Role, InstanceLog],
+        archives: ClassData,
     ) -> None:
         self._settings = settings
         self._world = world
@@ -66,6 +68,7 @@ class RolloutParts:
             board,
             releases,
             self._last_words,
+            archives,
         )
         self.deployer = Deployer(
             RolloutRecord(journals, board, history),

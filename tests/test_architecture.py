@@ -17,6 +17,7 @@ TOP = {
     "traffic_parts": "daemon",
     "notify_parts": "daemon",
     "rollout_parts": "daemon",
+    "jvm_parts": "daemon",
     "commands": "__main__",
     "demo": "__main__",
     "relay_process": "__main__",

@@ -112,7 +112,8 @@ def _with_process(before: SavedInstance, found: Mapping[Incarnation, ProcessIden
 def _at_rest(before: SavedInstance) -> SavedInstance:
     """An instance that ended with a daemon that was ending it: it was no failure, and nothing of it goes on."""
     unit = Unit(rotation=before.unit.rotation, incarnation=before.unit.incarnation)
-    return replace(before, unit=unit, process=None, started_at=None, in_force=None, noticed=False, status_text=None)
+    gone = replace(before, unit=unit, process=None, started_at=None, in_force=None, noticed=False, status_text=None)
+    return replace(gone, launched_at=None, start_seconds=None, cds=None)
 
 
 def _unknown(

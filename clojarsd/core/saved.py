@@ -56,6 +56,8 @@ class SavedInstance:
         checks: what the records are of.
         noticed: whether its process has said that it is ready, and status_text: what else it has said, or None.
         stalled: that its process accepts no connections, in words, or None; stalled_since: monotonic instant.
+        launched_at: monotonic instant at which its process was launched, or None.
+        start_seconds: from then until its checks passed, or None; cds: with a class-data archive, or None.
         stalls, stall_seconds: how often that was so, and for how long, the present time excepted.
         warmup: what came of the warm-up of its latest process; None: there was none, or it is under way.
     """
@@ -81,6 +83,9 @@ class SavedInstance:
     stalls: int = 0
     stall_seconds: float = 0.0
     warmup: Warmup | None = None
+    launched_at: float | None = None
+    start_seconds: float | None = None
+    cds: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,8 @@ class InstanceView:
         reload_signal: the number of the signal that asks it to reload.
         trouble: what is wrong with it though it may get connections, in words; None when nothing is.
         stalls: how often it has been found to accept no connections; stall_seconds: for how long in all.
+        start_seconds: from the launch of its process until its checks passed for the first time, or None.
+        cds: whether its process maps the class-data archive of its release; None until its checks have passed.
         drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
         warmup: that of its latest process, or None without one.
         ended: how its latest process ended, without what comes next, in words; None before the first end.
@@ -103,6 +105,8 @@ class InstanceView:
     drained: DrainTally | None = None
     warmup: Warmup | None = None
     ended: str | None = None
+    start_seconds: float | None = None
+    cds: bool | None = None
 
     @property
     def is_eligible(self) -> bool:
@@ -149,6 +153,8 @@ class InstanceView:
             "stalls": self.stalls,
             "stall_seconds": round(self.stall_seconds, 3),
             "warmup": self.warmup and self.warmup.as_json(),
+            "start_seconds": self.start_seconds and round(self.start_seconds, 3),
+            "cds": self.cds,
         }
 
 

@@ -22,7 +22,7 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-NOT_YET = frozenset({"jvm", "threads"})
+NOT_YET = frozenset({"threads"})
 """Verbs that are planned and not in this version."""
 
 
@@ -31,10 +31,12 @@ class Planned(InOrder):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The verb of that name, or one that says that it is not in this version."""
-        return _not_yet(cmd_name) if cmd_name in NOT_YET else super().get_command(ctx, cmd_name)
+        return not_yet(cmd_name) if cmd_name in NOT_YET else super().get_command(ctx, cmd_name)
 
 
-def _not_yet(name: str) -> click.Command:
+def not_yet(name: str) -> click.Command:
+    """A verb that says that it is not in this version, whatever words follow it."""
+
     @click.command(
         name,
         add_help_option=False,

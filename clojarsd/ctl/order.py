@@ -53,6 +53,18 @@ def give_order(
     )
 
 
+def make_archive(session: Session, role: str) -> None:
+    """Have a class-data archive made, and end the command with how that went."""
+    with session.outcome(interrupted=f"stopped; whether the order was taken is not known: {SEE}"):
+        answer = session.daemon.stream("POST", f"/v1/jvm/{quoted(role)}/cds", {}, ORDER_TIMEOUT)
+    _watch(
+        session,
+        answer,
+        cut=f"whether the archive was made is not known: {SEE}",
+        interrupted="stopped watching; the archive is made all the same",
+    )
+
+
 def wait_until(session: Session, role: str, awaited: str, timeout: float | None) -> None:
     """Wait until the instance is so, and end the command with whether it came to that."""
     target = f"/v1/wait?for={awaited}" + (f"&timeout={timeout:f}" if timeout is not None else "")

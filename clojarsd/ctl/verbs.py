@@ -29,6 +29,7 @@ from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIAB
 from clojarsd.ctl.verbs_daemon import config, daemon
 from clojarsd.ctl.verbs_deploy import abort, deploy, promote, releases, rollback, rollout
 from clojarsd.ctl.verbs_frontends import cap, connections, frontends, pause, reset, resume
+from clojarsd.ctl.verbs_jvm import jvm
 
 
 @click.group(cls=Planned, context_settings={"help_option_names": ["-h", "--help"]})
@@ -265,6 +266,7 @@ def events(session: Session, count: int | None, follow: bool) -> None:
 
 for verb in (deploy, promote, abort, rollback, releases, rollout, frontends, connections, pause, resume, cap, reset):
     cli.add_command(verb)
+cli.add_command(jvm)
 cli.add_command(config)
 cli.add_command(daemon)
 

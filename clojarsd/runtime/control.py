@@ -20,6 +20,7 @@ from clojarsd.core.errors import Denied, Failed, Refused
 from clojarsd.core.names import Role
 from clojarsd.runtime.control_daemon import CONFIG_PATH, Config, DaemonDesk, Life
 from clojarsd.runtime.control_frontends import FrontendDesk, Frontends
+from clojarsd.runtime.control_jvm import Archives, JvmDesk
 from clojarsd.runtime.control_request import CALLER, Caller
 from clojarsd.runtime.control_rollout import RolloutDesk, Rollouts
 from clojarsd.runtime.control_routes import Desk, Orders
@@ -84,6 +85,7 @@ class ControlServer:
         config: what the daemon acts by; without it, its paths are not there.
         life: how the daemon is upgraded and ended; without it, its paths are not there.
         frontends: what may be ordered about frontends; without it, its paths are not there.
+        archives: what makes class-data archives; without it, its paths are not there.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class ControlServer:
         life: Life | None = None,
         frontends: Frontends | None = None,
         rollouts: Rollouts | None = None,
+        archives: Archives | None = None,
     ) -> None:
         self._listener = listener
         self.access = access
@@ -107,6 +110,7 @@ class ControlServer:
         self._daemon_desk = DaemonDesk(history, self._streams, config, life)
         self._frontend_desk = FrontendDesk(history, board, frontends)
         self._rollout_desk = RolloutDesk(history, self._streams, rollouts)
+        self._jvm_desk = JvmDesk(history, board, self._streams, archives)
         self._group: asyncio.TaskGroup
         self._accepting: socket.socket | None = None
         self._server: web.Server | None = None
@@ -125,6 +129,7 @@ class ControlServer:
         self._daemon_desk.add_routes(app.router, self._group)
         self._frontend_desk.add_routes(app.router)
         self._rollout_desk.add_routes(app.router, self._group)
+        self._jvm_desk.add_routes(app.router, self._group)
         runner = web.AppRunner(
             app,
             access_log=None,

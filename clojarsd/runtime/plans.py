@@ -26,6 +26,7 @@ from clojarsd.core.steering_choice import RELAY_ONLY
 from clojarsd.core.unit import UnitPolicy
 from clojarsd.runtime.health_watch import PlannedCheck
 from clojarsd.runtime.unit_parts import HookPlan, Plan, PlannedLaunch, PlannedWarmup
+from clojarsd.system.class_data import quicker
 from clojarsd.system.host_names import HostNames
 from clojarsd.system.probe import Prober
 from clojarsd.system.warm_requests import WarmRequests
@@ -232,8 +233,12 @@ class Plans:
             extra=extra,
             verify=self._to_verify(releases.get("release")),
         )
-        release = Path(releases["release"]).name if "release" in releases else self.current_release()
-        return PlannedLaunch(spec, release, _bound(instance))
+        release, quick = Path(releases["release"]).name if "release" in releases else self.current_release(), None
+        deploy = self.settings.deploy
+        if deploy is not None and deploy.cds and release is not None:
+            path = releases["release"] if "release" in releases else str(resolve_release(deploy.link))
+            quick = quicker(spec, deploy.releases, path)
+        return PlannedLaunch(spec, release, _bound(instance), *(quick or (None, None)))
 
     def _to_verify(self, release: str | None) -> tuple[tuple[str, str], ...]:
         """The path of the release with the checksum that it must have, if it was installed by us."""

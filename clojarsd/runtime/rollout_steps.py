@@ -48,6 +48,9 @@ class Surroundings(Protocol):
     async def archive(self, role: Role) -> str:
         """Make the class-data archive of what the instance runs; a sentence about it. Raises Failed or Refused."""
 
+    async def forget_archive(self, release: str) -> None:
+        """Remove the class-data archive of a release that was removed; raises Failed."""
+
     async def in_use(self) -> frozenset[str]:
         """The releases that processes have open."""
 
@@ -228,6 +231,7 @@ class RolloutSteps:
             try:
                 await asyncio.to_thread(store.remove, name)
                 await self._record(WasRemoved(name, _now()))
+                await self._around.forget_archive(name)
             except ClojarsdError as error:
                 log.warning("release_not_removed", release=name, reason=str(error))
                 work.note(str(error))

@@ -39,6 +39,10 @@ class UnitMemory:
         stalls: how often it was found, over all processes.
         stall_seconds: how long it lasted in all, the present stall excepted.
         warmup: that of the latest process, or None without one.
+        launched_at: monotonic instant at which the process was launched, or None.
+        archive: the class-data archive that it was given, or None.
+        start_seconds: from the launch until its checks passed for the first time, or None.
+        cds: whether it has mapped such an archive; None until its checks have passed.
     """
 
     since: datetime
@@ -66,6 +70,19 @@ class UnitMemory:
     stalls: int = 0
     stall_seconds: float = 0.0
     warmup: Warmup | None = None
+    launched_at: float | None = None
+    archive: str | None = None
+    start_seconds: float | None = None
+    cds: bool | None = None
+
+    def begin_launch(self, now: float, archive: str | None) -> None:
+        """A process is made, with that class-data archive or none."""
+        self.launched_at, self.archive = now, archive
+
+    def end_start(self, now: float, has_archive: bool) -> None:
+        """The checks of the process have passed for the first time; how long that took is known if its launch is."""
+        if self.launched_at is not None and self.start_seconds is None:
+            self.start_seconds, self.cds = now - self.launched_at, has_archive
 
     def begin_stall(self, reason: str, now: float) -> None:
         """It has been found to accept no connections."""
@@ -81,6 +98,7 @@ class UnitMemory:
     def forget_process(self) -> None:
         """Nothing of what belonged to one process holds any more, but for what it was bound to: a hook may follow."""
         self.started_at = self.status_text = self.noticed = self.trouble = None
+        self.launched_at = self.archive = self.start_seconds = self.cds = None
         self.adopted = self.executed = False
 
     def count(self, before: Unit, unit: Unit, event: Event) -> None:
@@ -160,6 +178,8 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         reload_signal=plan.policy.reload_signal,
         trouble=memory.trouble,
         drained=memory.drained,
+        start_seconds=memory.start_seconds,
+        cds=memory.cds,
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
         warmup=memory.warmup,
@@ -210,6 +230,9 @@ def saved(unit: Unit, memory: UnitMemory, plan: Plan, process: ProcessIdentity |
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds,
         warmup=memory.warmup if memory.warmup is not None and memory.warmup.is_over else None,
+        launched_at=memory.launched_at,
+        start_seconds=memory.start_seconds,
+        cds=memory.cds,
     )
 
 
@@ -240,6 +263,9 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
         stalls=before.stalls,
         stall_seconds=before.stall_seconds,
         warmup=before.warmup,
+        launched_at=before.launched_at,
+        start_seconds=before.start_seconds,
+        cds=before.cds,
     )
 
 

@@ -18,6 +18,7 @@ from clojarsd.core.view import InstanceView
 from clojarsd.core.warmup import Warmup
 from clojarsd.runtime.unit_memory import UnitMemory, view
 from clojarsd.runtime.unit_parts import BY_DAEMON, Plan, Surroundings
+from clojarsd.system.class_data import maps_archive
 
 log = structlog.get_logger()
 
@@ -60,6 +61,8 @@ class UnitNews(ABC):
         before = self._memory.health(self._unit)
         self._memory.records = records
         self._memory.checked_at[which] = stamp(now())
+        if self._memory.start_seconds is None and self._memory.health(self._unit) is Health.UP:
+            self._started()
         self._prove()
         self._publish()
         if self._memory.health(self._unit) is not before:
@@ -133,6 +136,14 @@ class UnitNews(ABC):
     def _is_about(self, incarnation: Incarnation) -> bool:
         """Whether news of that incarnation is about the process that there is."""
         return incarnation == self._unit.incarnation and self._unit.has_process
+
+    def _started(self) -> None:
+        """The checks of the process have passed for the first time."""
+        archive = self._memory.archive
+        has_archive = archive is not None and self.pid is not None and maps_archive(self.pid, archive)
+        if archive is not None and not has_archive:
+            self._log.warning("class_data_not_used", archive=archive, pid=self.pid)
+        self._memory.end_start(self._loop.time(), has_archive)
 
     def _prove(self) -> None:
         """Report that the process can serve, if all who must say so have said so."""

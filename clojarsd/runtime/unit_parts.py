@@ -201,11 +201,17 @@ class HookPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlannedLaunch:
-    """One launch: what to make, of which release, and what of the settings it is bound to until it ends."""
+    """One launch: what to make, of which release, and what of the settings it is bound to until it ends.
+
+    Attributes:
+        quicker: the same with the class-data archive `archive`, if there is one.
+    """
 
     spec: LaunchSpec
     release: str | None
     in_force: InForce
+    quicker: LaunchSpec | None = None
+    archive: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,10 @@ class UnitRunner(UnitNews):
         try:
             planned = self._plan.launch(incarnation, environment)
             self._spec, self._memory.release, self._memory.in_force = planned.spec, planned.release, planned.in_force
-            self._process = self._around.launch(planned.spec, lambda pid: self._reports(incarnation))
+            is_plain = self._unit.failures.in_a_row > 0  # what has failed is tried again with nothing added
+            self._memory.begin_launch(self._loop.time(), None if is_plain else planned.archive)
+            spec = planned.spec if is_plain or planned.quicker is None else planned.quicker
+            self._process = self._around.launch(spec, lambda pid: self._reports(incarnation))
         except LaunchFailed as failed:
             self._memory.in_force = None
             self.report(events.NotLaunched(incarnation, failed.stage, failed.reason))
@@ -348,6 +351,8 @@ class UnitRunner(UnitNews):
             else:
                 self._log.info("unit_exited", how=str(end.status), incarnation=end.incarnation)
                 detail |= {"code": end.status.code, "signal": end.status.signal}
+        if event is EventName.INSTANCE_READY and self._memory.start_seconds is not None:
+            detail |= {"start_seconds": round(self._memory.start_seconds, 3), "cds": self._memory.cds}
         if event is EventName.DRAIN_FINISHED and unit.state is not UnitState.READY:
             self._memory.drained = self._around.traffic.tally(self.role)
             detail |= self._memory.drained.detail() if self._memory.drained is not None else {}

@@ -18,6 +18,7 @@ from clojarsd.core.preflight import tools_of
 from clojarsd.core.rollout_facts import GATES, Wish
 from clojarsd.core.settings import DeploySettings, Settings
 from clojarsd.core.settings_types import CheckKind
+from clojarsd.runtime.class_data import ClassData
 from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.releases import Releases
 from clojarsd.runtime.rollout_pair import LastWords, PairOfRollout
@@ -46,7 +47,7 @@ class Workshop:
     Attributes:
         settings: gives those in use.
         world: gives that of launches.
-        archive: makes a class-data archive of what an instance runs, and tells of it; raises Failed or Refused.
+        archives: makes and removes class-data archives.
         share: gives the backup so many percent of the new connections from now on; None: as the route says.
     """
 
@@ -58,6 +59,7 @@ class Workshop:
     board: Board
     releases: Releases
     last_words: LastWords
+    archives: ClassData
 
     @property
     def deploy(self) -> DeploySettings | None:
@@ -224,7 +226,11 @@ class Workshop:
 
     async def archive(self, role: Role) -> str:
         """Make the class-data archive of what the instance runs; a sentence about it."""
-        raise Refused("not yet")
+        return await self.archives.told(role)
+
+    async def forget_archive(self, release: str) -> None:
+        """Remove the class-data archive of a release that was removed; raises Failed."""
+        await self.archives.remove(release)
 
     async def in_use(self) -> frozenset[str]:
         """The releases that processes have open."""

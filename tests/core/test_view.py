@@ -37,6 +37,8 @@ PRIMARY = InstanceView(
     trouble="it has not said within 10 s that it is alive (watchdog)",
     stalls=2,
     stall_seconds=1.23456,
+    start_seconds=1.41834,
+    cds=True,
     ports={"http": 8001, "nailgun": 8101},
     checks=(
         CheckView("http", Health.UP, "200 in 3 ms", "2026-11-23T12:00:10.000Z"),
@@ -132,6 +134,8 @@ def test_the_whole_picture() -> None:
                 "stalls": 2,
                 "stall_seconds": 1.235,
                 "lacks": None,
+                "start_seconds": 1.418,
+                "cds": True,
                 "warmup": {
                     "rounds": 7,
                     "of": 20,
@@ -170,6 +174,8 @@ def test_the_whole_picture() -> None:
                 "stalls": 0,
                 "stall_seconds": 0.0,
                 "lacks": None,
+                "start_seconds": None,
+                "cds": None,
                 "warmup": None,
             },
         },

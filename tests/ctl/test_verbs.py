@@ -820,7 +820,7 @@ async def test_wrong_usage(room: Room, words: list[str], last: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["jvm", "threads"])
+@pytest.mark.parametrize("verb", ["threads"])
 async def test_verbs_that_are_not_in_this_version(verb: str) -> None:
     """Whatever follows them; that they are spelled right must not be put in doubt."""
     sentence = f"{verb} is not in this version"
@@ -828,6 +828,32 @@ async def test_verbs_that_are_not_in_this_version(verb: str) -> None:
         assert await ctl(Path("/nowhere"), verb, *words) == (2, "", f"{sentence}\n")
     code, out, err = await ctl(Path("/nowhere"), verb, "x", "--json")
     assert (code, json.loads(out), err) == (2, {"error": {"kind": "usage", "message": sentence}}, f"{sentence}\n")
+
+
+@pytest.mark.slow
+async def test_what_shows_a_jvm_is_not_in_this_version() -> None:
+    told = "jvm is not in this version; `clojarsctl jvm cds ROLE` is\n"
+    assert await ctl(Path("/nowhere"), "jvm") == (2, "", told)
+    for words in (["primary"], ["backup", "--json"]):
+        code, _, err = await ctl(Path("/nowhere"), "jvm", *words)
+        assert (code, err) == (2, "jvm is not in this version\n")
+
+
+async def test_an_archive_is_told_of_as_an_order_is(room: Room) -> None:
+    async with running(room.path, "jvm", "cds", "backup") as run:
+        await until(lambda: room.archives.given, "the order")
+        work = room.archives.works[-1]
+        work.note(Role.BACKUP, "has 4718 classes loaded")
+        assert await run.line(error=True) == "12:00:09 has 4718 classes loaded"
+        work.finish("archive x: 38 MB in 2.1 s")
+        assert await run.end() == (0, "archive x: 38 MB in 2.1 s\n", "")
+    assert room.archives.given == [Role.BACKUP]
+    async with running(room.path, "jvm", "cds", "clojars") as run:
+        await until(lambda: len(room.archives.given) == 2, "the order")
+        room.archives.works[-1].fail(Failed("cannot make a class-data archive of primary: no"))
+        assert await run.end() == (1, "", "cannot make a class-data archive of primary: no\n")
+    room.archives.refusal = Refused("cannot make a class-data archive of backup: it is stopped; nothing was done")
+    assert await ctl(room.path, "jvm", "cds", "backup") == (3, "", f"{room.archives.refusal}\n")
 
 
 @pytest.mark.slow
@@ -1109,7 +1135,7 @@ async def test_help_lists_every_verb_in_a_line_each() -> None:
     looking, ordering = ["status", "top", "why", "check"], ["start", "stop", "restart", "reload", "drain", "undrain"]
     fronts = ["frontends", "connections", "pause", "resume", "cap", "reset"]
     rollouts = ["deploy", "promote", "abort", "rollback", "releases", "rollout"]
-    verbs = [*looking, *ordering, "wait", "logs", "events", *rollouts, *fronts, "config", "daemon"]
+    verbs = [*looking, *ordering, "wait", "logs", "events", *rollouts, *fronts, "jvm", "config", "daemon"]
     listed = text[text.index("Commands:") :].splitlines()[1:]
     assert [line.split()[0] for line in listed] == verbs
     assert not any(line.endswith("...") for line in listed)

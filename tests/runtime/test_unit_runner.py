@@ -74,6 +74,9 @@ async def test_a_start_checks_only_what_runs(units: Units) -> None:
     assert units.deeds[2:] == ["primary checks 1"]
     units.check(ROLE)
     assert units.deeds[3:] == ["primary eligible"]
+    started = units.seen(ROLE).start_seconds
+    assert started is not None
+    took = {"start_seconds": round(started, 3), "cds": False}
     assert units.history.events == [
         (
             EventName.INSTANCE_STARTED,
@@ -82,7 +85,7 @@ async def test_a_start_checks_only_what_runs(units: Units) -> None:
             "root",
             {"pid": 100, "incarnation": 1},
         ),
-        (EventName.INSTANCE_READY, "primary is ready", ROLE, "root", {"incarnation": 1}),
+        (EventName.INSTANCE_READY, "primary is ready", ROLE, "root", {"incarnation": 1, **took}),
     ]
 
 
@@ -523,6 +526,40 @@ async def test_without_a_release_it_rests_says_so_once_and_starts_by_order(
     assert bool(units.hooks) == bool(hooks)
     for one in (runner, *kept.runners.values()):
         one.abandon()
+
+
+async def test_a_start_has_the_archive_unless_the_one_before_has_failed(units: Units) -> None:
+    """And whether it maps it, which the process of a test does not, is seen when its checks pass."""
+    units.archive = "/r/.cds/1.jar.jsa"
+    runner = units.runners[ROLE]
+    runner.order(Start(), "ann")
+    assert list(units.specs[-1].command) == ["/bin/true", "-quick"]
+    assert (units.seen(ROLE).start_seconds, units.seen(ROLE).cds) == (None, None)
+    units.execute(ROLE)
+    units.check(ROLE, BAD)
+    assert units.seen(ROLE).start_seconds is None
+    units.check(ROLE)
+    first = units.seen(ROLE).start_seconds
+    assert first is not None
+    assert units.seen(ROLE).cds is False
+    units.check(ROLE, BAD)
+    units.check(ROLE)
+    assert units.seen(ROLE).start_seconds == first, "it is that of the start"
+    units.exit(ROLE, CRASHED)
+    assert (units.seen(ROLE).start_seconds, units.seen(ROLE).cds) == (None, None)
+    runner.report(DeadlinePassed())
+    assert list(units.specs[-1].command) == ["/bin/true"]
+    units.exit(ROLE, CRASHED)
+    runner.order(Start(), "ann")
+    assert list(units.specs[-1].command) == ["/bin/true", "-quick"], "an operator has forgiven it"
+
+
+async def test_what_a_start_took_is_known_to_the_next_daemon(ready: Units) -> None:
+    before = ready.seen(ROLE)
+    next_one = Units(before={ROLE: ready.runners[ROLE].saved()}, running=[100])
+    assert (next_one.seen(ROLE).start_seconds, next_one.seen(ROLE).cds) == (before.start_seconds, False)
+    for runner in next_one.runners.values():
+        runner.abandon()
 
 
 async def test_a_crash_ends_the_hook_that_runs() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from clojarsd.core.api import Access, Step, Verb
 from clojarsd.core.connections import ConnectionList
-from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.errors import ClojarsdError, Refused
 from clojarsd.core.frontend_plan import CountedFrom, Pause
 from clojarsd.core.history import PastEvent
 from clojarsd.core.names import Address, Goal, Health, Incarnation, Role, UnitState
@@ -191,6 +191,22 @@ class PaperFrontend:
         return FrontendView(("127.0.0.1:8080",), "relay", None, self.active, counts, totals, **self.shown)
 
 
+class PaperArchives:
+    """Archives that are made as the test says."""
+
+    def __init__(self) -> None:
+        self.given: list[Role] = []
+        self.works: list[PaperWork] = []
+        self.refusal: Refused | None = None
+
+    def order(self, role: Role, group: asyncio.TaskGroup) -> PaperWork:
+        if self.refusal is not None:
+            raise self.refusal
+        self.given.append(role)
+        self.works.append(PaperWork())
+        return self.works[-1]
+
+
 class PaperFrontends:
     """Frontends that obey at once, unless they are deaf."""
 
@@ -254,6 +270,7 @@ class Room:
     life: PaperLife
     server: ControlServer
     frontends: PaperFrontends
+    archives: PaperArchives
 
     def connect(self) -> socket.socket:
         """A connection that the test closes."""
@@ -335,9 +352,11 @@ async def control_room(
             config, life = PaperConfig(), PaperLife()
             frontends = PaperFrontends(frontend)
             frontends.board = board
-            whole: dict[str, Any] = {"config": config, "life": life, "frontends": frontends}
+            archives = PaperArchives()
+            whole: dict[str, Any] = {"config": config, "life": life, "frontends": frontends, "archives": archives}
             about_itself = whole if is_whole else {}
             control = ControlServer(listener, orders, board, history, access, logs, **about_itself)
             task = group.create_task(control.serve())
-            yield Room(listener.path, orders, board, frontend, history, logs, task, config, life, control, frontends)
+            parts = (task, config, life, control, frontends, archives)
+            yield Room(listener.path, orders, board, frontend, history, logs, *parts)
             task.cancel()

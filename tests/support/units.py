@@ -183,6 +183,8 @@ class Units:
         is_lively: processes run at once, pass their check, and end when signalled; each in the loop's next turn.
         launch_fails: what the next launches end with instead of a process.
         running: processes of an earlier daemon that can be adopted, by number.
+        archive: the class-data archive that the next launches could have.
+        specs: what was launched, oldest first.
         lacking: what must be there before a launch can be; the next launches fail for want of it.
         hooks: the hooks that were run, oldest first.
         saves: how often something changed that the next daemon must know.
@@ -202,6 +204,8 @@ class Units:
         self.is_lively = False
         self.launch_fails: LaunchFailed | None = None
         self.lacking: str | None = None
+        self.archive: str | None = None
+        self.specs: list[LaunchSpec] = []
         self.launched: dict[Role, list[FakeProcess]] = {role: [] for role in Role}
         self.traffic = FakeTraffic(self.deeds)
         self.history = FakeHistory()
@@ -239,7 +243,8 @@ class Units:
             if self.lacking is not None:
                 raise LaunchFailed(LaunchStage.RELEASE, self.lacking)
             self.environments.append(environment)
-            return PlannedLaunch(a_spec(role), "1.jar", in_force)
+            quick = a_spec(role, ("/bin/true", "-quick")) if self.archive is not None else None
+            return PlannedLaunch(a_spec(role), "1.jar", in_force, quick, self.archive)
 
         kinds = tuple(check.partition(" ")[0] for check in checks)
         return Plan(role.value, in_force, policy, checks, kinds, launch, self._hook_plans, lambda: self.lacking)
@@ -276,6 +281,7 @@ class Units:
     def _launch(self, spec: LaunchSpec, make_events: Callable[[int], LaunchReports]) -> FakeProcess:
         role = Role(spec.environment["ROLE"])
         self.deeds.append(f"{role.value} launch")
+        self.specs.append(spec)
         if self.launch_fails is not None:
             raise self.launch_fails
         pid = 100 + sum(map(len, self.launched.values()))
