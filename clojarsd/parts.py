@@ -245,7 +245,8 @@ class Parts:
         self.rollouts.load()
         self.board.rollout = lambda: self.rollouts.deployer.view
         self.board.previous_release = self.rollouts.releases.previous_of
-        self.life.rollout_under_way = lambda: self.rollouts.deployer.under_way
+        self.configuration.why_not = self.rollouts.rollouts.why_not_reload
+        self.life.rollout_under_way = lambda: self.rollouts.rollouts.under_way
         self.rollouts.deployer.after_end = self._renew_lacks
 
     def _renew_lacks(self) -> None:

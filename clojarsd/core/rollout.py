@@ -37,6 +37,8 @@ from clojarsd.core.rollout_facts import (
 
 MOST_BEGINNINGS = 2
 """How often a step is begun: once, and once more by the daemon after the one that died in it."""
+MOST_RETURNS = 4
+"""How often an instance is brought back; one that has not stayed there by then is left to its own restarts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,6 @@ class Relaunch:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirm:
-    """The step is done already: write that down."""
-
-    step: StepName
-
-
-@dataclass(frozen=True, slots=True)
 class TurnBack:
     """It cannot go on: write down why, and ask again."""
 
@@ -92,7 +87,7 @@ class End:
     outcome: Outcome
 
 
-Move: TypeAlias = Do | Switch | Relaunch | Confirm | TurnBack | End
+Move: TypeAlias = Do | Switch | Relaunch | TurnBack | End
 
 
 def next_move(rollout: Rollout, seen: Seen) -> Move:
@@ -123,11 +118,12 @@ def _forward(rollout: Rollout, seen: Seen) -> Move:
     if StepName.SWITCH in rollout.done and not rollout.is_good and seen.link != release:
         named = "nothing" if seen.link is None else seen.link
         return TurnBack(GoingBack(f"somebody has changed the link, which names {named} now", rollout.next_step))
-    step = next((step for step in rollout.wish.steps if step not in rollout.done), None)
+    over = {*rollout.done, *(rollout.failed if rollout.is_good else ())}  # what comes after is only told when it fails
+    step = next((step for step in rollout.wish.steps if step not in over), None)
     if step is None:
         return End(Outcome.DONE)
-    if step is StepName.SWITCH:
-        return Confirm(step) if seen.link == release else Switch(step, release)
+    if step is StepName.SWITCH:  # also when the link is there: who died in between may not have recorded it
+        return Switch(step, release)
     if step not in RESTARTS:
         return Do(step)
     role = RESTARTS[step]
@@ -151,12 +147,16 @@ def _back(rollout: Rollout, seen: Seen) -> Move:
             return End(Outcome.STUCK)
         return Switch(StepName.SWITCH_BACK, previous)
     astray = [role for role in Role if rollout.touched(role) and not is_back(rollout, seen, role)]
-    open_to = [role for role in astray if BACK[role] not in rollout.failed]
+    open_to = [role for role in astray if _may_return(rollout, BACK[role])]
     for role in sorted(open_to, key=lambda role: (seen.is_eligible(role), role is Role.PRIMARY)):
         if not seen.is_eligible(role) or seen.is_eligible(role.other) or previous is None:
             alone = not seen.is_eligible(role) or previous is None
             return Relaunch(BACK[role], role, previous, alone=alone)
     return End(Outcome.STUCK if astray else returned)
+
+
+def _may_return(rollout: Rollout, step: StepName) -> bool:
+    return step not in rollout.failed and rollout.begun.get(step, 0) < MOST_RETURNS
 
 
 def is_back(rollout: Rollout, seen: Seen, role: Role) -> bool:
@@ -179,7 +179,7 @@ def held_back(rollout: Rollout, role: Role) -> HeldBack | None:
 
 def broken_rule(rollout: Rollout, seen: Seen, move: Move) -> str | None:
     """Which rule of this module the move would break; None when it breaks none. Asked before each move is made."""
-    if rollout.is_good and not isinstance(move, Do | Confirm | End):
+    if rollout.is_good and not isinstance(move, Do | End):
         return "the release is good, and nothing goes back"
     if isinstance(move, Switch) and move.release == rollout.release and _missing(rollout, StepName.SWITCH):
         return "the link is switched before the release is there"
@@ -202,6 +202,8 @@ def why_not_abort(rollout: Rollout) -> str | None:
     """Why it is too late to abort; None when it is not."""
     if rollout.is_good:
         return f"{rollout.release} is recorded as good already; clojarsctl rollback brings the former release back"
+    if rollout.at_step is StepName.GOOD:
+        return f"{rollout.release} is just being recorded as good; clojarsctl rollback brings the former release back"
     if rollout.back is not None:
         return f"it is on its way back already: {rollout.back.why}"
     return None

@@ -18,7 +18,7 @@ def cannot(wish: Wish) -> str:
     return f"cannot deploy {wish.tag if wish.tag is not None else wish.artifact}"
 
 
-def under_way(rollout: Rollout, now: str | None = None) -> str:
+def under_way(rollout: Rollout) -> str:
     """`deploy of 1.2.0 by ann is at step 3 of 9 (building it), since 2026-11-28T12:00:00.000Z`."""
     since = rollout.step_at if rollout.step_at is not None else rollout.wish.at
     return f"{rollout.wish.text} by {rollout.wish.by} is at {place(rollout)}, since {since}"

@@ -101,6 +101,8 @@ class Configuration:
         self._reading = Threads("config")
         self._looking_up = Threads("names")
         self._moved = asyncio.Event()
+        self.why_not: Callable[[Settings, Settings], str | None] = lambda old, new: None
+        """Says what stands against taking the second for the first just now; set by the owner."""
 
     def attach(
         self,
@@ -189,7 +191,7 @@ class Configuration:
         changes = compare(old, new)
         if not changes.every:
             return changes.sentences()
-        if why := changes.refusal or taken_until_a_start(new, self._running()):
+        if why := changes.refusal or taken_until_a_start(new, self._running()) or self.why_not(old, new):
             raise Refused(why)
         plans = await self._prepare(new)
         self._plans = plans

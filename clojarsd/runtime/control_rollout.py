@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -116,38 +116,43 @@ class RolloutDesk:
 
     async def _promote(self, request: web.Request) -> web.StreamResponse:
         await check_empty(request)
+        since = self._all.work.told
         work = await self._begin("promote", self._all.promote(CALLER.get().user))
-        return await self._watch(request, work, from_now=True)
+        return await self._watch(request, work, since=since)
 
     async def _abort(self, request: web.Request) -> web.StreamResponse:
         await check_empty(request)
+        since = self._all.work.told
 
         async def abort() -> RolloutWork:
             return self._all.abort(CALLER.get().user)
 
         work = await self._begin("abort", abort())
-
-        async def body(write: Write) -> dict[str, Any]:
-            async for line in work.lines(from_now=True):
-                await write([line])
-            if work.outcome is Outcome.ABORTED:
-                return done_line(work.message)
-            return rollout_failed_line(work.message, ())
-
-        return await self._streams.answer(request, body)
+        return await self._watch(request, work, since=since, wanted=(Outcome.ABORTED, Outcome.FAILED))
 
     async def _watch(
-        self, request: web.Request, work: RolloutWork, *, to_the_question: bool = False, from_now: bool = False
+        self,
+        request: web.Request,
+        work: RolloutWork,
+        *,
+        to_the_question: bool = False,
+        since: int = 0,
+        wanted: Collection[Outcome] = (Outcome.DONE,),
     ) -> web.StreamResponse:
-        """Tell of the rollout until its end, or until it asks."""
+        """Tell of the rollout until its end, or until it asks.
+
+        Args:
+            since: how many of its first lines the caller does not want.
+            wanted: the outcomes that the caller wants.
+        """
 
         async def body(write: Write) -> dict[str, Any]:
-            async for line in work.lines(from_now=from_now):
+            async for line in work.lines(since):
                 await write([line])
-                if to_the_question and "question" in line:
+                if to_the_question and line.get("question") is not None:
                     until = line["question"]["until"]
                     return waiting_line(f"it waits for `clojarsctl promote` or `clojarsctl abort` until {until}")
-            if work.outcome is Outcome.DONE:
+            if work.outcome in wanted:
                 return done_line(work.message)
             return rollout_failed_line(work.message, work.output)
 

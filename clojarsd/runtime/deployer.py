@@ -13,11 +13,10 @@ from typing import Any, NoReturn, Protocol
 
 import structlog
 
-from clojarsd.core.errors import ClojarsdError, CommandFailed, Failed, Refused
+from clojarsd.core.errors import ClojarsdError, CommandFailed, Failed, Refused, reason_of
 from clojarsd.core.history import EventName
-from clojarsd.core.names import Role, UnitState
+from clojarsd.core.names import Role
 from clojarsd.core.rollout import (
-    Confirm,
     Do,
     End,
     Relaunch,
@@ -29,18 +28,18 @@ from clojarsd.core.rollout import (
     why_not_abort,
     why_not_resumed,
 )
-from clojarsd.core.rollout_facts import DOING, GoingBack, HeldBack, Outcome, Rollout, Seen, SeenInstance, StepName, Wish
+from clojarsd.core.rollout_facts import DOING, GoingBack, HeldBack, Outcome, Rollout, StepName, Wish
 from clojarsd.core.rollout_texts import how_it_ended, place, under_way
 from clojarsd.core.rollout_view import Question, RolloutView
-from clojarsd.core.view import InstanceView
+from clojarsd.runtime.rollout_answer import Answer
 from clojarsd.runtime.rollout_record import RolloutRecord
+from clojarsd.runtime.rollout_watch import look, settled
 from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.runtime.status import Board
 
 log = structlog.get_logger()
 
 Facts = Mapping[str, str | None]
-_AT_REST = (UnitState.STOPPED, UnitState.FAILED, UnitState.BACKOFF, UnitState.DRAINING)
 
 
 class Steps(Protocol):
@@ -69,11 +68,11 @@ class Steps(Protocol):
 
 
 class Deployer:
-    """One rollout at a time, as long as the daemon lives; `run` belongs to its task group.
+    """One rollout at a time, as long as the daemon lives; `run` belongs to its task group and alone writes the journal.
 
     Args:
         steps: makes those who carry the steps of a rollout out, by the settings as they are then; raises Failed.
-        current: what the link names; None without one.
+        current: what the link names, None without one; asks the disk, so that it is called in a thread.
         log_of: where the output of a rollout's commands goes, by its id.
         clean: ends what the commands of a rollout that a former daemon has left still run.
     """
@@ -95,6 +94,7 @@ class Deployer:
         self._clean = clean
         self._acting: asyncio.Task[Any] | None = None
         self._stop: GoingBack | None = None
+        self._answer = Answer()
         self._begun = asyncio.Event()
         self._is_left = False
         self.after_end: Callable[[], None] = lambda: None
@@ -145,33 +145,34 @@ class Deployer:
     async def begin(self, wish: Wish, approved_by: str | None) -> RolloutWork:
         """Begin a rollout, of which nobody is to be asked when it is approved; on return it will not be forgotten.
 
+        Who calls sees to it that only one is about to begin.
+
         Raises:
-            Refused: another one is under way, or the journal cannot be written; nothing was done.
+            Refused: another one is under way; nothing was done.
+            Failed: the journal cannot be written; nothing was done.
         """
         if (why := self.why_busy()) is not None:
             raise Refused(f"cannot begin a {wish.kind.value}: {why}; nothing was done")
         self._stop = None
-        try:
-            await self._record.begin(wish)
-        except Failed as failed:
-            raise Refused(f"cannot begin a {wish.kind.value}: {failed}; nothing was done") from failed
-        if approved_by is not None:
-            await self._record.approve(approved_by)
+        await self._record.begin(wish, approved_by)
         self._begun.set()
         return self.work
 
     async def promote(self, by: str) -> RolloutWork:
-        """Let the rollout that waits for it go on to the primary.
+        """Let the rollout that waits for it go on to the primary; on return the answer will not be forgotten.
+
+        It has come in time, or too late, or never at all: the rollout itself takes it, and nobody else.
 
         Raises:
-            Refused: none waits.
+            Refused: none waits, or the answer cannot be written down.
         """
         rollout = self._wanted("promote")
         if rollout.at_step is not StepName.APPROVE or self._stop is not None:
             raise Refused(f"cannot promote: {under_way(rollout)}, and waits for nobody; nothing was done")
         if rollout.approved_by is None:
-            await self._record.approve(by)
-            self.work.note(f"{by} has approved it")
+            counted = self._answer.give(by)
+            self._board.wake()
+            await counted
         return self.work
 
     def abort(self, by: str) -> RolloutWork:
@@ -201,21 +202,29 @@ class Deployer:
 
     async def run(self) -> NoReturn:
         """Carry rollouts out until cancelled; one that a former daemon has left comes first."""
-        while True:
-            await self._begun.wait()
-            self._begun.clear()
-            await self._record.look_back()
-            if self._is_left:
-                self._is_left = False
-                await self._take_up(self._record.rollout)
-            try:
-                steps = self._make_steps(self._record.rollout.wish)
-            except Failed as failed:
-                await self._give_up(self._record.rollout, failed)
-                continue
-            while (rollout := self._record.under_way) is not None:
-                await self._move(rollout, steps)
-            self.after_end()
+        try:
+            while True:
+                await self._begun.wait()
+                self._begun.clear()
+                await self._record.look_back()
+                if self._is_left:
+                    self._is_left = False
+                    await self._take_up(self._record.rollout)
+                await self._carry_through()
+                self._answer.refuse("the rollout has ended")
+                self.after_end()
+        finally:
+            self._answer.refuse("clojarsd is ending")
+
+    async def _carry_through(self) -> None:
+        """Carry out the rollout that is under way, to its end."""
+        try:
+            steps = self._make_steps(self._record.rollout.wish)
+        except ClojarsdError as error:
+            await self._give_up(self._record.rollout, error)
+            return
+        while (rollout := self._record.under_way) is not None:
+            await self._move(rollout, steps)
 
     async def _take_up(self, rollout: Rollout) -> None:
         """Go on with what a former daemon has left: end its commands, and wait until it is known how the pair is."""
@@ -225,25 +234,36 @@ class Deployer:
         log.warning("rollout_taken_up", id=wish.id, wish=wish.text, step=place(rollout), goes=what)
         self.work.note(text)
         self._record.event(EventName.DEPLOY_STEP, text, wish.by)
-        await self._clean(wish.id)
+        try:
+            await self._clean(wish.id)
+        except (ClojarsdError, OSError) as error:  # what is left is found again by the next command of a rollout
+            log.error("rollout_leftovers_not_ended", id=wish.id, reason=reason_of(error))
         if back is not None:
             await self._record.turn(back)
-        await self._board.until(lambda view: all(_is_settled(seen) for seen in view.instances.values()))
+        await settled(self._board)
 
-    async def _give_up(self, rollout: Rollout, why: Failed) -> None:
-        """End a rollout that cannot go anywhere."""
-        step = rollout.at_step if rollout.at_step is not None else rollout.next_step
-        await self._record.turn(GoingBack(str(why), step))
-        outcome = Outcome.STUCK if rollout.has_changed else Outcome.FAILED
-        log_path = self._log_of(rollout.wish.id)
-        await self._record.end(outcome, how_it_ended(self._record.rollout, outcome, self._board.view(), log_path))
+    async def _give_up(self, rollout: Rollout, why: ClojarsdError) -> None:
+        """End a rollout that cannot go anywhere; one whose release is good has all that counts behind it."""
+        outcome = Outcome.DONE
+        if not rollout.is_good:
+            step = rollout.at_step if rollout.at_step is not None else rollout.next_step
+            await self._record.turn(GoingBack(str(why), step))
+            outcome = Outcome.STUCK if rollout.has_changed else Outcome.FAILED
+        await self._record.end(outcome, self._told_end(outcome))
+
+    def _told_end(self, outcome: Outcome) -> str:
+        rollout = self._record.rollout
+        return how_it_ended(rollout, outcome, self._board.view(), self._log_of(rollout.wish.id))
 
     async def _move(self, rollout: Rollout, steps: Steps) -> None:
         """Make the next move, and write down what came of it."""
         if self._stop is not None and rollout.back is None and not rollout.is_good:
             await self._record.turn(self._stop)
             return
-        seen = Seen(self._current(), {role: _seen(self._board.instance(role)) for role in Role})
+        if rollout.at_step is not StepName.APPROVE:
+            self._answer.refuse(f"{under_way(rollout)}, and waits for nobody any more")
+        link = await asyncio.to_thread(self._current)
+        seen = look(self._board, link)
         move = next_move(rollout, seen)
         if (rule := broken_rule(rollout, seen, move)) is not None:
             log.critical("rollout_rule_broken", rule=rule, move=repr(move))
@@ -253,11 +273,9 @@ class Deployer:
             case TurnBack(back):
                 await self._record.turn(back)
             case End(outcome):
-                message = how_it_ended(rollout, outcome, self._board.view(), self._log_of(rollout.wish.id))
+                message = self._told_end(outcome)
                 await self._clean_up(rollout, steps)
                 await self._record.end(outcome, message)
-            case Confirm(step):
-                await self._record.finish_step(step, 0.0, {})
             case Do() | Switch() | Relaunch():
                 await self._carry_out(move, steps)
 
@@ -269,12 +287,14 @@ class Deployer:
             except Failed as failed:
                 await self._record.turn(GoingBack(str(failed), step))
                 return
+            if self._stop is not None and self._record.rollout.back is None and not self._record.rollout.is_good:
+                return  # aborted while the journal was written: nothing of the step is done
         self.work.note(DOING[step])
         began = loop.time()
         result = await self._attempt(move, steps)
         if not isinstance(result, GoingBack):
             await self._record.finish_step(step, loop.time() - began, result)
-        elif self._record.rollout.back is None:
+        elif self._record.rollout.back is None and not self._record.rollout.is_good:
             await self._record.turn(result)
         else:
             await self._record.fail_step(step, result.why)
@@ -283,11 +303,10 @@ class Deployer:
         """What the step has found out, or why it has failed or was stopped."""
         async with asyncio.TaskGroup() as group:
             task = group.create_task(self._act(move, steps))
-            can_stop = not isinstance(move, Switch) and self._record.rollout.back is None
-            if can_stop:  # a switch is over at once, and must not go on when it counts as stopped
+            # what others go by is over at once, and must not go on when it counts as stopped
+            can_stop = not isinstance(move, Switch) and move.step is not StepName.GOOD
+            if can_stop and self._record.rollout.back is None and not self._record.rollout.is_good:
                 self._acting = task
-                if self._stop is not None:  # aborted while the journal was written
-                    task.cancel()
         self._acting = None
         if not task.cancelled():
             return task.result()
@@ -309,6 +328,10 @@ class Deployer:
             return GoingBack(str(failed), move.step, output=failed.last_lines)
         except ClojarsdError as error:
             return GoingBack(str(error), move.step)
+        except OSError as error:
+            log.exception("rollout_step_broke", step=move.step.value)
+            where = f"{error.filename}: " if error.filename is not None else ""
+            return GoingBack(f"{where}{reason_of(error)}", move.step)
         except Exception as error:  # a rollout may fail alone: the pair serves on
             log.exception("rollout_step_broke", step=move.step.value)
             return GoingBack(f"this is a bug in clojarsd ({type(error).__name__}: {error})", move.step)
@@ -325,27 +348,39 @@ class Deployer:
         left = (datetime.fromisoformat(question.until) - datetime.now(UTC)).total_seconds()
         try:
             with steps.sharing():
-                async with asyncio.timeout(max(left, 0.0)):
-                    await steps.until_answered(lambda: self._record.rollout.approved_by is not None)
-        except TimeoutError:
-            return GoingBack(f"nobody answered until {question.until}", StepName.APPROVE, is_abort=True)
+                return await self._wait(steps, asyncio.get_running_loop().time() + max(left, 0.0), question.until)
         finally:
             self.work.ask(None)
-        return {}
+
+    async def _wait(self, steps: Steps, deadline: float, until: str) -> Facts | GoingBack:
+        """Wait for the answer, and write it down; an answer in time counts also when the disk is late.
+
+        Args:
+            until: the deadline, for people.
+        """
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await steps.until_answered(lambda: self._answer.by is not None)
+            except TimeoutError:
+                if self._answer.by is None:
+                    return GoingBack(f"nobody answered until {until}", StepName.APPROVE, is_abort=True)
+            by = self._answer.by
+            assert by is not None
+            try:
+                await self._record.approve(by)
+            except Failed as failed:
+                self._answer.refuse(f"{failed}; it waits on")
+                continue
+            self._answer.count()
+            self.work.note(f"{by} has approved it")
+            return {}
 
     async def _clean_up(self, rollout: Rollout, steps: Steps) -> None:
         """What cannot be cleaned up is no reason not to end."""
         try:
             await steps.ended(rollout)
         except (ClojarsdError, OSError) as error:
-            log.warning("rollout_not_cleaned_up", id=rollout.wish.id, reason=str(error))
-
-
-def _seen(instance: InstanceView) -> SeenInstance:
-    is_with_it = instance.unit.has_process or instance.unit.state is UnitState.BACKOFF  # and soon will be again
-    return SeenInstance(instance.release if is_with_it else None, instance.is_eligible)
-
-
-def _is_settled(seen: InstanceView) -> bool:
-    """Whether it is known how the instance is: not just taken up, and not on its way somewhere."""
-    return seen.unit.state in _AT_REST or seen.is_eligible or seen.is_down
+            log.warning("rollout_not_cleaned_up", id=rollout.wish.id, reason=reason_of(error))
+        except Exception:  # as in a step
+            log.exception("rollout_not_cleaned_up", id=rollout.wish.id)

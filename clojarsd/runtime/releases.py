@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -21,6 +21,8 @@ from clojarsd.system.threads import Threads
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 RESERVED: Final = 32 * 1024
 """Bytes that the log has ready before a rollout begins, which writes some hundreds, its way back included."""
 CLOSE_TIMEOUT: Final = 2.0
@@ -31,8 +33,9 @@ class Releases:
     """The releases of the pair. Made by daemon.py, which closes it; nothing runs inside.
 
     One thread writes the log, so that records are on the disk in the order in which they were given; one that was begun
-    is written, and counts, also when whoever waits for it is cancelled. A log that cannot be read costs a line in the
-    daemon's own, and no supervision: nothing is known of releases then, and each `reserve` or `record` tries again.
+    is written, and counts, also when whoever waits for it is cancelled. The same one changes the directory. A log that
+    cannot be read costs a line in the daemon's own, and no supervision: nothing is known of releases then, and each
+    `reserve` or `record` tries again.
 
     Args:
         path: of the release log; made when it is first needed.
@@ -115,6 +118,25 @@ class Releases:
     async def record(self, record: ReleaseRecord) -> None:
         """Add to the log, and know it; on return it is safe on the disk. Raises Failed, and then it is not known."""
         await self._disk.run(self._record, record)
+
+    async def change(self, act: Callable[[], T], record: Callable[[T], ReleaseRecord] | None = None) -> T:
+        """Change the directory, and write down what has come of it; what that is. Once begun it goes on to its end.
+
+        Args:
+            act: blocks.
+            record: makes the record of it.
+
+        Raises:
+            Failed, Refused: as the act does; or it was done and cannot be written down.
+        """
+
+        def carry_out() -> T:
+            found = act()
+            if record is not None:
+                self._record(record(found))
+            return found
+
+        return await self._disk.run(carry_out)
 
     # In the thread.
 

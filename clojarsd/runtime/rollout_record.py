@@ -68,10 +68,15 @@ class RolloutRecord:
         assert self.under_way is not None
         return self.under_way
 
-    async def begin(self, wish: Wish) -> None:
-        """Make the journal of a new rollout; raises Failed, and nothing has begun then."""
-        await self._journals.begin(wish.id, journal.asked(wish))
-        self.latest, self.work = journal.told([journal.asked(wish)]), RolloutWork()
+    async def begin(self, wish: Wish, approved_by: str | None) -> None:
+        """Make the journal of a new rollout; raises Failed, and nothing has begun then.
+
+        Args:
+            approved_by: who has approved it already, so that nobody is asked.
+        """
+        records = [journal.asked(wish), *([journal.approved(approved_by, now())] if approved_by is not None else [])]
+        await self._journals.begin(wish.id, records)
+        self.latest, self.work = journal.told(records), RolloutWork()
         log.info("rollout_begun", id=wish.id, wish=wish.text, by=wish.by)
         self.event(EventName.DEPLOY_STARTED, f"{wish.by} began a {wish.text}", wish.by)
 
@@ -86,24 +91,31 @@ class RolloutRecord:
 
     async def note(self, record: journal.Record) -> None:
         """Write down what is so already; a disk that does not take it changes nothing about that."""
+        await self._try_to_write(record)
+        self._know(record)
+
+    async def _try_to_write(self, record: journal.Record) -> None:
         try:
             await self._journals.write(record)
         except Failed as failed:
-            log.error("journal_not_written", reason=str(failed), record=record["what"])
-        self._know(record)
+            log.error("journal_not_written", id=self.rollout.wish.id, record=record["what"], reason=str(failed))
 
     def _know(self, record: journal.Record) -> None:
         self.latest = journal.after(self.rollout, record)
         self._board.wake()
 
     async def approve(self, by: str) -> None:
-        """The primary may follow."""
-        await self.note(journal.approved(by, now()))
+        """The primary may follow; raises Failed when that cannot be written, and then it may not."""
+        await self.write(journal.approved(by, now()))
 
     async def begin_step(self, step: StepName, until: str | None = None) -> None:
-        """A step is to be carried out; raises Failed when that cannot be written, unless it leads back."""
+        """A step is to be carried out; raises Failed when that cannot be written, unless nothing can stop it any more.
+
+        Args:
+            until: when the answer is due (UTC) that it waits for.
+        """
         record = journal.begun(step, now(), until)
-        if self.rollout.back is not None:
+        if self.rollout.back is not None or self.rollout.is_good:
             await self.note(record)
         else:
             await self.write(record)
@@ -118,9 +130,9 @@ class RolloutRecord:
         self.event(EventName.DEPLOY_STEP, f"{wish.text}: {text}", wish.by, step=step.value, seconds=round(seconds, 3))
 
     async def fail_step(self, step: StepName, why: str) -> None:
-        """A step on the way back has failed."""
+        """A step has failed that turns nothing back: one on the way back, or one after the release was good."""
         await self.note(journal.failed(step, now(), why))
-        self.work.note(f"cannot go back: {DOING[step]}: {why}")
+        self.work.note(f"cannot go back: {DOING[step]}: {why}" if self.rollout.back else f"{DOING[step]}: {why}")
         log.error("rollout_step_failed", id=self.rollout.wish.id, step=step.value, reason=why)
 
     async def turn(self, back: GoingBack) -> None:
@@ -135,9 +147,10 @@ class RolloutRecord:
 
     async def end(self, outcome: Outcome, message: str) -> None:
         """Nothing is left to be done."""
-        rollout = self.rollout
-        await self.note(journal.ended(outcome, message, now()))
+        rollout, record = self.rollout, journal.ended(outcome, message, now())
+        await self._try_to_write(record)
         await self._journals.end()
+        self._know(record)  # from here on another one may begin, so nothing below waits
         wish = rollout.wish
         log.info("rollout_ended", id=wish.id, outcome=outcome.value, release=rollout.release)
         is_rollback = outcome is Outcome.DONE and wish.kind is Kind.ROLLBACK

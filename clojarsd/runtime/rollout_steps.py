@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from clojarsd.system.acting_as import acting_as
 from clojarsd.system.artifact import find_artifact
 from clojarsd.system.build_command import Builder
 from clojarsd.system.checkout import Checkouts, clean
+from clojarsd.system.releases import Installed
 
 log = structlog.get_logger()
 
@@ -107,13 +109,17 @@ class RolloutSteps:
         """Let the link name the release; raises Failed when it is not what was installed."""
         store = self._releases.store
         if release is None:
-            await asyncio.to_thread(store.unlink_current)
+            await self._releases.change(store.unlink_current)
             return
         checksum = self._releases.book.checksum_of(release)
-        if checksum is not None:
-            await asyncio.to_thread(store.verify, release, checksum)
-        await asyncio.to_thread(store.switch, release)
-        await self._record(BecameCurrent(release, _now(), self._wish.by, self._wish.id))
+
+        def switch() -> None:
+            if checksum is not None:
+                store.verify(release, checksum)
+            store.switch(release)
+
+        current = BecameCurrent(release, _now(), self._wish.by, self._wish.id)
+        await self._releases.change(switch, lambda _: current)
 
     async def relaunch(self, move: Relaunch, work: RolloutWork) -> None:
         """Restart an instance; raises Failed."""
@@ -121,8 +127,10 @@ class RolloutSteps:
 
     async def question(self, rollout: Rollout) -> Question:
         """What is to be asked."""
-        until = datetime.now(UTC) + timedelta(seconds=self._deploy.approval_timeout)
-        return Question(rollout.until or stamp(until), tuple(self._around.look()), await self._changes(rollout))
+        latest = stamp(datetime.now(UTC) + timedelta(seconds=self._deploy.approval_timeout))
+        # asked before, by a daemon that has died: its deadline holds, unless the clock was set back since
+        until = latest if rollout.until is None else min(rollout.until, latest)
+        return Question(until, tuple(self._around.look()), await self._changes(rollout))
 
     def sharing(self) -> AbstractContextManager[None]:
         """While it is entered, the backup gets its share of the new connections."""
@@ -137,10 +145,12 @@ class RolloutSteps:
         assert rollout.outcome is None
         back, release = rollout.back, rollout.release
         is_new = release != self._wish.previous and StepName.BACKUP in rollout.begun
-        if release is not None and is_new and back is not None and not back.is_abort:
-            await self._record(ProvedBad(release, back.why, _now(), self._wish.id))
-        if self._deploy.work_dir is not None and self._checkouts is not None:
-            await clean(self._deploy.work_dir, (), self._checkouts.actor)
+        try:
+            if release is not None and is_new and back is not None and not back.is_abort:
+                await self._record(ProvedBad(release, back.why, _now(), self._wish.id))
+        finally:
+            if self._deploy.work_dir is not None and self._checkouts is not None:
+                await clean(self._deploy.work_dir, (), self._checkouts.actor)
 
     # Steps.
 
@@ -191,11 +201,13 @@ class RolloutSteps:
         checksum = await asyncio.to_thread(store.checksum_of, source)
         existing = {name: book.checksum_of(name) for name in await asyncio.to_thread(store.taken)}
         name = free_name(source.name, wish.tag, checksum, existing, self._deploy.current)
-        made = await asyncio.to_thread(store.install, source, name)
-        at = _now()
-        await self._record(
-            WasInstalled(name, wish.tag, wish.commit, made.checksum, made.kind, made.size, wish.by, at, wish.id)
-        )
+
+        def installed(made: Installed) -> WasInstalled:
+            return WasInstalled(
+                name, wish.tag, wish.commit, made.checksum, made.kind, made.size, wish.by, _now(), wish.id
+            )
+
+        await self._releases.change(lambda: store.install(source, name), installed)
         return name
 
     def _find_artifact(self) -> Path:
@@ -229,8 +241,7 @@ class RolloutSteps:
         protected = {*await self._around.in_use(), *([current.name] if current.name is not None else [])}
         for name in self._releases.book.to_prune(self._deploy.keep, protected):
             try:
-                await asyncio.to_thread(store.remove, name)
-                await self._record(WasRemoved(name, _now()))
+                await self._releases.change(partial(store.remove, name), lambda _, name=name: WasRemoved(name, _now()))  # type: ignore[misc]
                 await self._around.forget_archive(name)
             except ClojarsdError as error:
                 log.warning("release_not_removed", release=name, reason=str(error))
@@ -238,7 +249,7 @@ class RolloutSteps:
             else:
                 work.note(f"removed {name}")
 
-    async def _record(self, record: WasInstalled | BecameCurrent | ProvedGood | ProvedBad | WasRemoved) -> None:
+    async def _record(self, record: ProvedGood | ProvedBad) -> None:
         """Put it into the release log."""
         await self._releases.record(record)
 

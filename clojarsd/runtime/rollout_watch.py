@@ -1,4 +1,4 @@
-"""Watches instances serve: a release that comes up and falls over soon after must be found out before it is trusted."""
+"""Watches the pair for a rollout: how it is, and whether a release that has come up falls over soon after."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from clojarsd.core.errors import Failed
-from clojarsd.core.names import Incarnation, Role, UnitState
+from clojarsd.core.names import Goal, Incarnation, Role, UnitState
+from clojarsd.core.rollout_facts import Seen, SeenInstance
 from clojarsd.core.view import InstanceView
 from clojarsd.runtime.status import Board
+
+_AT_REST = (UnitState.STOPPED, UnitState.FAILED, UnitState.BACKOFF, UnitState.DRAINING)
+
+
+def look(board: Board, link: str | None) -> Seen:
+    """How the pair is now.
+
+    Args:
+        link: what the link names, or None.
+    """
+    return Seen(link, {role: _seen(board.instance(role)) for role in Role})
+
+
+async def settled(board: Board) -> None:
+    """Return when it is known how both instances are: neither is just taken up, or on its way somewhere."""
+    await board.until(lambda view: all(_is_settled(seen) for seen in view.instances.values()))
 
 
 async def soak(board: Board, roles: Sequence[Role], seconds: float, patience: float) -> None:
@@ -50,7 +67,8 @@ async def until_answered(board: Board, role: Role, is_answered: Callable[[], boo
     falls = board.instance(role).restarts
     while not is_answered():
         seen = board.instance(role)
-        if seen.restarts > falls or seen.unit.state in (UnitState.BACKOFF, UnitState.FAILED):
+        has_ended = seen.unit.state is UnitState.STOPPED and seen.unit.goal is Goal.UP  # by itself, with success
+        if seen.restarts > falls or has_ended or seen.unit.state in (UnitState.BACKOFF, UnitState.FAILED):
             raise Failed(f"{role.value} has fallen over: {how_it_is(seen)}")
         await board.change()
 
@@ -79,3 +97,12 @@ async def _change(board: Board, until: float) -> None:
     with suppress(TimeoutError):  # then time itself is what has changed
         async with asyncio.timeout_at(until):
             await board.change()
+
+
+def _seen(instance: InstanceView) -> SeenInstance:
+    is_with_it = instance.unit.has_process or instance.unit.state is UnitState.BACKOFF  # and soon will be again
+    return SeenInstance(instance.release if is_with_it else None, instance.is_eligible)
+
+
+def _is_settled(seen: InstanceView) -> bool:
+    return seen.unit.state in _AT_REST or seen.is_eligible or seen.is_down

@@ -40,23 +40,31 @@ class RolloutWork:
             self._add({"output": line})
 
     def ask(self, question: Question | None) -> None:
-        """Ask what has to be answered by `promote` or `abort`; None: it is answered."""
+        """Ask what has to be answered by `promote` or `abort`; None: nothing is asked any more."""
+        if question is None and self.question is None:
+            return
         self.question = question
-        if question is not None:
-            self._add({"question": question.as_json()})
+        self._add({"question": question and question.as_json()})
 
     def end(self, outcome: Outcome, message: str, output: Sequence[str] = ()) -> None:
         """End it. output: the last lines of the command that has failed."""
         self.outcome, self.message, self.output = outcome, message, tuple(output)
         self._tell()
 
-    async def lines(self, *, from_now: bool = False) -> AsyncIterator[dict[str, Any]]:
+    @property
+    def told(self) -> int:
+        """How many lines there have been."""
+        return self._count
+
+    async def lines(self, since: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The lines so far, then the coming ones; ends with the rollout. Who reads too slowly misses the oldest.
 
+        A question that is not asked any more is left out: nobody is to answer it.
+
         Args:
-            from_now: only the coming ones.
+            since: how many of the first lines are left out; see `told`.
         """
-        told = self._count if from_now else 0
+        told = since
         while True:
             news = self._news
             while told < self._count:
@@ -64,16 +72,12 @@ class RolloutWork:
                 told = max(told, oldest)
                 line = self._lines[told - oldest]
                 told += 1
-                yield line
+                if line.get("question") is None or line["question"] == (self.question and self.question.as_json()):
+                    yield line
             if self.outcome is not None:
                 return
             if news is self._news:
                 await news.wait()
-
-    async def ended(self) -> None:
-        """Return when it has ended."""
-        while self.outcome is None:
-            await self._news.wait()
 
     def _add(self, line: dict[str, Any]) -> None:
         self._lines.append(line)

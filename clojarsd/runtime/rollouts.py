@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from clojarsd.core.releases import BecameCurrent, ProvedGood, WasInstalled
 from clojarsd.core.rollout import steps_for
 from clojarsd.core.rollout_facts import GATES, Kind, StepName, Wish
 from clojarsd.core.rollout_view import RolloutView
-from clojarsd.core.settings import DeploySettings
+from clojarsd.core.settings import DeploySettings, Settings
 from clojarsd.core.view import InstanceView, PairView
 from clojarsd.runtime.deployer import Deployer
 from clojarsd.runtime.releases import Releases
@@ -42,7 +43,7 @@ class Rollouts:
         releases: Releases | None,
         board: Board,
         workshop: Workshop,
-        free_id: Callable[[str], str],
+        free_id: Callable[[str], Awaitable[str]],
     ) -> None:
         self._deployer = deployer
         self._releases = releases
@@ -53,8 +54,24 @@ class Rollouts:
         self._refusal: str | None = None
 
     def refuse(self, why: str) -> None:
-        """Begin nothing from now on."""
+        """Begin nothing from now on, what is about to begin included."""
         self._refusal = why
+
+    @property
+    def under_way(self) -> str | None:
+        """What cannot be taken up by other code just now, in words: a rollout, or one that is about to begin."""
+        return self._deployer.under_way or self._preparing
+
+    def why_not_reload(self, old: Settings, new: Settings) -> str | None:
+        """Why another configuration cannot be taken over just now; None when it can.
+
+        A rollout must find link and releases where it has found them in its beginning.
+        """
+        busy = self._deployer.why_busy() or self._preparing
+        if busy is None or old.deploy is None or (new.deploy is not None and new.deploy.link == old.deploy.link):
+            return None
+        what = "there would be no table [deploy]" if new.deploy is None else f"the link would be {new.deploy.link}"
+        return f"cannot reload: {what}, and {busy}; nothing was changed; clojarsctl rollout shows it"
 
     @property
     def view(self) -> RolloutView | None:
@@ -83,7 +100,7 @@ class Rollouts:
             previous = await self._workshop.previous(cannot)
             if not order.force and previous is not None and (why := why_not_both(self._board.view())):
                 raise Refused(f"{cannot}: {why}; nothing was done; --force deploys all the same")
-            id = self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            id = await self._new_id()
             await self._workshop.preflight(cannot, deploy, order)
             commit = None
             if order.tag is not None:
@@ -100,7 +117,7 @@ class Rollouts:
             )
             await self._adopt(releases, previous)
             wish = Wish(id, Kind.DEPLOY, order.tag, commit, order.artifact, None, previous, by, _now(), steps)
-            return await self._deployer.begin(wish, _approved(order.yes, by))
+            return await self._begin(cannot, wish, _approved(order.yes, by))
 
     async def rollback(self, order: RollbackOrder, by: str) -> RolloutWork:
         """Begin a rollback; on return it will not be forgotten.
@@ -112,11 +129,12 @@ class Rollouts:
             deploy, releases = self._table(cannot)
             current = await self._workshop.previous(cannot)
             name = self._wanted(releases, order.release, current)
+            cannot = f"{cannot} to {name}"
             try:
                 await self._workshop.verify(name)
                 await releases.reserve()
             except Failed as failed:
-                raise Refused(f"{cannot} to {name}: {failed}; nothing was done") from failed
+                raise Refused(f"{cannot}: {failed}; nothing was done") from failed
             steps = steps_for(
                 Kind.ROLLBACK,
                 from_tag=False,
@@ -126,11 +144,11 @@ class Rollouts:
                 archives=False,
                 gates=_gates(deploy),
             )
-            id = self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            id = await self._new_id()
             found = releases.book.release(name)
             tag, commit = (None, None) if found is None else (found.installed.tag, found.installed.commit)
             wish = Wish(id, Kind.ROLLBACK, tag, commit, None, name, current, by, _now(), steps)
-            return await self._deployer.begin(wish, _approved(order.yes, by))
+            return await self._begin(cannot, wish, _approved(order.yes, by))
 
     async def promote(self, by: str) -> RolloutWork:
         """Let the rollout that waits go on to the primary; raises Refused."""
@@ -144,14 +162,23 @@ class Rollouts:
         """All releases, as JSON, with a warning for each instance that runs another one than the link names."""
         if self._releases is None:
             raise Refused("there are no releases: the configuration has no table [deploy]")
-        current = self._releases.link()
+        current = await asyncio.to_thread(self._releases.link)
         running = {role: running_release(self._board.instance(role)) for role in Role}
         listed = self._releases.book.as_json(current, running)
         return {"current": current, "releases": listed, "warnings": _astray(current, running)}
 
+    async def _new_id(self) -> str:
+        return await self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+
+    async def _begin(self, cannot: str, wish: Wish, approved_by: str | None) -> RolloutWork:
+        """Begin it, unless the daemon has begun to end while it was prepared; raises Refused."""
+        if self._refusal is not None:
+            raise Refused(f"{cannot}: {self._refusal}; nothing was done")
+        return await self._deployer.begin(wish, approved_by)
+
     @contextmanager
     def _alone(self, cannot: str, text: str, by: str) -> Iterator[str]:
-        """Look before a rollout is begun, one at a time; what is inside raises Refused."""
+        """Look before a rollout is begun, one at a time; what fails inside is refused."""
         if self._refusal is not None:
             raise Refused(f"{cannot}: {self._refusal}; nothing was done")
         if (busy := self._deployer.why_busy()) is not None:
@@ -161,6 +188,8 @@ class Rollouts:
         self._preparing = f"{text} by {by} is about to begin, since {_now()}"
         try:
             yield cannot
+        except Failed as failed:
+            raise Refused(f"{cannot}: {failed}; nothing was done") from failed
         finally:
             self._preparing = None
 

@@ -63,8 +63,15 @@ class Threads:
             await self._start_one()
         return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """End the threads after what they were given; does not wait for it."""
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """End the threads after what they were given; does not wait for it.
+
+        Args:
+            last: done after all that; here and now where no thread was wanted so far.
+        """
+        if last is not None:
+            assert self._most == 1, "with several of them nothing is the last"
+            self._acts.put(last) if self._started else last()
         for _ in range(self._started):
             self._acts.put(None)
 

@@ -10,7 +10,7 @@ import pytest
 from clojarsd.core import rollout_journal as journal
 from clojarsd.core.names import Role
 from clojarsd.core.rollout import (
-    Confirm,
+    MOST_RETURNS,
     Do,
     End,
     Move,
@@ -150,9 +150,6 @@ def results(at: At, move: Move) -> Iterator[At]:
     if isinstance(move, End):
         yield write(at, journal.ended(move.outcome, "", AT))
         return
-    if isinstance(move, Confirm):
-        yield finish(at, move.step)
-        return
     step = move.step
     at = write(at, journal.begun(step, AT))
     yield from resumed(at)
@@ -167,10 +164,12 @@ def results(at: At, move: Move) -> Iterator[At]:
             yield finish(after, step)
         elif is_back:
             yield replace(write(after, journal.failed(step, AT, "it did not work")), harmed=True)
-        elif step not in (StepName.GOOD, StepName.PRUNE, StepName.ARCHIVE):
-            yield turn(after, "it did not work", step)
-        else:
+        elif step is StepName.PRUNE:  # nothing goes back any more
+            yield write(after, journal.failed(step, AT, "it did not work"))
+        elif step is StepName.ARCHIVE:
             yield finish(after, step)
+        else:
+            yield turn(after, "it did not work", step)
         if why_not_abort(after.rollout) is None:
             yield turn(after, "aborted", step, is_abort=True)
 
@@ -338,6 +337,10 @@ def test_what_can_be_aborted() -> None:
     assert why_not_abort(good.rollout) == (
         "new.jar is recorded as good already; clojarsctl rollback brings the former release back"
     )
+    recording = write(after_steps(*ALL[: ALL.index(StepName.GOOD)]), journal.begun(StepName.GOOD, AT))
+    assert why_not_abort(recording.rollout) == (
+        "new.jar is just being recorded as good; clojarsctl rollback brings the former release back"
+    )
     turned = turn(start(wish(), PAIR), "the disk is full", StepName.BUILD)
     assert why_not_abort(turned.rollout) == "it is on its way back already: the disk is full"
 
@@ -387,6 +390,28 @@ def test_steps_that_nothing_is_said_about_are_left_out() -> None:
     assert [step.value for step in bare] == [*("install", "switch", "backup", "primary", "soak", "good", "prune")]
     assert StepName.BUILD not in ROLLBACK
     assert StepName.ARCHIVE not in ROLLBACK
+
+
+def test_a_link_that_is_switched_already_is_switched_once_more() -> None:
+    """Who died in between may not have recorded it in the release log."""
+    at = after_steps(*TO_SWITCH[:-1], now=replace(PAIR, link=NEW))
+    assert next_move(at.rollout, at.now) == Switch(StepName.SWITCH, NEW)
+
+
+def test_old_releases_that_cannot_be_removed_end_nothing() -> None:
+    at = after_steps(*ALL[: ALL.index(StepName.GOOD) + 1], now=seen(NEW, UP_NEW, UP_NEW))
+    assert next_move(at.rollout, at.now) == Do(StepName.PRUNE)
+    at = write(write(at, journal.begun(StepName.PRUNE, AT)), journal.failed(StepName.PRUNE, AT, "it is read-only"))
+    assert next_move(at.rollout, at.now) == End(Outcome.DONE)
+
+
+def test_an_instance_that_does_not_stay_back_is_left_to_its_own_restarts() -> None:
+    at = after_steps(*TO_SWITCH, now=seen(OLD, UP_OLD, GONE))
+    at = turn(write(at, journal.begun(StepName.BACKUP, AT)), "it did not come up", StepName.BACKUP)
+    for _ in range(MOST_RETURNS):
+        assert next_move(at.rollout, at.now) == Relaunch(StepName.BACKUP_BACK, Role.BACKUP, OLD, alone=True)
+        at = finish(write(at, journal.begun(StepName.BACKUP_BACK, AT)), StepName.BACKUP_BACK)
+    assert next_move(at.rollout, at.now) == End(Outcome.STUCK)
 
 
 def test_wishes_in_words() -> None:
