@@ -17,7 +17,9 @@ from tests.support.pair import Clients, Pair, connection, get
 pytestmark = pytest.mark.slow
 
 NO_RELEASE = "no release: clojarsctl deploy TAG"
-APP = Path(app_command()[3])
+APP = str(app_command()[3])
+SCRIPT = f"import runpy, sys\nsys.argv[0] = {APP!r}\nrunpy.run_path({APP!r}, run_name='__main__')\n"
+"""A release."""
 
 
 def pair_of_releases(home: Path, **settings: str) -> Pair:
@@ -39,8 +41,7 @@ current = "current.py"
 def switch(pair: Pair, name: str) -> None:
     """Have a release of that name, and the link name it."""
     releases = pair.home / "releases"
-    script = f"import runpy, sys\nsys.argv[0] = {str(APP)!r}\nrunpy.run_path({str(APP)!r}, run_name='__main__')\n"
-    (releases / name).write_text(script)
+    (releases / name).write_text(SCRIPT)
     (releases / "next").symlink_to(name)
     (releases / "next").rename(releases / "current.py")
 
