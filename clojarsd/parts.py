@@ -240,11 +240,10 @@ class Parts:
             self.history,
             self.logs.logs,
             self.class_data,
+            self._pid_of,
         )
         stack.callback(self.rollouts.close)
         self.rollouts.load()
-        self.board.rollout = lambda: self.rollouts.deployer.view
-        self.board.previous_release = self.rollouts.releases.previous_of
         self.configuration.why_not = self.rollouts.rollouts.why_not_reload
         self.life.rollout_under_way = lambda: self.rollouts.rollouts.under_way
         self.rollouts.deployer.after_end = self._renew_lacks

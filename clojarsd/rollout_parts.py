@@ -17,6 +17,7 @@ from clojarsd.runtime.deployer import Deployer
 from clojarsd.runtime.history import History
 from clojarsd.runtime.log_keeper import InstanceLog
 from clojarsd.runtime.orders import Orders
+from clojarsd.runtime.release_look import ReleaseLook
 from clojarsd.runtime.releases import Releases
 from clojarsd.runtime.rollout_journals import Journals
 from clojarsd.runtime.rollout_record import RolloutRecord
@@ -36,6 +37,7 @@ class RolloutParts:
     Args:
         settings, world: give those in use.
         logs: of the instances, by role.
+        pid_of: the number of an instance's process, or None.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RolloutParts:
         history: History,
         logs: Mapping[Role, InstanceLog],
         archives: ClassData,
+        pid_of: Callable[[Role], int | None],
     ) -> None:
         self._settings = settings
         self._world = world
@@ -59,6 +62,7 @@ class RolloutParts:
         self.releases = releases = Releases(
             state_dir / "releases.jsonl", lambda: settings().deploy, lambda: self.workshop.actor()
         )
+        self.look = ReleaseLook(lambda: releases.store, pid_of)
         self.workshop = Workshop(
             settings,
             world,
@@ -79,6 +83,20 @@ class RolloutParts:
             self._end_leftovers,
         )
         self.rollouts = Rollouts(self.deployer, releases, board, self.workshop, journals.free_id)
+
+        self._show(board)
+
+    def _show(self, board: Board) -> None:
+        """Let the picture tell of releases and of the rollout."""
+        board.rollout = lambda: self.deployer.view
+        board.previous_release, board.runs = self.releases.previous_of, self.look.runs
+        before = board.look
+
+        async def look() -> None:
+            await before()
+            await self.look.look()
+
+        board.look = look
 
     def load(self) -> None:
         """Take up what an earlier daemon has left on the disk, before any instance is launched. Blocks."""

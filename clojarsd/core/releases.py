@@ -310,6 +310,20 @@ class ReleaseBook:
         return tuple(one for one in self.releases if one.name != name)
 
 
+def other_release(role: Role, runs: str | None, current: str | None) -> str | None:
+    """That an instance runs another release than the link names, and what to do; None when it does not.
+
+    Args:
+        runs: None without a process, or where nobody knows.
+        current: None where the link names nothing that is there.
+    """
+    if runs is None or runs == current:
+        return None
+    if current is None:
+        return f"{role.value} runs {runs}, and the link names nothing: clojarsctl rollback, or clojarsctl deploy TAG"
+    return f"{role.value} runs {runs}, and the link names {current}: clojarsctl restart {role.value}"
+
+
 def _until(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
     """The names before that one; all of them where it is not among them."""
     return names[: names.index(name)] if name in names else names

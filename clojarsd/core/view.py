@@ -60,6 +60,7 @@ class InstanceView:
         restarts: launches that followed an unasked end, since the daemon started.
         reason: why it gets no connections, in words; None when it may.
         release: the file name of the release it was launched with, or None.
+        other_release: that it runs another one than the link names, in words, while no rollout explains that; or None.
         goal_by: the user whose order made the goal what it is, or None when nobody's did.
         goal_at: when they gave it (UTC), or None.
         started_at: when its process began (UTC), or None.
@@ -103,6 +104,7 @@ class InstanceView:
     stalls: int = 0
     stall_seconds: float = 0.0
     drained: DrainTally | None = None
+    other_release: str | None = None
     warmup: Warmup | None = None
     ended: str | None = None
     start_seconds: float | None = None
@@ -135,6 +137,7 @@ class InstanceView:
             "reason": self.reason,
             "lacks": self.unit.lacks,
             "release": self.release,
+            "other_release": self.other_release,
             "ports": dict(self.ports),
             "checks": [
                 {"kind": check.kind, "up": check.health is Health.UP, "last": check.last, "at": check.at}

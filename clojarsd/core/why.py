@@ -234,6 +234,7 @@ def _explain_instance(role: str, seen: Json, past: _Past) -> list[str]:
         sentences += [f"but {seen['trouble']}"] if seen.get("trouble") else []
     else:
         sentences = [f"{role} cannot serve: {seen['state']} since {since}" + (f": {reason}" if reason else "")]
+    sentences += [seen["other_release"]] if seen.get("other_release") else []
     sentences += _how_warm(seen.get("warmup"))
     sentences += _whose_goal(role, seen, past)
     if seen["pid"] is not None:

@@ -143,8 +143,9 @@ def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:
     ]
     if seen["reason"]:
         lines += wrapped(clean(seen["reason"]), "warning")
-    if seen.get("trouble"):
-        lines += wrapped(clean(seen["trouble"]), "warning")
+    for warning in ("trouble", "other_release"):
+        if seen.get(warning):
+            lines += wrapped(clean(seen[warning]), "warning")
     if seen["pid"] is not None and (warmup := seen.get("warmup")) is not None and warmup["outcome"] != "warming":
         lines += wrapped(_warmth(warmup), "warning" if warmup["failure"] is not None else "")
     if (coming := seen.get("next")) is not None and state != "backoff":  # whose reason says it

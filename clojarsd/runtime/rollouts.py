@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
 from clojarsd.core.progress import what_serves
-from clojarsd.core.releases import BecameCurrent, ProvedGood, WasInstalled
+from clojarsd.core.releases import BecameCurrent, ProvedGood, WasInstalled, other_release
 from clojarsd.core.rollout import steps_for
 from clojarsd.core.rollout_facts import GATES, Kind, StepName, Wish
 from clojarsd.core.rollout_view import RolloutView
@@ -163,9 +163,11 @@ class Rollouts:
         if self._releases is None:
             raise Refused("there are no releases: the configuration has no table [deploy]")
         current = await asyncio.to_thread(self._releases.link)
-        running = {role: running_release(self._board.instance(role)) for role in Role}
+        await self._board.look()
+        running = {role: self._board.runs(role, running_release(self._board.instance(role))) for role in Role}
         listed = self._releases.book.as_json(current, running)
-        return {"current": current, "releases": listed, "warnings": _astray(current, running)}
+        warnings = (other_release(role, runs, current) for role, runs in running.items())
+        return {"current": current, "releases": listed, "warnings": [one for one in warnings if one is not None]}
 
     async def _new_id(self) -> str:
         return await self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
@@ -255,15 +257,6 @@ def why_not_both(view: PairView) -> str | None:
 def running_release(seen: InstanceView) -> str | None:
     """What the process of the instance was launched with; None without one."""
     return seen.release if seen.unit.has_process else None
-
-
-def _astray(current: str | None, running: Mapping[Role, str | None]) -> list[str]:
-    """A sentence for each instance that runs something else than the link names."""
-    return [
-        f"{role.value} runs {release}, and the link names {current or 'nothing'}: clojarsctl restart {role.value}"
-        for role, release in running.items()
-        if release is not None and release != current
-    ]
 
 
 def _gates(deploy: DeploySettings) -> frozenset[StepName]:

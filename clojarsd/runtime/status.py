@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from clojarsd.core.names import Role
+from clojarsd.core.releases import other_release
 from clojarsd.core.rollout_view import RolloutView
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
 
@@ -42,6 +43,7 @@ class Board:
     Attributes:
         relay_pid, relay_pids, usage, rollout: read when somebody looks, as the frontends are.
         previous_release: gives the release that a rollback goes to from this current one; read as the current one is.
+        runs: gives what the process of an instance really runs, from what it was launched with.
         look: to be awaited before a picture that people are shown: brings up to date what must be asked for.
     """
 
@@ -54,6 +56,7 @@ class Board:
     usage: Callable[[Role], Used | None] = lambda role: None
     rollout: Callable[[], RolloutView | None] = lambda: None
     previous_release: Callable[[str | None], str | None] = lambda current: None
+    runs: Callable[[Role, str | None], str | None] = lambda role, launched_with: launched_with
     look: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     _instances: dict[Role, InstanceView] = field(default_factory=dict)
     _changed: set[asyncio.Future[None]] = field(default_factory=set)
@@ -78,10 +81,17 @@ class Board:
         """Everything at this moment."""
         frontends = {name: frontend.view() for name, frontend in self.frontends.items()}
         daemon = replace(self.daemon, relay_pid=self.relay_pid(), relay_pids=self.relay_pids())
+        current, rollout = self.current_release(), self.rollout()
+        is_told = rollout is not None and rollout.is_under_way  # that they differ for a while
         instances = {role: self._with_usage(instance) for role, instance in self._instances.items()}
-        current = self.current_release()
+        if not is_told:
+            instances = {role: self._with_release(instance, current) for role, instance in instances.items()}
         previous = self.previous_release(current)
-        return PairView(self.service, daemon, instances, frontends, current, self.rollout(), previous)
+        return PairView(self.service, daemon, instances, frontends, current, rollout, previous)
+
+    def _with_release(self, instance: InstanceView, current: str | None) -> InstanceView:
+        runs = self.runs(instance.role, instance.release) if instance.unit.has_process else None
+        return replace(instance, other_release=other_release(instance.role, runs, current))
 
     def _with_usage(self, instance: InstanceView) -> InstanceView:
         used = self.usage(instance.role)

@@ -25,6 +25,7 @@ from clojarsd.core.releases import (
     WasInstalled,
     WasRemoved,
     free_name,
+    other_release,
     record_as_json,
     record_from_json,
 )
@@ -311,6 +312,29 @@ def test_whatever_the_log_says_nothing_that_is_needed_goes(
     for one in seen.releases:
         assert seen.find(one.name) == one
         assert seen.checksum_of(one.name) == one.installed.checksum
+
+
+# Link and instances.
+
+
+@pytest.mark.parametrize(
+    ("runs", "current", "told"),
+    [
+        ("1.jar", "1.jar", None),
+        (None, "1.jar", None),
+        (None, None, None),
+        ("1.jar", "2.jar", "primary runs 1.jar, and the link names 2.jar: clojarsctl restart primary"),
+        (
+            "1.jar",
+            None,
+            "primary runs 1.jar, and the link names nothing: clojarsctl rollback, or clojarsctl deploy TAG",
+        ),
+    ],
+)
+def test_an_instance_that_runs_something_else_than_the_link_names_is_told(
+    runs: str | None, current: str | None, told: str | None
+) -> None:
+    assert other_release(Role.PRIMARY, runs, current) == told
 
 
 # Names.

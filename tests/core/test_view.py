@@ -115,6 +115,7 @@ def test_the_whole_picture() -> None:
                 "last_exit": {"code": 1, "signal": None, "at": "2026-11-23T12:00:00.000Z"},
                 "reason": None,
                 "release": "clojars-web-0.8.1-standalone.jar",
+                "other_release": None,
                 "ports": {"http": 8001, "nailgun": 8101},
                 "checks": [
                     {"kind": "http", "up": True, "last": "200 in 3 ms", "at": "2026-11-23T12:00:10.000Z"},
@@ -159,6 +160,7 @@ def test_the_whole_picture() -> None:
                 "last_exit": None,
                 "reason": "not started yet",
                 "release": None,
+                "other_release": None,
                 "ports": {"http": 8002},
                 "checks": [],
                 "jvm": None,

@@ -488,6 +488,16 @@ def without_release(role: Role) -> InstanceView:
             id="one that serves and is not well",
         ),
         pytest.param(
+            serving(BACKUP, other_release="backup runs 1.jar, and the link names 2.jar: clojarsctl restart backup"),
+            Story(),
+            [
+                "backup can serve: ready since 12:00:09Z, and its checks pass",
+                "backup runs 1.jar, and the link names 2.jar: clojarsctl restart backup",
+            ],
+            [],
+            id="one that runs another release than the link names",
+        ),
+        pytest.param(
             serving(BACKUP, last_exit=LastExit(ExitStatus(3, None), at(5))),
             Story().tell(5.001, EXITED, "backup was not ready in time and was ended (exited with 3)", BACKUP),
             [
@@ -550,7 +560,7 @@ def test_a_daemon_that_says_less_is_explained_too() -> None:
     """One that is older than clojarsctl does not give the newer fields."""
     status = picture(primary=CRASHING, active=BACKUP)
     for part in (*status["instances"].values(), *status["frontends"].values()):
-        for name in ("goal_by", "goal_at", "adopted", "status_text", "next", "trouble"):
+        for name in ("goal_by", "goal_at", "adopted", "status_text", "next", "trouble", "other_release"):
             part.pop(name, None)
     assert explain(status, [])["next"] == []
 

@@ -123,6 +123,16 @@ def test_what_is_wrong_with_one_that_serves_is_shown() -> None:
     assert "watchdog" not in read(well), "nor does a daemon that is older say it"
 
 
+def test_another_release_than_the_link_names_is_shown() -> None:
+    told = "primary runs 1.jar, and the link names 2.jar: clojarsctl restart primary"
+    primary = instance(Role.PRIMARY, other_release=told)
+    status = picture(primary, instance(Role.BACKUP))
+    assert " ".join(line.strip() for line in read(status).splitlines()[4:6]).startswith(told)
+    assert substance(status) != substance(picture(instance(Role.PRIMARY), instance(Role.BACKUP)))
+    del status["instances"]["primary"]["other_release"]
+    assert "the link" not in read(status), "a daemon that is older does not say it"
+
+
 def test_what_an_instance_uses_and_what_comes_next() -> None:
     primary = instance(
         Role.PRIMARY,

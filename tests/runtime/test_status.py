@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 
 import pytest
 
-from clojarsd.core.names import Health, Role
+from clojarsd.core.names import Goal, Health, Role, UnitState
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import DaemonView, FrontendView, InstanceView, PairView
 from clojarsd.runtime.status import Board
 from tests.support.waiting import PATIENCE
 
 DAEMON = DaemonView("1.0.0", 812, "then", "/etc/clojarsd.toml")
+
+
+@dataclass
+class UnderWay:
+    """What is asked of a rollout here."""
+
+    is_under_way: bool
 
 
 class Counting:
@@ -44,6 +52,31 @@ def test_the_picture_has_what_was_published_last_and_frontends_as_they_are(board
     assert (seen.service, seen.daemon, seen.current_release) == ("demo", DAEMON, "1.jar")
     assert {role: one.restarts for role, one in seen.instances.items()} == {Role.PRIMARY: 1, Role.BACKUP: 0}
     assert [board.view().frontends["http"].accepted_total for _ in range(2)] == [{None: 2}, {None: 3}]
+
+
+def running(role: Role, release: str | None) -> InstanceView:
+    return replace(instance(role), release=release, unit=Unit(Goal.UP, UnitState.READY))
+
+
+def test_who_runs_another_release_than_the_link_names_is_told(board: Board) -> None:
+    board.previous_release = lambda current: "0.jar" if current == "1.jar" else None
+    board.publish(running(Role.PRIMARY, "1.jar"))
+    board.publish(replace(instance(Role.BACKUP), release="0.jar"))
+    seen = board.view()
+    assert seen.previous_release == "0.jar"
+    assert [one.other_release for one in seen.instances.values()] == [None, None], "one that does not run runs nothing"
+    board.publish(running(Role.BACKUP, "0.jar"))
+    told = "backup runs 0.jar, and the link names 1.jar: clojarsctl restart backup"
+    assert board.view().instances[Role.BACKUP].other_release == told
+    board.runs = lambda role, launched_with: "1.jar"
+    assert board.view().instances[Role.BACKUP].other_release is None, "what it really runs counts"
+
+
+def test_a_rollout_explains_why_an_instance_runs_another_release(board: Board) -> None:
+    board.publish(running(Role.BACKUP, "0.jar"))
+    for under_way in (True, False):
+        board.rollout = lambda is_under_way=under_way: UnderWay(is_under_way)  # type: ignore[assignment, misc]
+        assert (board.view().instances[Role.BACKUP].other_release is None) == under_way
 
 
 def test_a_picture_stays_as_it_was(board: Board) -> None:

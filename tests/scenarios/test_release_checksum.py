@@ -79,6 +79,17 @@ def test_a_release_that_was_changed_is_not_started_and_the_other_instance_serves
     assert "backup is up" in pair.done("start", "backup")
 
 
+def test_an_instance_that_runs_another_release_than_the_link_names_is_told(pair: Pair) -> None:
+    assert [one["other_release"] for one in pair.status()["instances"].values()] == [None, None]
+    switch(pair, "3.py")
+    told = "primary runs 2.py, and the link names 3.py: clojarsctl restart primary"
+    assert pair.instance("primary")["other_release"] == told
+    for verb in ("status", "why"):
+        assert told in " ".join(pair.done(verb).split())
+    assert "backup is up" in pair.done("restart", "backup")
+    assert [one["other_release"] for one in pair.status()["instances"].values()] == [told, None]
+
+
 def test_a_release_that_nobody_has_recorded_is_started_as_ever(pair: Pair) -> None:
     switch(pair, "by-hand.py")
     assert "backup is up" in pair.done("restart", "backup")
