@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 from clojarsd.core.api import LONGEST_TIMEOUT
 from clojarsd.core.routing import Caps
+from clojarsd.core.spreading import MOST
 
 ALL = "all"
 MOST_CONNECTIONS = 1_000_000
 """The highest limit that can be set."""
+MOST_PERCENT = f"0 to {MOST * 100:g}"
+"""The shares that can be ordered."""
 TARGETS = ("total", "primary", "backup")
 """What a limit can be for: the frontend, or one of its instances in it."""
 
@@ -67,6 +70,21 @@ def parse_cap(body: bytes) -> CapOrder:
     return CapOrder(target, most)
 
 
+def parse_share(body: bytes) -> float:
+    """The share in the body of an order to share, from 0 to 0.5.
+
+    Raises:
+        ValueError: it is no such body; the message is for people.
+    """
+    options = _options(body, '{"percent": 5}')
+    if list(options) != ["percent"]:
+        raise ValueError(f"the body names {' and '.join(options) or 'nothing'}, not just percent")
+    percent = options["percent"]
+    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100 * MOST:
+        raise ValueError(f"percent is {json.dumps(percent)}, not a share ({MOST_PERCENT})")
+    return percent / 100
+
+
 def parse_nothing(body: bytes) -> None:
     """The body of an order without options.
 
@@ -80,6 +98,13 @@ def parse_nothing(body: bytes) -> None:
 def describe_pause(name: str, until: str, by: str) -> str:
     """`new connections of http wait until 12:00:09Z (paused by ada)`."""
     return f"new connections of {name} wait until {until[11:19]}Z (paused by {by})"
+
+
+def describe_share(share: float) -> str:
+    """What becomes of new connections: `5 % of new connections go to backup while ...`, or that all go to one."""
+    if not share:
+        return "all new connections go to primary while it can serve"
+    return f"{share * 100:g} % of new connections go to backup while both can serve"
 
 
 def describe_cap(name: str, order: CapOrder) -> str:

@@ -48,6 +48,7 @@ class Helper(enum.IntEnum):
     """The kernel's functions that are called here."""
 
     MAP_LOOKUP = 1
+    RANDOM = 7
     SOCKET_RELEASE = 86
     SOCKET_ASSIGN = 124
 
@@ -166,6 +167,10 @@ class Assembler:
     def jump_if_above(self, one: Register, other: int, label: str) -> None:
         """Go on at the label if the register, without a sign, is more than that number."""
         self._add(0x25, one, number=other, label=label)
+
+    def jump_unless_below(self, one: Register, other: Register, label: str) -> None:
+        """Go on at the label if the one register, without a sign, is at least the other."""
+        self._add(0x3D, one, other, label=label)
 
     def call(self, helper: Helper) -> None:
         """R0 becomes what the kernel's function says of R1 to R5."""

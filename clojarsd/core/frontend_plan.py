@@ -45,6 +45,7 @@ class FrontendPlan:
         idle_timeout: seconds of silence after which a connection is ended; half_closed_timeout: the same for one of
             which one side has ended. None: never.
         cuts_on_down: whether open connections are reset when their instance is down and the other one can serve.
+        slow_start: seconds in which the primary gets more and more of its connections back; 0: all at once.
         moves_on_up: whether the backup's open connections are brought home when new ones go to the primary again.
         access_log: whether each connection is told in the log at its end.
     """
@@ -75,6 +76,7 @@ class FrontendPlan:
     access_log: bool = False
     cuts_on_down: bool = False
     moves_on_up: bool = False
+    slow_start: float = 0.0
 
     @property
     def when_home(self) -> Failback:

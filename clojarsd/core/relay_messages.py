@@ -8,7 +8,8 @@
     Configure (with listening sockets) ────────► Configured
     Begin, SetEligible, EndDrain, Cut ─────────►
     PauseFrontend, ResumeFrontend ─────────────►
-    CapFrontend, CountFrom, CountOn ───────────►
+    CapFrontend, ShareFrontend ────────────────►
+    CountFrom, CountOn ────────────────────────►
     BeginDrain ────────────────────────────────► Drained
     Adopt (with clients) ──────────────────────►
     Ping ──────────────────────────────────────► Pong
@@ -34,7 +35,7 @@ from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Role
-from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend, ShareFrontend
 from clojarsd.core.view import FrontendView
 
 PROTOCOL = 1
@@ -301,6 +302,7 @@ ToRelay = (
     | PauseFrontend
     | ResumeFrontend
     | CapFrontend
+    | ShareFrontend
     | CountFrom
     | CountOn
     | StopAccepting

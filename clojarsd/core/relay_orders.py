@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from clojarsd.core.frontend_plan import CountedFrom
 from clojarsd.core.names import Role
@@ -35,6 +36,14 @@ class CapFrontend:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareFrontend:
+    """Let that part of new connections, from 0 to 0.5, go to the backup while both may get some."""
+
+    frontend: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class CountFrom:
     """Show what is counted from here on."""
 
@@ -48,3 +57,6 @@ class CountOn:
 
     frontend: str
     accepted: Mapping[Role | None, int]
+
+
+FrontendOrder: TypeAlias = PauseFrontend | ResumeFrontend | CapFrontend | ShareFrontend | CountFrom | CountOn

@@ -73,7 +73,7 @@ TAKES_EFFECT: Final[Mapping[str, Mapping[str, TakesEffect]]] = {
         (
             *("listen", "port", "mode", "quickack", "connect_timeout", "hold", "hold_connections"),
             *("drain", "drain_idle", "failback", "failback_max", "max_connections", "max_per_instance"),
-            *("on_down", "on_up"),
+            *("on_down", "on_up", "slow_start"),
             *("proxy_protocol", "source", "idle_timeout", "half_closed_timeout", "access_log"),
         ),
         NOW,

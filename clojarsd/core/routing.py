@@ -29,6 +29,9 @@ class Route:
         primary_has_served: whether the primary was ever active, so that its return is a failback.
         failures: how often in a row the primary has ceased to serve before it had served for long.
         home_since: monotonic instant since when the primary has served, or had when it ceased; None: it never did.
+        failback_at: monotonic instant at which the primary took over from the backup last, if it did so after it had
+            failed; None: it has not, or nobody asks any more.
+        share: the part of new connections, from 0 to 0.5, that operators want to go to the backup meanwhile.
     """
 
     active: Role | None = None
@@ -36,6 +39,8 @@ class Route:
     primary_has_served: bool = False
     failures: int = 0
     home_since: float | None = None
+    failback_at: float | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,10 @@ def choose(
         home_at = primary + failback.after(before.failures)
         if now < home_at:
             return replace(before, active=elsewhere, recheck_at=home_at)
-    home_since = before.home_since if before.active is Role.PRIMARY else now
-    return replace(before, active=Role.PRIMARY, recheck_at=None, primary_has_served=True, home_since=home_since)
+    if before.active is not Role.PRIMARY:
+        is_failback = before.active is Role.BACKUP and before.primary_has_served
+        before = replace(before, home_since=now, failback_at=now if is_failback else None)
+    return replace(before, active=Role.PRIMARY, recheck_at=None, primary_has_served=True)
 
 
 def _failures(before: Route, failback: Failback, now: float) -> int:

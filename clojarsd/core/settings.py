@@ -184,6 +184,7 @@ class FrontendSettings(Table):
     drain_idle: kinds.DurationOrZero = 2.0
     failback: kinds.DurationOrZero = 5.0
     failback_max: kinds.DurationOrZero = 300.0
+    slow_start: kinds.DurationOrZero = 0.0
     on_down: kinds.OnDownChoice = OnDown.KEEP
     on_up: kinds.OnUpChoice = OnUp.KEEP
     max_connections: kinds.CountOrZero = 0

@@ -3,7 +3,8 @@
 ::
 
     family, port, local address --addresses--> index of the frontend
-    index --order--> the role that is tried first, the role that is tried second
+    index --order--> the role that is tried first, the role that is tried second; for a part of the connections the
+                     other way round, by chance (docs/decisions/0015-shares.md)
     index, role, family --sockets--> the listening socket of the instance, which gets the connection
     neither has one: the lookup goes on as without us --> the listener of the relay process
 
@@ -23,6 +24,7 @@ from typing import Final
 from clojarsd.core.bpf_assembly import Assembler, ByteOrder, Helper, Register, Width
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.names import Address, Role
+from clojarsd.core.spreading import WHOLE
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FRAME = Register
 
@@ -57,6 +59,9 @@ _INDEX: Final = -28
 _PLACE: Final = -32
 _REFUSAL: Final = -40
 """What is where on the program's stack."""
+
+PART_AT: Final = 16
+"""The bit of an order from which on the part of connections stands that goes the other way round."""
 
 FELL_THROUGH: Final = 2
 _PASS: Final = 1
@@ -131,10 +136,14 @@ def _key(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, byte_or
     return struct.pack("<II16s" if byte_order == "little" else ">II16s", family, port, host.packed)
 
 
-def order_word(order: Sequence[Role]) -> int:
-    """The word in `order` for these roles, first to last; empty: nobody gets connections."""
+def order_word(order: Sequence[Role], part: int = 0) -> int:
+    """The word in `order` for these roles, first to last; empty: nobody gets connections.
+
+    Args:
+        part: for so many of `WHOLE` connections the roles are tried the other way round; below `WHOLE`.
+    """
     numbers = [ROLES.index(role) for role in dict.fromkeys(order)] + [NOBODY, NOBODY]
-    return numbers[0] | numbers[1] << 8
+    return numbers[0] | numbers[1] << 8 | part << PART_AT
 
 
 def roles_of_word(word: int) -> tuple[Role, ...]:
@@ -156,7 +165,7 @@ def program(maps: Maps, byte_order: ByteOrder) -> bytes:
     """The sk_lookup program on these maps.
 
     It says SK_PASS always: what it does not steer is looked up as if it were not there. R6 is the lookup (struct
-    bpf_sk_lookup), R7 a socket or the frontend's index, R8 the frontend's order, R9 the role that is tried.
+    bpf_sk_lookup), R7 a socket, the frontend's index or a part, R8 the frontend's order, R9 the role that is tried.
     """
     asm = Assembler()
     _find_frontend(asm, maps)
@@ -166,6 +175,7 @@ def program(maps: Maps, byte_order: ByteOrder) -> bytes:
     asm.call(Helper.MAP_LOOKUP)
     asm.jump_if_equal(R0, 0, "leave")  # cannot be: the map has every index; the verifier wants it asked
     asm.load(R8, R0, 0)  # the order of this moment, for both attempts
+    _turn_round(asm)
     _try_role(asm, maps, 0, otherwise="second")
     asm.label("second")
     _try_role(asm, maps, 8, otherwise="nobody")
@@ -224,6 +234,22 @@ def _find_frontend(asm: Assembler, maps: Maps) -> None:
     asm.label("found")
     asm.load(R7, R0, 0)
     asm.store(FRAME, _INDEX, R7)  # as a key of its own, and for counting
+
+
+def _turn_round(asm: Assembler) -> None:
+    """For the part of connections that R8 says, exchange the two roles in it; whose turn it is, chance decides."""
+    asm.move(R7, R8)
+    asm.shift_right(R7, PART_AT)  # its upper half is 0: it was loaded as a word
+    asm.jump_if_equal(R7, 0, "first")  # nobody has ordered a share: that is all that it costs
+    asm.call(Helper.RANDOM)
+    asm.bits_and(R0, WHOLE - 1)
+    asm.jump_unless_below(R0, R7, "first")
+    asm.move(R1, R8)
+    asm.shift_right(R1, 8)
+    asm.bits_and(R1, 0xFF)
+    asm.shift_left(R8, 8)  # what stands above the second role is not looked at
+    asm.bits_or(R8, R1)
+    asm.label("first")
 
 
 def _try_role(asm: Assembler, maps: Maps, bits: int, otherwise: str) -> None:

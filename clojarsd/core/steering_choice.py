@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 from clojarsd.core.frontend_plan import FrontendPlan
@@ -11,7 +12,7 @@ from clojarsd.core.steering import IPV4, IPV6
 
 RELAY_ONLY: Final = (
     *("quickack", "max_connections", "max_per_instance", "proxy_protocol"),
-    *("source", "idle_timeout", "access_log"),
+    *("source", "idle_timeout", "access_log", "slow_start"),
 )
 """Keys of a frontend that ask for what only the relay can do, where the settings give them."""
 _NAMES: Final = {IPV4: "IPv4", IPV6: "IPv6"}
@@ -38,6 +39,12 @@ def why_relayed(plan: FrontendPlan, no_kernel: str | None, elsewhere: Mapping[Ro
     if no_kernel is not None:
         return no_kernel
     return "; ".join(elsewhere[role] for role in Role if role in elsewhere) or None
+
+
+def decide(plan: FrontendPlan, no_kernel: str | None, elsewhere: Mapping[Role, str]) -> FrontendPlan:
+    """The plan with whether it is steered, and why not; the rest is as for `why_relayed`."""
+    reason = why_relayed(plan, no_kernel, elsewhere)
+    return replace(plan, mode_reason=reason, is_steered=wants_steering(plan) and reason is None)
 
 
 def order_of(

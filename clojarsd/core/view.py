@@ -182,6 +182,8 @@ class FrontendView:
         draining: the instances whose open connections are let end, and until when (UTC); those without any left are
             not among them.
         failures: how often in a row the primary has ceased to serve before it had served for long.
+        share: the part of new connections, from 0 to 0.5, that goes to the backup by order while the primary is active
+            and both may get some.
     """
 
     listen: tuple[str, ...]
@@ -196,6 +198,7 @@ class FrontendView:
     counted_from: CountedFrom | None = None
     draining: Mapping[Role, str] = field(default_factory=dict)
     failures: int = 0
+    share: float = 0.0
 
     @property
     def accepted(self) -> Mapping[Role | None, int]:
@@ -221,6 +224,7 @@ class FrontendView:
                 for role, until in self.draining.items()
             },
             "recent_failovers": self.failures,
+            "share_percent": round(self.share * 100, 2),
         }
 
 

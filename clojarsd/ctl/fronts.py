@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from clojarsd.core.api_frontends import TARGETS, no_such_frontend
+from clojarsd.core.api_frontends import MOST_PERCENT, TARGETS, no_such_frontend
+from clojarsd.core.spreading import MOST
 from clojarsd.ctl.look import show
 from clojarsd.ctl.render import Line, clean, limits_text, memory_text, short_time
 from clojarsd.ctl.session import EXIT_USAGE, Session, narrate, offer, quoted
@@ -34,6 +36,16 @@ def cap_frontend(session: Session, frontend: str, words: Sequence[str]) -> None:
     if not (number.isascii() and number.isdecimal() and len(number) <= 9):
         raise click.UsageError(f"{number} is not a number of connections")
     order_frontend(session, "cap", frontend, {target: int(number)})
+
+
+def share_connections(session: Session, words: str) -> None:
+    """Let a part of new connections go to the backup; `words`: a number, with or without `%`."""
+    number = words.removesuffix("%").rstrip()
+    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,4})?", number) or float(number) > 100 * MOST:
+        raise click.UsageError(f"{words} is not a share of the connections in percent ({MOST_PERCENT})")
+    with session.outcome(interrupted=f"stopped; whether the order was taken is not known: {SEE}"):
+        answer = session.daemon.post("/v1/share", ORDER_TIMEOUT, {"percent": float(number)})
+    offer(json.dumps(answer) if session.as_json else clean(answer["message"]))
 
 
 def show_frontends(session: Session, name: str | None) -> None:
@@ -75,7 +87,7 @@ def frontend_lines(frontends: Json) -> list[Line]:
                 clean(name),
                 ", ".join(seen["listen"]),
                 seen["mode"],
-                seen["active"] or "nobody",
+                _serves(seen),
                 limits_text(seen.get("caps", {})) or "none",
                 _by_role(seen["connections"]),
                 _by_role(seen["accepted_total"]),
@@ -83,6 +95,14 @@ def frontend_lines(frontends: Json) -> list[Line]:
             )
         )
     return _table(rows, lambda row: "bad" if row[3] == "nobody" else "warning" if row[7] else "")
+
+
+def _serves(seen: Json) -> str:
+    """`primary`, `primary, 5 % backup`, `nobody`."""
+    share = seen.get("share_percent")
+    return (
+        f"{seen['active']}, {share:g} % backup" if share and seen["active"] == "primary" else seen["active"] or "nobody"
+    )
 
 
 def connection_lines(connections: Sequence[Json]) -> list[Line]:

@@ -237,6 +237,8 @@ def _of_frontend(seen: Json) -> Iterator[str]:
     for role, drain in seen.get("draining", {}).items():
         left = f"{drain['left']} open connection{'' if drain['left'] == 1 else 's'} of {role}"
         yield f"{left} may end until {short_time(drain['until'])}"
+    if share := seen.get("share_percent"):
+        yield f"{share:g} % of new connections go to backup by order, while both can serve"
     if limits := limits_text(seen.get("caps", {})):
         yield f"at most {limits}"
     if (since := seen.get("counters_since")) is not None:

@@ -28,7 +28,7 @@ from clojarsd.ctl.order import give_order, wait_until
 from clojarsd.ctl.session import DEFAULT_SOCKET, EXIT_INTERRUPTED, SOCKET_VARIABLE, Session, discard
 from clojarsd.ctl.verbs_daemon import config, daemon
 from clojarsd.ctl.verbs_deploy import abort, deploy, promote, releases, rollback, rollout
-from clojarsd.ctl.verbs_frontends import cap, connections, frontends, pause, reset, resume
+from clojarsd.ctl.verbs_frontends import cap, connections, frontends, pause, reset, resume, share
 from clojarsd.ctl.verbs_jvm import jvm
 
 
@@ -264,7 +264,9 @@ def events(session: Session, count: int | None, follow: bool) -> None:
     show_events(session, count, follow=follow)
 
 
-for verb in (deploy, promote, abort, rollback, releases, rollout, frontends, connections, pause, resume, cap, reset):
+for verb in (deploy, promote, abort, rollback, releases, rollout):
+    cli.add_command(verb)
+for verb in (frontends, connections, pause, resume, cap, share, reset):
     cli.add_command(verb)
 cli.add_command(jvm)
 cli.add_command(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from clojarsd.ctl.fronts import cap_frontend, order_frontend, show_connections, show_frontends
+from clojarsd.ctl.fronts import cap_frontend, order_frontend, share_connections, show_connections, show_frontends
 from clojarsd.ctl.options import json_option, seconds
 from clojarsd.ctl.session import Session
 
@@ -75,6 +75,19 @@ def cap(session: Session, frontend: str, limit: tuple[str, ...]) -> None:
     waits. Holds until the configuration gives the frontend other limits, or clojarsd is stopped.
     """
     cap_frontend(session, frontend, limit)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})  # of `-1` we say ourselves that it is no share
+@click.argument("percent", metavar="PERCENT")
+@json_option
+@click.pass_obj
+def share(session: Session, percent: str) -> None:
+    """Let a part of new connections go to the backup.
+
+    At most 50 %, of all frontends, while both instances can serve and the primary is active: to see how a new release
+    does. 0 ends it; so does the end of clojarsd.
+    """
+    share_connections(session, percent)
 
 
 @click.command()

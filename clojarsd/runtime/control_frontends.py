@@ -14,10 +14,12 @@ from clojarsd.core.api_frontends import (
     ALL,
     describe_cap,
     describe_pause,
+    describe_share,
     no_such_frontend,
     parse_cap,
     parse_nothing,
     parse_pause,
+    parse_share,
 )
 from clojarsd.core.connections import ConnectionList
 from clojarsd.core.errors import Failed, Refused
@@ -68,6 +70,9 @@ class Frontends(Protocol):
     def cap(self, name: str, caps: Caps) -> None:
         """Have no more connections than that."""
 
+    def set_share(self, share: float | None) -> None:
+        """Have that part of new connections of all frontends go to the backup."""
+
     def count_from(self, name: str, counted_from: CountedFrom) -> None:
         """Show what is counted from there on."""
 
@@ -93,6 +98,7 @@ class FrontendDesk:
         if self._given is None:
             return
         router.add_get("/v1/connections", self._list)
+        router.add_post("/v1/share", self._share)
         router.add_post("/v1/frontends/{name}/pause", self._pause)
         router.add_post("/v1/frontends/{name}/resume", self._resume)
         router.add_post("/v1/frontends/{name}/cap", self._cap)
@@ -141,6 +147,19 @@ class FrontendDesk:
         self._record(f"cap {name} {order.target} {order.most}", name, target=order.target, most=order.most)
         self._frontends.cap(name, caps)
         await self._seen(name, lambda view: view.caps == caps)
+        return web.json_response(done_line(text))
+
+    async def _share(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        understood(lambda: check_query(request))
+        share = understood(lambda: parse_share(body))
+        text, views = describe_share(share), self._frontends.views
+        if all(shown.view().share == share for shown in views.values()):
+            return web.json_response(done_line(f"{text} already"))
+        self._record(f"share {share * 100:g} %", None, percent=round(share * 100, 4))
+        self._frontends.set_share(share)
+        for name in list(views):
+            await self._seen(name, lambda view: view.share == share)
         return web.json_response(done_line(text))
 
     async def _reset(self, request: web.Request) -> web.Response:

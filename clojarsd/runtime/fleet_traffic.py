@@ -46,6 +46,8 @@ class FleetTraffic:
         self._wanted: dict[str, FrontendPlan] = {}
         self._ordered: dict[str, Caps] = {}
         """What operators have ordered instead of the limits that the settings say."""
+        self._share = 0.0
+        """Which part of new connections operators want to go to the backup, in every frontend."""
         self._drains: dict[Role, Drain] = {}
         self._history: FleetHistory | None = None
         self._has_begun = False
@@ -171,6 +173,20 @@ class FleetTraffic:
     def _cap(self, name: str, caps: Caps) -> None:
         for link in self._workers:
             link.cap(name, share_of_caps(caps, link.number, len(self._workers)))
+
+    def set_share(self, share: float | None) -> None:
+        """Have that part of new connections of each frontend, from 0 to 0.5, go to the backup; None: none of them.
+
+        While both may get connections and the primary is active. Holds until it is ended, or clojarsd is stopped.
+        """
+        self._share = share or 0.0
+        self._tell_share()
+
+    def _tell_share(self) -> None:
+        self.steering.set_share(self._share)
+        for link in self._workers:
+            for name in link.plans:
+                link.share(name, self._share)
 
     def count_from(self, name: str, counted_from: CountedFrom) -> None:
         """Show what is counted from now on: each process from what it has counted itself."""

@@ -63,7 +63,7 @@ class Frontend:
         self._listeners: list[socket.socket] = []
         self._acceptor = Acceptor(self._loop, self._take_in, partial(places.room_to_wait, self), self._log)
         budget.when_room(self._acceptor.look)
-        self._router = Router(self._loop, self._log, plan.when_home, self._route_changed)
+        self._router = Router(self._loop, self._log, plan.when_home, self._route_changed, plan.slow_start)
         self._direct = direct_addresses(plan)
         self._dials: set[Dial | WideDial] = set()
         self._suspicion = Suspicion(self._loop)
@@ -112,7 +112,7 @@ class Frontend:
         self.look_for_silence()
         others = (client for client, _ in self.without_instance())
         self._told.configure(plan.access_log, [*self._every_session(), *others])
-        self._router.failback = plan.when_home
+        self._router.failback, self._router.slow_start = plan.when_home, plan.slow_start
         self._router.look()
         self.switchover.look()
         self.waiting.let_go()
@@ -122,7 +122,7 @@ class Frontend:
         self._accepted.update({role: before.accepted_total[role] for role in Role})
         self.waiting.accepted = before.accepted_total[None]
         has_served = before.active is Role.PRIMARY or before.accepted_total[Role.PRIMARY] > 0 or before.failures > 0
-        self._router.resume(before.active, primary_has_served=has_served, failures=before.failures)
+        self._router.resume(before.active, primary_has_served=has_served, failures=before.failures, share=before.share)
         self.gate.thaw(None, before.caps, before.counted_from)
 
     def begin(self) -> None:
@@ -215,6 +215,11 @@ class Frontend:
         self.switchover.look()
         self.changed()
 
+    def share(self, share: float) -> None:
+        """Let that part of new connections go to the backup while both may get some and the primary is active."""
+        self._router.share = share
+        self.changed()
+
     # Connecting.
 
     def _take_in(self, accepted: socket.SocketType) -> None:
@@ -239,7 +244,7 @@ class Frontend:
     def admit(self, client: Client) -> None:
         """Connect the client to who is active and was not tried yet, or hold it."""
         role = self._router.active
-        if not self.gate.is_open or client.tried or self._drains or self._suspicion.until:
+        if not self.gate.is_open or client.tried or self._drains or self._suspicion.until or self._router.is_dealing:
             role = places.next_role(self, client)
         if role is None:
             self.waiting.keep(client)

@@ -32,6 +32,7 @@ def view_of(frontend: Frontend) -> FrontendView:
         counted_from=gate.counted_from,
         draining={role: wall_clock(loop, at) for role, drain in drains.items() if (at := drain.until) is not None},
         failures=frontend._router.failures,
+        share=frontend._router.share,
     )
 
 

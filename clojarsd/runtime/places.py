@@ -47,13 +47,19 @@ def room(frontend: Frontend) -> int | None:
 
 
 def next_role(frontend: Frontend, client: Client) -> Role | None:
-    """Who gets the client: the active instance, the other if that was tried, is full or silent; None: nobody."""
+    """Who gets the client: the active instance, the other if that was tried, is full or silent, or its share is due.
+
+    None: nobody.
+    """
     active, caps = frontend._router.active, frontend.gate.caps
     if active is None or (frontend.gate.paused is not None and client.is_new):
         return None
     able = [role for role in Role if may_serve(frontend, role) and role not in client.tried]
     counts = frontend.open_now() if caps.are_set else _NOT_COUNTED
-    chosen = routing.pick(active, able, counts, caps)
+    first = active
+    if frontend._router.is_dealing and client.is_new and not client.tried:
+        first = frontend._router.deal() or active
+    chosen = routing.pick(first, able, counts, caps)
     suspicion, trial = frontend._suspicion, frontend.plan.connect_timeout
     if suspicion.until and chosen is not None and suspicion.passes_over(chosen, trial):
         instead = routing.pick(active, [role for role in able if role is not chosen], counts, caps)

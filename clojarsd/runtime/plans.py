@@ -319,6 +319,7 @@ class Plans:
             access_log=frontend.access_log,
             cuts_on_down=frontend.on_down is OnDown.CUT,
             moves_on_up=frontend.on_up is OnUp.MOVE,
+            slow_start=frontend.slow_start,
         )
 
     def named_hosts(self, in_force: Mapping[Role, InForce]) -> tuple[frozenset[str], float | None]:

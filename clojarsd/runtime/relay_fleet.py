@@ -94,6 +94,7 @@ class RelayFleet(FleetTraffic):
             else:
                 await self._begin_one(self._make(number, _Elsewhere.absent()), workers)
         self._workers.sort(key=lambda link: link.number)
+        self._share = max((one.last.share for one in first.views.values() if one.last is not None), default=0.0)
         if all(link.is_adopted for link in self._workers):
             seen = {name: shown.view().caps for name, shown in self.views.items()}
             self._ordered = {name: caps for name, caps in seen.items() if caps != plans[name].caps}
@@ -172,6 +173,8 @@ class RelayFleet(FleetTraffic):
             self._part_with(link)
         for name in over | (kept if is_resized else set()):
             self._cap(name, self._ordered.get(name, wanted[name].caps))
+        if self._share:
+            self._tell_share()  # to new frontends, too
 
     async def _join(self, number: int, workers: int) -> None:
         """Have one more process, or one stay that was to leave."""

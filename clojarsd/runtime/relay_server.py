@@ -54,7 +54,7 @@ from clojarsd.core.relay_messages import (
     protocol_of,
     to_supervisor,
 )
-from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend, ShareFrontend
 from clojarsd.runtime.budget import Budget
 from clojarsd.runtime.connection_list import Listing
 from clojarsd.runtime.frontend import Frontend
@@ -215,7 +215,7 @@ class RelayServer:
                 self._accepting = False
                 self.traffic.stop_accepting()
                 self._show()
-            case PauseFrontend() | ResumeFrontend() | CapFrontend() | CountFrom() | CountOn():
+            case PauseFrontend() | ResumeFrontend() | CapFrontend() | ShareFrontend() | CountFrom() | CountOn():
                 self.traffic.obey(message)
             case Ping(number):
                 self._tell(Pong(number))

@@ -30,7 +30,7 @@ from clojarsd.core.relay_messages import (
     ToSupervisor,
     Welcome,
 )
-from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend, ShareFrontend
 from clojarsd.core.routing import Caps
 from clojarsd.core.shares import unserved
 from clojarsd.core.view import FrontendView
@@ -145,6 +145,10 @@ class RelayTraffic(ABC):
     def cap(self, name: str, caps: Caps) -> None:
         """Have no more connections than that, until the settings of the frontend say something else about it."""
         self._tell(CapFrontend(name, caps))
+
+    def share(self, name: str, share: float) -> None:
+        """Have that part of new connections go to the backup while both may get some."""
+        self._tell(ShareFrontend(name, share))
 
     def count_from(self, name: str, counted_from: CountedFrom) -> None:
         """Show what is counted from there on."""

@@ -44,6 +44,7 @@ class Shown:
         return (
             before.active is not view.active
             or (before.paused, before.caps, before.counted_from) != (view.paused, view.caps, view.counted_from)
+            or before.share != view.share
             or bool(before.connections[None]) != bool(view.connections[None])
         )
 

@@ -14,6 +14,7 @@ import structlog
 from clojarsd.core.errors import CannotSteer, Failed, reason_of
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.names import Address, Backend, Role
+from clojarsd.core.spreading import as_part
 from clojarsd.core.steering import Steered, client_families
 from clojarsd.core.steering_choice import order_of, why_some_relayed
 from clojarsd.core.view import FrontendView
@@ -36,11 +37,14 @@ class Kernel(Protocol):
     def has(self, frontend: str, role: Role) -> Mapping[int, int]:
         """Which sockets serve the role now, by the family of clients that reach them."""
 
-    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
-        """Try the roles in this order."""
+    def set_order(self, frontend: str, order: Sequence[Role], part: int = 0) -> None:
+        """Try the roles in this order, and for so many of `WHOLE` connections in the reverse one."""
 
     def order(self, frontend: str) -> tuple[Role, ...]:
         """The order in which they are tried."""
+
+    def part(self, frontend: str) -> int:
+        """For how many connections that is the reverse one."""
 
     def counters(self, frontend: str) -> Mapping[Role | None, int]:
         """How many connections each role has got."""
@@ -137,11 +141,13 @@ class SteeredFrontend:
         """Whose sockets this daemon has given to the kernel, now or for an earlier incarnation."""
         self._counted: Mapping[Role | None, int] = {}
         self._order = kernel.order(plan.name)
+        self._part = kernel.part(plan.name)
         if self._order:  # an earlier daemon has left it so
             first, counted = self._order[0], kernel.counters(plan.name)
             self._resume(first, counted, before.failures if before is not None else 0)
         elif before is not None:  # it was relayed until now
             self._resume(before.active, before.accepted_total, before.failures)
+        self.router.share = before.share if before is not None else 0.0
 
     def _resume(self, active: Role | None, counted: Mapping[Role | None, int], failures: int) -> None:
         has_served = active is Role.PRIMARY or counted[Role.PRIMARY] > 0 or failures > 0
@@ -186,6 +192,11 @@ class SteeredFrontend:
             self.router.set_eligible(eligible_since, is_ordered=is_ordered)
             self.apply()
 
+    def set_share(self, share: float) -> None:
+        """Have the kernel give that part of new connections to the backup while both may get some."""
+        self.router.share = share
+        self.apply()
+
     def look_for_sockets(self, roles: Iterable[Role] = Role) -> None:
         """Get the sockets of those who may serve and whose are not there, or not any more; and set the order right."""
         for role in roles:
@@ -194,7 +205,7 @@ class SteeredFrontend:
         if self._is_closed:
             return
         try:
-            self._order = self._kernel.order(self.plan.name)
+            self._order, self._part = self._kernel.order(self.plan.name), self._kernel.part(self.plan.name)
         except (CannotSteer, OSError) as error:
             self._fail(error)
         self.apply()
@@ -252,13 +263,14 @@ class SteeredFrontend:
         order = order_of(self.router.active, eligible, reachable)
         if self.is_paused:
             order = ()
-        if order != self._order:
+        part = as_part(self.router.share) if order == (Role.PRIMARY, Role.BACKUP) else 0
+        if (order, part) != (self._order, self._part):
             try:
-                self._kernel.set_order(self.plan.name, order)
+                self._kernel.set_order(self.plan.name, order, part)
             except (CannotSteer, OSError) as error:
                 self._fail(error)
                 return
-            self._order = order
+            self._order, self._part = order, part
         since, paused = self.router.eligible_since, self.is_paused
         self._switchover.look(self.plan, since, self._down, is_paused=paused)  # not before the kernel knows
 

@@ -20,7 +20,7 @@ from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
 from clojarsd.core.steering import Steered, as_kernel_says
-from clojarsd.core.steering_choice import wants_steering, why_relayed
+from clojarsd.core.steering_choice import decide, wants_steering
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime.frontend_history import History
 from clojarsd.runtime.retry import Retry
@@ -113,9 +113,7 @@ class Steering:
         decided = {}
         for plan in plans:
             elsewhere = {role: why for role in Role if (why := self._why_elsewhere(plan, role)) is not None}
-            reason = why_relayed(plan, no_kernel, elsewhere)
-            is_steered = wants_steering(plan) and reason is None
-            decided[plan.name] = replace(plan, mode_reason=reason, is_steered=is_steered)
+            decided[plan.name] = decide(plan, no_kernel, elsewhere)
         if not is_wanted:
             self._without = None
         return decided
@@ -289,6 +287,11 @@ class Steering:
         for name, frontend in list(self._frontends.items()):
             frontend.is_paused = name in names
             frontend.apply()
+
+    def set_share(self, share: float) -> None:
+        """Have the kernel give that part of new connections to the backup while both may get some."""
+        for frontend in list(self._frontends.values()):
+            frontend.set_share(share)
 
     def _look(self, *, is_ordered: bool = False) -> None:
         for frontend in list(self._frontends.values()):

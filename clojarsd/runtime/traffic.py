@@ -9,7 +9,15 @@ from functools import partial
 from clojarsd.core.drain_tally import DrainTally
 from clojarsd.core.frontend_plan import Pause
 from clojarsd.core.names import Role
-from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import (
+    CapFrontend,
+    CountFrom,
+    CountOn,
+    FrontendOrder,
+    PauseFrontend,
+    ResumeFrontend,
+    ShareFrontend,
+)
 from clojarsd.runtime.frontend import Frontend
 from clojarsd.runtime.frontend_view import count_on, tally_of
 
@@ -120,7 +128,7 @@ class Traffic:
             frontend.stop_accepting()
             frontend.waiting.let_all_go()
 
-    def obey(self, order: PauseFrontend | ResumeFrontend | CapFrontend | CountFrom | CountOn) -> None:
+    def obey(self, order: FrontendOrder) -> None:
         """Do what an operator has ordered about a frontend, if it is still there."""
         if (frontend := self._frontends.get(order.frontend)) is None:
             return
@@ -131,6 +139,8 @@ class Traffic:
                 frontend.gate.resume()
             case CapFrontend(_, caps):
                 frontend.gate.cap(caps)
+            case ShareFrontend(_, share):
+                frontend.share(share)
             case CountFrom(_, counted_from):
                 frontend.gate.count_from(counted_from)
             case CountOn(_, accepted):

@@ -22,6 +22,7 @@ from clojarsd.core.steering import ADDRESS_SIZE, IPV4, IPV6, MOST_FRONTENDS, Ste
 from clojarsd.core.steering_reasons import Act, Powers, why_no_room, why_not_usable, why_refused
 from clojarsd.system import bpf, steering_directory
 from clojarsd.system.bpf import MapKind, MapShape
+from clojarsd.system.steerable_sockets import cookie_of, families_of, why_unusable
 from clojarsd.system.steering_directory import (
     LINK,
     ROOT,
@@ -34,9 +35,6 @@ from clojarsd.system.steering_maps import LONGEST_NAME, SHAPES, SteeringMaps
 from clojarsd.system.steering_powers import powers_of_this_process, room_in_memory
 
 _NAMESPACE: Final = Path("/proc/self/ns/net")
-_SO_COOKIE: Final = 57
-_SO_NETNS_COOKIE: Final = 71
-"""Options that Python has no names for, see asm-generic/socket.h of Linux."""
 _FAMILIES: Final = (IPV4, IPV6)
 
 
@@ -146,14 +144,14 @@ class KernelSteering:
         index = self._indexes[frontend]
         wanted: dict[int, socket.socket] = {}
         for one in sorted(sockets, key=lambda one: one.family):  # IPv4 before IPv6
-            reason = _why_unusable(one)
+            reason = why_unusable(one)
             if reason is not None:
                 raise CannotSteer(why_not_usable(frontend, role.value, reason))
             for family in families_of(one):
                 wanted.setdefault(family, one)
         try:
             for family, one in wanted.items():
-                if self._maps.cookie(index, role, family) != _cookie(one):
+                if self._maps.cookie(index, role, family) != cookie_of(one):
                     self._maps.set_socket(index, role, family, one.fileno())
             for family in _FAMILIES:
                 if family not in wanted:
@@ -168,13 +166,17 @@ class KernelSteering:
         cookies = {family: self._maps.cookie(self._indexes[frontend], role, family) for family in _FAMILIES}
         return {family: cookie for family, cookie in cookies.items() if cookie is not None}
 
-    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
-        """Let connections that come from now on try these roles, first to last; none: they fall through."""
-        self._maps.set_order(self._indexes[frontend], order)
+    def set_order(self, frontend: str, order: Sequence[Role], part: int = 0) -> None:
+        """Let connections that come from now on try these roles, first to last, and `part` of `WHOLE` last to first."""
+        self._maps.set_order(self._indexes[frontend], order, part)
 
     def order(self, frontend: str) -> tuple[Role, ...]:
         """The roles that connections try, first to last."""
         return self._maps.order(self._indexes[frontend])
+
+    def part(self, frontend: str) -> int:
+        """For how many of `WHOLE` connections they are tried last to first."""
+        return self._maps.part(self._indexes[frontend])
 
     def counters(self, frontend: str) -> Mapping[Role | None, int]:
         """How many lookups each role got since the frontend was configured first; None: how many fell through.
@@ -372,27 +374,3 @@ def _explained(act: Act, powers: Powers) -> Iterator[None]:
     except OSError as error:
         # what the verifier says is long, and stays with the cause
         raise CannotSteer(why_refused(act, error.errno or 0, reason_of(error), powers)) from error
-
-
-def _why_unusable(one: socket.socket) -> str | None:
-    if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
-        return "it is no TCP socket"
-    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "it does not listen"
-    with contextlib.suppress(OSError):  # Linux 5.14
-        theirs = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        with socket.socket() as ours:
-            if ours.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) != theirs:
-                return "it is in another network namespace"
-    return None
-
-
-def families_of(one: socket.socket) -> tuple[int, ...]:
-    """The families of clients that a listening TCP socket takes."""
-    if one.family == socket.AF_INET:
-        return (IPV4,)
-    return (IPV6,) if one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) else (IPV6, IPV4)
-
-
-def _cookie(one: socket.socket) -> int:
-    return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), bpf.BYTE_ORDER)

@@ -17,6 +17,7 @@ from clojarsd.core.steering import (
     IPV4,
     IPV6,
     MOST_FRONTENDS,
+    PART_AT,
     SOCKETS_EACH,
     Maps,
     counter_place,
@@ -123,9 +124,13 @@ class SteeringMaps:
         """The roles that are tried, first to last."""
         return roles_of_word(int.from_bytes(self._value(ORDER, index, _WORD), bpf.BYTE_ORDER))
 
-    def set_order(self, index: int, order: Iterable[Role]) -> None:
-        """Let connections that come from now on try these roles."""
-        word = order_word(tuple(order)).to_bytes(_WORD, bpf.BYTE_ORDER)
+    def part(self, index: int) -> int:
+        """For how many of `WHOLE` connections they are tried in the reverse order."""
+        return int.from_bytes(self._value(ORDER, index, _WORD), bpf.BYTE_ORDER) >> PART_AT
+
+    def set_order(self, index: int, order: Iterable[Role], part: int = 0) -> None:
+        """Let connections that come from now on try these roles, and `part` of `WHOLE` of them in the reverse order."""
+        word = order_word(tuple(order), part).to_bytes(_WORD, bpf.BYTE_ORDER)
         bpf.update(self._descriptors[ORDER], _key(index), word)
 
     def cookie(self, index: int, role: Role, family: int) -> int | None:

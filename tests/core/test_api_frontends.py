@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from clojarsd.core.api_frontends import (
     CapOrder,
     describe_cap,
     describe_pause,
+    describe_share,
     no_such_frontend,
     parse_cap,
     parse_nothing,
     parse_pause,
+    parse_share,
 )
 from clojarsd.core.routing import Caps
 
@@ -77,3 +81,29 @@ def test_sentences() -> None:
     assert no_such_frontend("x", ["http", "line"]) == "there is no frontend x (http, line)"
     assert no_such_frontend("x", ["http"], all_allowed=True) == "there is no frontend x (http, all)"
     assert no_such_frontend("x", []) == "there is no frontend x (none is configured)"
+
+
+@pytest.mark.parametrize(("percent", "share"), [("0", 0.0), ("5", 0.05), ("2.5", 0.025), ("50", 0.5)])
+def test_a_share_is_a_part_of_the_connections(percent: str, share: float) -> None:
+    assert parse_share(b'{"percent": %s}' % percent.encode()) == share
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body names nothing, not just percent"),
+        (b'{"percent": 5, "of": 6}', "the body names percent and of, not just percent"),
+        (b'{"percent": 51}', "percent is 51, not a share (0 to 50)"),
+        (b'{"percent": -1}', "percent is -1, not a share (0 to 50)"),
+        (b'{"percent": true}', "percent is true, not a share (0 to 50)"),
+        (b'{"percent": "5"}', 'percent is "5", not a share (0 to 50)'),
+    ],
+)
+def test_what_is_no_share_is_said(body: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        parse_share(body)
+
+
+def test_a_share_in_words() -> None:
+    assert describe_share(0.025) == "2.5 % of new connections go to backup while both can serve"
+    assert describe_share(0.0) == "all new connections go to primary while it can serve"

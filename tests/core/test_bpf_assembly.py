@@ -61,15 +61,17 @@ def test_a_jump_counts_from_the_instruction_behind_it_in_both_directions() -> No
     asm.jump_if_equal(R1, 1, "below")
     asm.jump_unless_equal(R1, 2, "above")
     asm.jump_if_above(R1, 3, "below")
+    asm.jump_unless_below(R1, R2, "below")
     asm.jump("above")
     asm.label("below")
     asm.leave()
-    lines = [asm.assemble("little")[at : at + 8].hex(" ") for at in range(0, 32, 8)]
+    lines = [asm.assemble("little")[at : at + 8].hex(" ") for at in range(0, 40, 8)]
     assert lines == [
-        "15 01 03 00 01 00 00 00",
+        "15 01 04 00 01 00 00 00",
         "55 01 fe ff 02 00 00 00",
-        "25 01 01 00 03 00 00 00",
-        "05 00 fc ff 00 00 00 00",
+        "25 01 02 00 03 00 00 00",
+        "3d 21 01 00 00 00 00 00",
+        "05 00 fb ff 00 00 00 00",
     ]
 
 

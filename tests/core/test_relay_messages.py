@@ -51,7 +51,7 @@ from clojarsd.core.relay_messages import (
     to_relay,
     to_supervisor,
 )
-from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend
+from clojarsd.core.relay_orders import CapFrontend, CountFrom, CountOn, PauseFrontend, ResumeFrontend, ShareFrontend
 from clojarsd.core.routing import Caps
 from clojarsd.core.view import FrontendView
 
@@ -87,6 +87,7 @@ FROM_SUPERVISOR: list[ToRelay] = [
     PauseFrontend("http", 2.5, "ada"),
     ResumeFrontend("http"),
     CapFrontend("http", Caps(3, 2, 1)),
+    ShareFrontend("http", 0.05),
     CountFrom("http", CountedFrom({P: 1, B: 2, None: 3}, "2026-11-23T12:00:00.000Z", "ada")),
     CountOn("http", {P: 1, B: 2, None: 3}),
     StopAccepting(),

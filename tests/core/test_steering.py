@@ -21,6 +21,7 @@ from clojarsd.core.steering import (
     LOCAL_IPV4_AT,
     LOCAL_IPV6_AT,
     LOCAL_PORT_AT,
+    PART_AT,
     PROTOCOL_AT,
     TCP,
     Maps,
@@ -99,8 +100,15 @@ def run(
     sockets: set[Place],
     refused: set[Place],
     byte_order: ByteOrder,
+    part: int = 0,
+    chance: int = 0,
 ) -> object:
-    """The same by the program; it must have counted what it did, once."""
+    """The same by the program; it must have counted what it did, once.
+
+    Args:
+        part: of every order.
+        chance: what the kernel's random numbers are.
+    """
 
     def word(number: int, size: int = 4) -> bytes:
         return number.to_bytes(size, byte_order)
@@ -113,12 +121,13 @@ def run(
         packet.facts(byte_order),
         values={
             11: {key: bytearray(word(index)) for key, index in address_keys(indexed, byte_order).items()},
-            12: {word(index): bytearray(word(order_word(order))) for index, order in enumerate(orders)},
+            12: {word(index): bytearray(word(order_word(order, part))) for index, order in enumerate(orders)},
             14: counters,
         },
         sockets={13: {word(socket_place(*place)): place for place in sockets}},
         key_sizes=KEY_SIZES,
         assign=lambda place: EAFNOSUPPORT if place in refused else 0,
+        chance=chance,
     )
     assert machine.run() == 1, "SK_PASS, whatever happens"
     counted = [int.from_bytes(key, byte_order) for key, value in counters.items() if int.from_bytes(value, byte_order)]
@@ -157,6 +166,21 @@ def test_a_connection_reaches_the_first_role_of_the_order_whose_socket_is_there_
             )
             said = run(PAIR, packet, orders, fit | refused | others, refused, byte_order)
             assert said == model(PAIR, packet, orders, fit | others), (packet, states)
+
+
+@pytest.mark.parametrize("byte_order", BYTE_ORDERS)
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(role.value for role in order) or "nobody")
+@pytest.mark.parametrize("part", [0, 1, 3277, 32768])
+def test_a_part_of_the_connections_tries_the_roles_the_other_way_round(
+    part: int, order: tuple[Role, ...], byte_order: ByteOrder
+) -> None:
+    """Those for whom chance says so, whatever else stands in its number; and who cannot be reached is passed over."""
+    packet, everybody = Packet("10.1.2.3", 80), {place for place in PLACES if place[0] == 0}
+    for high, low in itertools.product((0, 0xFFFF), (0, max(part - 1, 0), part, 0xFFFF)):
+        turned = tuple(reversed(order)) if low < part else order
+        for fit in (everybody, everybody - {(0, P, IPV4)}, everybody - {(0, B, IPV4)}, set[Place]()):
+            said = run(PAIR, packet, [order, ()], fit, set(), byte_order, part, high << 16 | low)
+            assert said == model(PAIR, packet, [turned, ()], fit), (high, low, fit)
 
 
 @pytest.mark.parametrize("byte_order", BYTE_ORDERS)
@@ -259,6 +283,8 @@ def test_the_machine_notices_a_reference_that_is_kept_and_a_socket_that_is_no_mo
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_order_is_read_as_it_was_written(order: tuple[Role, ...]) -> None:
     assert roles_of_word(order_word(order)) == order
+    assert roles_of_word(order_word(order, 32768)) == order
+    assert order_word(order, 32768) >> PART_AT == 32768
 
 
 def test_a_role_that_is_named_twice_is_tried_once() -> None:

@@ -73,6 +73,7 @@ HTTP = FrontendView(
     counted_from=CountedFrom({Role.PRIMARY: 5, None: 4}, "2026-11-23T12:00:01.000Z", "ada"),
     draining={Role.PRIMARY: "2026-11-23T12:00:30.000Z"},
     failures=2,
+    share=0.05,
 )
 LINE = FrontendView(
     ("127.0.0.1:8700",), "relay", "no CAP_BPF", None, {None: 1}, {Role.PRIMARY: 100, Role.BACKUP: 3, None: 4}
@@ -199,6 +200,7 @@ def test_the_whole_picture() -> None:
                 "counters_since": {"at": "2026-11-23T12:00:01.000Z", "by": "ada"},
                 "draining": {"primary": {"until": "2026-11-23T12:00:30.000Z", "left": 2}},
                 "recent_failovers": 2,
+                "share_percent": 5.0,
             },
             "line": {
                 "listen": ["127.0.0.1:8700"],
@@ -213,6 +215,7 @@ def test_the_whole_picture() -> None:
                 "counters_since": None,
                 "draining": {},
                 "recent_failovers": 0,
+                "share_percent": 0.0,
             },
         },
         "release": {"current": "clojars-web-0.8.1-standalone.jar", "previous": None},

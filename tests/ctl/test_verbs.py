@@ -497,6 +497,18 @@ async def test_limits_and_counters(room: Room) -> None:
     assert json.loads(out)["http"]["caps"] == {"total": 100, "primary": 0, "backup": 5}
 
 
+async def test_a_share(room: Room) -> None:
+    for words in ("5%", "5", "5.0 %"):
+        code, out, err = await ctl(room.path, "share", words)
+        assert (code, err) == (0, "")
+        assert out.startswith("5 % of new connections go to backup while both can serve")
+    _, out, _ = await ctl(room.path, "frontends")
+    assert "primary, 5 % backup" in out
+    assert "http: 5 % of new connections go to backup by order" in (await ctl(room.path, "status"))[1]
+    code, out, _ = await ctl(room.path, "share", "0", "--json")
+    assert json.loads(out)["message"] == "all new connections go to primary while it can serve"
+
+
 async def test_single_connections(room: Room) -> None:
     one = ConnectionView(
         "http",
@@ -788,6 +800,9 @@ async def test_a_stop_that_fails_or_is_refused(room: Room) -> None:
         (["connections", "ftp"], "there is no frontend ftp (http)"),
         (["reset", "ftp"], "there is no frontend ftp (http, all)"),
         (["pause", "http", "--for", "0s"], "Error: Invalid value for '--for': 0s is no time at all"),
+        (["share", "half"], "Error: half is not a share of the connections in percent (0 to 50)"),
+        (["share", "-1"], "Error: -1 is not a share of the connections in percent (0 to 50)"),
+        (["share", "51 %"], "Error: 51 % is not a share of the connections in percent (0 to 50)"),
         (["cap", "http", "many"], "Error: many is not a number of connections"),
         (["cap", "http", "-1"], "Error: -1 is not a number of connections"),
         (["cap", "http", "backup", "-1"], "Error: -1 is not a number of connections"),
@@ -1133,7 +1148,7 @@ async def run_help(*words: str) -> str:
 async def test_help_lists_every_verb_in_a_line_each() -> None:
     text = await run_help()
     looking, ordering = ["status", "top", "why", "check"], ["start", "stop", "restart", "reload", "drain", "undrain"]
-    fronts = ["frontends", "connections", "pause", "resume", "cap", "reset"]
+    fronts = ["frontends", "connections", "pause", "resume", "cap", "share", "reset"]
     rollouts = ["deploy", "promote", "abort", "rollback", "releases", "rollout"]
     verbs = [*looking, *ordering, "wait", "logs", "events", *rollouts, *fronts, "jvm", "config", "daemon"]
     listed = text[text.index("Commands:") :].splitlines()[1:]

@@ -107,3 +107,18 @@ async def test_how_long_a_drain_may_take_is_given_on(room: Room) -> None:
 async def test_a_server_without_frontends_has_no_such_paths(directory: Path) -> None:
     async with control_room(directory, is_whole=False) as room:
         assert (await room.ask("POST", "/v1/frontends/http/pause"))[0] == 404
+
+
+async def test_a_share(room: Room) -> None:
+    async def share(percent: float) -> str:
+        status, answer = await room.ask("POST", "/v1/share", {"percent": percent})
+        assert (status, answer["result"]) == (200, "done")
+        return str(answer["message"])
+
+    assert await share(5) == "5 % of new connections go to backup while both can serve"
+    assert room.board.view().frontends["http"].share == 0.05
+    assert await share(5) == "5 % of new connections go to backup while both can serve already"
+    assert await share(0) == "all new connections go to primary while it can serve"
+    assert ordered(room) == ["share 5 %", "share 0 %"]
+    status, answer = await room.ask("POST", "/v1/share", {"percent": 60})
+    assert (status, answer["error"]["message"]) == (400, "percent is 60, not a share (0 to 50)")

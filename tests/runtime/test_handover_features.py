@@ -12,7 +12,7 @@ import pytest
 
 from clojarsd.core.names import UnixAddress
 from tests.runtime.test_handover import NEXT, REQUEST, Line, converse, line
-from tests.support.fronts import LOOPBACK, B, P, make_plan
+from tests.support.fronts import LOOPBACK, NEVER, B, P, make_plan
 from tests.support.proxy_headers import Header, receive_header
 from tests.support.sockets import receive_to_the_end
 
@@ -63,6 +63,16 @@ def test_a_held_client_is_announced_by_the_next_process(line: Line) -> None:
     end = line.accept()
     assert receive_header(end) == told_of(client)
     converse(client, end, REQUEST, begun=True)
+
+
+def test_a_slow_start_goes_on_in_the_next_process(line: Line) -> None:
+    line.open(("primary", "backup"), slow_start=NEVER)
+    line.now.ask("eligible", roles=["backup"])
+    line.now.ask("eligible", roles=["primary", "backup"])
+    line.hand_on()
+    clients = [line.client(REQUEST) for _ in range(2)]
+    line.now.until(open=[1, 1, 0])
+    converse(clients[1], line.accept(B), REQUEST, begun=True)
 
 
 def test_silence_is_ended_by_the_next_process(line: Line) -> None:

@@ -427,19 +427,21 @@ async def test_the_next_supervisor_knows_of_a_pause_and_can_end_it(pair: Pair) -
         await link.close()
 
 
-async def test_pauses_limits_and_counts_go_on_when_the_relay_process_dies_or_is_replaced(pair: Pair) -> None:
+async def test_pauses_limits_shares_and_counts_go_on_when_the_relay_process_dies_or_is_replaced(pair: Pair) -> None:
     async with pair.link() as link:
         view = await pair.listening(link)
         assert await (await pair.client(view)).ask() == b"p"
         await until(lambda: accepted(link) == (1, 0, 0), "the number")
         link.pause("line", asyncio.get_running_loop().time() + NEVER, "ada")
         link.cap("line", Caps(7, 5, 3))
+        link.share("line", 0.25)
         since = CountedFrom({P: 1, B: 0, None: 0}, "2026-11-23T12:00:00.000Z", "ada")
         link.count_from("line", since)
 
         def all_there() -> bool:
             seen = link.views["line"].view()
-            return paused_by(link) == "ada" and seen.caps == Caps(7, 5, 3) and seen.counted_from == since
+            is_limited = paused_by(link) == "ada" and seen.caps == Caps(7, 5, 3)
+            return is_limited and seen.share == 0.25 and seen.counted_from == since
 
         await until(all_there, "what was ordered")
         await link.replace()

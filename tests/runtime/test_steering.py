@@ -17,6 +17,7 @@ from clojarsd.core.errors import CannotSteer, Failed
 from clojarsd.core.frontend_plan import FrontendPlan
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Role
+from clojarsd.core.spreading import WHOLE, as_part
 from clojarsd.core.steering import IPV4
 from clojarsd.core.view import FrontendView
 from clojarsd.runtime import steering as module
@@ -656,3 +657,65 @@ async def test_a_frontend_that_is_steered_again_is_still_paused(world: World, mo
         world.kernel.breaks.clear()
         await until(lambda: "http" in world.kernel.orders, "the kernel again")
         assert world.kernel.orders == {"http": ()}
+
+
+# Shares.
+
+
+async def test_a_share_is_told_with_the_order_while_there_is_a_second_one(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P, B)
+    steering.set_share(0.25)
+    assert (world.kernel.orders["http"], world.kernel.parts["http"]) == ((P, B), WHOLE // 4)
+    world.eligible(steering, P)
+    assert (world.kernel.orders["http"], world.kernel.parts["http"]) == ((P,), 0)
+    world.eligible(steering, P, B)
+    assert world.kernel.parts["http"] == WHOLE // 4
+    world.eligible(steering, B)
+    assert (world.kernel.orders["http"], world.kernel.parts["http"]) == ((B,), 0)
+    world.eligible(steering, P, B)
+    told = len(world.kernel.log)
+    steering.set_share(0.25)
+    assert len(world.kernel.log) == told
+    steering.set_share(0.0)
+    assert world.kernel.parts["http"] == 0
+
+
+async def test_the_backup_that_serves_shares_with_nobody(world: World) -> None:
+    steering = world.steering(world.plan(failback=3600.0))
+    steering.set_share(0.25)
+    world.eligible(steering, P, B)
+    world.eligible(steering, B)
+    world.eligible(steering, P, B)
+    assert (world.kernel.orders["http"], world.kernel.parts["http"]) == ((B, P), 0)
+
+
+@pytest.mark.parametrize("shown", [0.25, 0.0])
+async def test_the_next_daemon_tells_the_kernel_what_the_relay_process_shows(world: World, shown: float) -> None:
+    """Which knows what is wanted, also where an earlier daemon has died before it told the kernel."""
+    first = world.steering()
+    world.eligible(first, P, B)
+    first.set_share(0.5)
+    first.detach()
+    steering = world.make(world.kernel.open, is_left=True)
+    steering.shown = lambda name: replace(SEEN, active=P, share=shown)
+    world.configure(steering, world.plan())
+    assert world.kernel.parts["http"] == WHOLE // 2
+    steering.set_eligible(world.since)
+    steering.begin()
+    assert world.kernel.parts["http"] == as_part(shown)
+
+
+async def test_a_part_that_somebody_has_changed_is_told_again(world: World) -> None:
+    steering = world.steering()
+    world.eligible(steering, P, B)
+    world.kernel.parts["http"] = 5
+    steering.listeners_changed(P)
+    assert world.kernel.parts["http"] == 0
+
+
+async def test_a_slow_start_is_relayed(world: World) -> None:
+    steering = world.steering(world.plan(needs_relay=("slow_start",)))
+    assert world.plans["http"].mode_reason == "slow_start needs the relay"
+    assert not world.plans["http"].is_steered
+    assert steering.show("http", SEEN) == SEEN

@@ -231,6 +231,9 @@ class PaperFrontends:
     def cap(self, name: str, caps: Caps) -> None:
         self._show(caps=caps)
 
+    def set_share(self, share: float | None) -> None:
+        self._show(share=share or 0.0)
+
     def count_from(self, name: str, counted_from: CountedFrom) -> None:
         self._show(counted_from=counted_from)
 

@@ -51,6 +51,7 @@ class Machine:
     """One run. Attributes: facts: the words that may be read, by offset; maps: of bytes, or of sockets by bytes.
 
     assign: what bpf_sk_assign says of a socket, 0 or a negative error.
+    chance: what bpf_get_prandom_u32 says.
     """
 
     program: bytes
@@ -60,6 +61,7 @@ class Machine:
     sockets: Mapping[int, Mapping[bytes, object]]
     key_sizes: Mapping[int, int]
     assign: Callable[[object], int]
+    chance: int = 0
     assigned: object = None
     steps: int = 0
     _registers: list[Value] = field(default_factory=lambda: [None] * 11)
@@ -101,7 +103,7 @@ class Machine:
         elif kind == 7:
             self._set(target, self._arithmetic(code, target, self._registers[source] if code & 8 else number))
         elif kind == 5:
-            return offset if self._jumps(code, target, number) else 0
+            return offset if self._jumps(code, target, source, number) else 0
         elif kind == 1:
             self._set(target, self._load(self._registers[source], offset, 8 if code & 0x18 else 4))
         elif code == 0xDB:
@@ -135,7 +137,7 @@ class Machine:
         }
         return calculated[operation] & MASK
 
-    def _jumps(self, code: int, target: int, number: int) -> bool:
+    def _jumps(self, code: int, target: int, source: int, number: int) -> bool:
         if code == 0x05:
             return True
         own = self._registers[target]
@@ -145,6 +147,8 @@ class Machine:
             if number != 0 or code not in (0x15, 0x55):
                 raise Broken("compares a pointer")
             return code == 0x55
+        if code == 0x3D:
+            return own >= self._number(source)
         return {0x15: own == number, 0x55: own != number, 0x25: own > number}[code]
 
     def _load(self, base: Value, offset: int, size: int) -> int:
@@ -184,7 +188,7 @@ class Machine:
     def _call(self, helper: int) -> None:
         arguments = self._registers[1:6]
         self._registers[1:6] = [None] * 5
-        self._registers[0] = {1: self._look_up, 124: self._assign, 86: self._release}[helper](arguments)
+        self._registers[0] = _HELPERS[helper](self, arguments)
 
     def _look_up(self, arguments: list[Value]) -> Value:
         of, key = arguments[:2]
@@ -200,6 +204,9 @@ class Machine:
         self._references += 1
         self._held.add(self._references)
         return Socket(name, self._references)
+
+    def _random(self, arguments: list[Value]) -> int:
+        return self.chance
 
     def _assign(self, arguments: list[Value]) -> int:
         context, socket, flags = arguments[:3]
@@ -229,3 +236,11 @@ class Machine:
         if register == 10 or value is None:
             raise Broken("sets the frame, or from a register that was never set")
         self._registers[register] = value & MASK if isinstance(value, int) else value
+
+
+_HELPERS: Final[Mapping[int, Callable[[Machine, list[Value]], Value]]] = {
+    1: Machine._look_up,
+    7: Machine._random,
+    86: Machine._release,
+    124: Machine._assign,
+}

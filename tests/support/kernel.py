@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.names import Backend, Role
 from clojarsd.core.steering import Steered
-from clojarsd.system.steering import families_of
+from clojarsd.system.steerable_sockets import families_of
 
 
 class RememberingKernel:
@@ -16,6 +16,7 @@ class RememberingKernel:
 
     Attributes:
         log: every order it was given, as `(frontend, roles)`.
+        parts: for how many connections the order is the reverse one, by frontend.
         sockets: whose ports serve which role of which frontend, by family; a test may take some away.
         refuses: why frontends are not taken, or None.
         breaks: what each act raises, by its name, as when a descriptor or memory is short.
@@ -26,6 +27,7 @@ class RememberingKernel:
     def __init__(self) -> None:
         self.frontends: dict[str, Steered] = {}
         self.orders: dict[str, tuple[Role, ...]] = {}
+        self.parts: dict[str, int] = {}
         self.sockets: dict[tuple[str, Role], dict[int, int]] = {}
         self.counts: dict[str, dict[Role | None, int]] = {}
         self.log: list[tuple[str, tuple[Role, ...]]] = []
@@ -53,7 +55,7 @@ class RememberingKernel:
             raise CannotSteer(self.refuses)
         self._is_as_found = False
         self.frontends = {one.name: one for one in frontends}
-        for known in (self.orders, self.counts):
+        for known in (self.orders, self.parts, self.counts):
             for name in set(known) - set(self.frontends):
                 del known[name]
         for name in self.frontends:
@@ -72,14 +74,18 @@ class RememberingKernel:
         self._may_break("has")
         return dict(self.sockets.get((frontend, role), {}))
 
-    def set_order(self, frontend: str, order: Sequence[Role]) -> None:
+    def set_order(self, frontend: str, order: Sequence[Role], part: int = 0) -> None:
         self._may_break("set_order")
         self.orders[frontend] = tuple(order)
+        self.parts[frontend] = part
         self.log.append((frontend, tuple(order)))
 
     def order(self, frontend: str) -> tuple[Role, ...]:
         self._may_break("order")
         return self.orders[frontend]
+
+    def part(self, frontend: str) -> int:
+        return self.parts.get(frontend, 0)
 
     def counters(self, frontend: str) -> Mapping[Role | None, int]:
         self._may_break("counters")
@@ -107,7 +113,7 @@ class RememberingKernel:
         self.is_open = False
         self._may_break("remove")
         self.was_removed = True
-        self.frontends, self.orders, self.counts, self.sockets = {}, {}, {}, {}
+        self.frontends, self.orders, self.parts, self.counts, self.sockets = {}, {}, {}, {}, {}
 
 
 class OwnReach:

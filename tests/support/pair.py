@@ -64,6 +64,7 @@ mode = "{mode}"
 failback = "{failback}"
 drain = "10s"
 drain_idle = "500ms"
+{http_extra}
 [frontends.line]
 listen = "127.0.0.1:{line}"
 port = "line"
@@ -85,6 +86,7 @@ class Pair:
     app: str = ""
     primary_extra: str = ""
     backup_extra: str = ""
+    http_extra: str = ""
     failback: str = "1s"
     mode: str = "relay"
     listen: Sequence[str] = ("127.0.0.1:{http}",)
@@ -114,6 +116,7 @@ class Pair:
                 primary_extra=self.primary_extra,
                 backup=self.backup,
                 backup_extra=self.backup_extra,
+                http_extra=self.http_extra,
                 listen=json.dumps([address.format(http=self.http) for address in self.listen]),
                 line=self.line,
                 failback=self.failback,

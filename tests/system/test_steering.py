@@ -10,6 +10,7 @@ import pytest
 
 from clojarsd.core.errors import CannotSteer
 from clojarsd.core.names import Address
+from clojarsd.core.spreading import WHOLE
 from clojarsd.core.steering import IPV4, IPV6, Steered
 from tests.support.namespaces import apart, new_network
 from tests.support.steered import HTTP, LINE, B, P, clients, cookie, listening, rig
@@ -259,3 +260,30 @@ def test_a_socket_of_another_network_namespace_is_not_put() -> None:
             with pytest.raises(CannotSteer) as refused:
                 seen.steering.put("http", P, [elsewhere])
             assert str(refused.value).endswith("http: it is in another network namespace")
+
+
+@apart
+def test_a_part_of_the_connections_goes_the_other_way_round_by_chance() -> None:
+    """A quarter of 2000: ten standard deviations are 194. Both families; and none when the order has no part."""
+    with rig("::") as seen:
+        seen.steering.set_order("http", (P, B), WHOLE // 4)
+        assert (seen.steering.order("http"), seen.steering.part("http")) == ((P, B), WHOLE // 4)
+        names = [seen.reached("::1" if number % 2 else "127.0.0.1") for number in range(2000)]
+        assert set(names) == {"primary", "backup"}
+        assert 306 <= names.count("backup") <= 694
+        counted = seen.steering.counters("http")
+        assert (counted[B], counted[None]) == (names.count("backup"), 0)
+        seen.steering.set_order("http", (P, B))
+        assert seen.steering.part("http") == 0
+        assert {seen.reached() for _ in range(200)} == {"primary"}
+
+
+@apart
+def test_a_share_costs_nobody_an_answer_when_an_instance_closes_its_listener() -> None:
+    """Whose turn it would have been."""
+    with rig() as seen:
+        seen.steering.set_order("http", (P, B), WHOLE // 2)
+        seen.among["backup"].close()
+        assert {seen.reached() for _ in range(50)} == {"primary"}
+        seen.among["primary"].close()
+        assert {seen.reached() for _ in range(50)} == {"own"}

@@ -7,7 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from clojarsd.core.steering import IPV4
+from clojarsd.core.bpf_assembly import Helper
+from clojarsd.core.spreading import WHOLE
+from clojarsd.core.steering import ADDRESS_SIZE, IPV4, address_keys, program
 from clojarsd.system import bpf
 from clojarsd.system.bpf import MapKind, MapShape
 from clojarsd.system.steering import KernelSteering
@@ -151,3 +153,35 @@ def test_a_daemon_that_was_killed_while_it_pinned_leaves_nothing_in_the_way() ->
         assert seen.reached() == "primary"
         seen.steering.remove()
         assert not PINS.exists()
+
+
+@apart
+def test_a_share_goes_on_and_a_program_of_an_earlier_version_is_replaced() -> None:
+    """One that knows no shares steers by the same maps, as if there were none, until the next configuration."""
+    with rig() as seen:
+        seen.steering.set_order("http", (P, B), WHOLE // 2)
+        link, older = bpf.get_pinned(PINS / "link"), _without_shares(seen)
+        bpf.replace_program(link, older)
+        os.close(older)
+        os.close(link)
+        assert {seen.reached() for _ in range(50)} == {"primary"}
+        seen.steering.detach()
+        seen.steering = seen.opened()
+        assert (seen.steering.order("http"), seen.steering.part("http")) == ((P, B), WHOLE // 2)
+        assert {seen.reached() for _ in range(50)} == {"primary"}
+        seen.steering.configure([HTTP])
+        assert {seen.reached() for _ in range(50)} == {"primary", "backup"}
+
+
+def _without_shares(seen: Rig) -> int:
+    """The program with the random number replaced by the highest there is, which is nobody's turn."""
+    addresses = bpf.create_map(MapShape(MapKind.HASH, ADDRESS_SIZE, 4, 8), "addresses")
+    for key, index in address_keys({0: HTTP}, bpf.BYTE_ORDER).items():
+        bpf.update(addresses, key, index.to_bytes(4, bpf.BYTE_ORDER))
+    text = bytearray(program(seen.steering._maps.for_program(addresses), bpf.BYTE_ORDER))
+    calls = [at for at in range(0, len(text), 8) if text[at] == 0x85 and text[at + 4] == Helper.RANDOM]
+    (at,) = calls
+    text[at : at + 8] = bytes((0xB7, 0, 0, 0)) + (0xFFFF).to_bytes(4, bpf.BYTE_ORDER)
+    loaded = bpf.load_lookup_program(bytes(text), "older")
+    os.close(addresses)
+    return loaded
