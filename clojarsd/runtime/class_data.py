@@ -130,8 +130,14 @@ class ClassData:
         """
         settings = self._plans().settings
         if settings.deploy is not None:
-            actor = actor_of(settings.service.user, settings.service.group)
+            actor = self._actor()
             await asyncio.to_thread(disk.remove_archive, settings.deploy.releases, release, actor)
+
+    def _actor(self) -> Actor | None:
+        """Whom the directory of releases belongs to; None: who we are."""
+        plans = self._plans()
+        service = plans.settings.service
+        return actor_of(service.user, service.group) if plans.world.becomes_user else None
 
     def _check(self, role: Role) -> tuple[InstanceView, DeploySettings, int]:
         """The instance, the settings and its process. Raises Refused."""
@@ -160,8 +166,7 @@ class ClassData:
         elapsed: Callable[[], float],
     ) -> Made:
         assert seen.release is not None
-        service = self._plans().settings.service
-        actor = actor_of(service.user, service.group)
+        actor = self._actor()
         release, jvm, classes = await asyncio.to_thread(_look, pid, deploy.releases / seen.release)
         note(f"has {len(classes)} classes loaded, of {jvm.java}")
         place = disk.Place.of(deploy.releases, seen.release)

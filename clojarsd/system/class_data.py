@@ -261,19 +261,19 @@ def _program(spec: LaunchSpec) -> str | None:
 
 
 def _read(path: Path) -> ArchiveRecord | None:
-    text = _text_of(path)
+    text = _text_of(path, os.O_NOFOLLOW)
     try:
         return record_from_json(json.loads(text)) if text else None
     except (ValueError, RecursionError):
         return None
 
 
-def _text_of(path: str | Path | None) -> str:
+def _text_of(path: str | Path | None, flags: int = 0) -> str:
     """What stands in a small ordinary file; nothing where there is no such file. Never waits, whatever is there."""
     if path is None:
         return ""
     try:
-        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     except OSError:
         return ""
     with open(opened, "rb") as file:

@@ -89,6 +89,18 @@ def test_one_archive_is_for_both_and_a_release_has_its_own(pair: Pair, jar: Path
     assert not archive(pair).exists(), "what belongs to no release is removed"
 
 
+@pytest.mark.parametrize(
+    "option", ["-XX:+UseSerialGC", "-XX:+UseParallelGC", "-XX:+UseZGC", "-XX:-UseCompressedOops", "-Xmx3g"]
+)
+def test_an_archive_fits_the_way_in_which_the_instance_keeps_its_objects(
+    tmp_path: Path, jar: Path, option: str
+) -> None:
+    words = ("-jar", "{release}", "--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}")
+    with pair_of_jars(tmp_path, jar, command=("java", option, *words)) as pair:
+        pair.done("jvm", "cds", "backup")
+        assert restarted(pair)["cds"] is True
+
+
 def test_without_the_setting_an_archive_is_made_and_not_used(tmp_path: Path, jar: Path) -> None:
     with pair_of_jars(tmp_path, jar, cds=False) as pair:
         assert pair.done("jvm", "cds", "backup").endswith("; starts use it when deploy.cds is true\n")
