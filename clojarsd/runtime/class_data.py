@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from clojarsd.core.class_data import ArchiveRecord, Jvm, Made, describe_made, dump_command, trial_command
-from clojarsd.core.errors import ClojarsdError, Failed, Refused
+from clojarsd.core.errors import ClojarsdError, Failed, Refused, reason_of
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role, UnitState
 from clojarsd.core.settings_deploy import DeploySettings
@@ -115,8 +115,10 @@ class ClassData:
             made = await self._make(seen, deploy, pid, note, lambda: loop.time() - began)
         except Refused as refused:
             raise Refused(f"{_cannot(role)}: {refused}; nothing was changed") from refused
-        except Failed as failed:
-            raise Failed(f"{_cannot(role)}: {failed}; {role.value} starts without it, as before") from failed
+        except (Failed, OSError) as error:
+            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            why = f"{where}{reason_of(error)}"
+            raise Failed(f"{_cannot(role)}: {why}; {role.value} starts without it, as before") from error
         finally:
             self._busy = None
         log.info("class_data_made", role=role.value, path=made.path, bytes=made.bytes, took_s=round(made.seconds, 3))
