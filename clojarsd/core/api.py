@@ -359,12 +359,13 @@ class Verdict:
 
 
 def judge(view: PairView) -> Verdict:
-    """Whether both instances can serve, or one, or none."""
+    """Whether both instances can serve, or one, or none; with the rollout that may be why."""
     missing = {role: seen for role, seen in view.instances.items() if not seen.is_eligible}
     why = "; ".join(f"{role.value} is {seen.unit.state.value}: {seen.reason}" for role, seen in missing.items())
+    rollout = "" if view.rollout is None or view.rollout.in_short is None else f"; {view.rollout.in_short}"
     if not missing:
-        return Verdict(0, f"{view.service} OK: primary and backup can serve")
+        return Verdict(0, f"{view.service} OK: primary and backup can serve{rollout}")
     if len(missing) == len(view.instances):
-        return Verdict(2, f"{view.service} CRITICAL: nothing can serve; {why}")
+        return Verdict(2, f"{view.service} CRITICAL: nothing can serve; {why}{rollout}")
     (left,) = view.instances.keys() - missing.keys()
-    return Verdict(1, f"{view.service} WARNING: only {left.value} can serve; {why}")
+    return Verdict(1, f"{view.service} WARNING: only {left.value} can serve; {why}{rollout}")

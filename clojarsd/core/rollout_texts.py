@@ -1,4 +1,4 @@
-"""What people are told of a rollout: where it is, how it has ended, and what holds then."""
+"""What people are told of a rollout: what cannot be done, how it has ended, and what holds then."""
 
 from __future__ import annotations
 
@@ -16,21 +16,6 @@ def cannot(wish: Wish) -> str:
     if wish.kind is Kind.ROLLBACK:
         return f"cannot roll back to {wish.release}"
     return f"cannot deploy {wish.tag if wish.tag is not None else wish.artifact}"
-
-
-def under_way(rollout: Rollout) -> str:
-    """`deploy of 1.2.0 by ann is at step 3 of 9 (building it), since 2026-11-28T12:00:00.000Z`."""
-    since = rollout.step_at if rollout.step_at is not None else rollout.wish.at
-    return f"{rollout.wish.text} by {rollout.wish.by} is at {place(rollout)}, since {since}"
-
-
-def place(rollout: Rollout) -> str:
-    """`step 3 of 9 (building it)`; on the way back without numbers."""
-    step = rollout.at_step if rollout.at_step is not None else rollout.next_step
-    if rollout.back is not None:
-        return f"its way back ({DOING[step]})" if rollout.at_step is not None else "its way back"
-    steps = rollout.wish.steps
-    return f"step {steps.index(step) + 1} of {len(steps)} ({DOING[step]})"
 
 
 def how_it_ended(rollout: Rollout, outcome: Outcome, view: PairView, log: str) -> str:

@@ -45,13 +45,24 @@ class RolloutView:
         """Whether it has not ended."""
         return self.rollout.outcome is None
 
+    @property
+    def in_short(self) -> str | None:
+        """It as monitoring is told: where it is, or that it is stuck; None when it has come to its end."""
+        rollout = self.rollout
+        if self.is_under_way:
+            until = f", and waits for an answer until {self.question.until}" if self.question is not None else ""
+            return f"{under_way(rollout)}{until}"
+        return f"{rollout.wish.text} is stuck: clojarsctl why" if rollout.outcome is Outcome.STUCK else None
+
     def as_json(self) -> dict[str, Any]:
         """The rollout as `GET /v1/status` gives it while it is under way."""
+        assert self.is_under_way
         rollout, wish = self.rollout, self.rollout.wish
         step = rollout.at_step if rollout.at_step is not None else rollout.next_step
         return {
             "id": wish.id,
             "kind": wish.kind.value,
+            "text": wish.text,
             "tag": wish.tag,
             "commit": wish.commit,
             "release": rollout.release,
@@ -84,8 +95,21 @@ class RolloutView:
 
 
 def _state(rollout: Rollout) -> str:
-    if rollout.outcome is not None:
-        return "done" if rollout.outcome is Outcome.DONE else "ended"
     if rollout.back is not None:
         return "going back"
     return "waiting" if rollout.at_step is StepName.APPROVE else "running"
+
+
+def under_way(rollout: Rollout) -> str:
+    """`deploy of 1.2.0 by ann is at step 3 of 9 (building it), since 2026-11-28T12:00:00.000Z`."""
+    since = rollout.step_at if rollout.step_at is not None else rollout.wish.at
+    return f"{rollout.wish.text} by {rollout.wish.by} is at {place(rollout)}, since {since}"
+
+
+def place(rollout: Rollout) -> str:
+    """`step 3 of 9 (building it)`; on the way back without numbers."""
+    step = rollout.at_step if rollout.at_step is not None else rollout.next_step
+    if rollout.back is not None:
+        return f"its way back ({DOING[step]})" if rollout.at_step is not None else "its way back"
+    steps = rollout.wish.steps
+    return f"step {steps.index(step) + 1} of {len(steps)} ({DOING[step]})"

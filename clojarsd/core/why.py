@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from clojarsd.core.signal_names import signal_name
+from clojarsd.core.why_rollout import rollout_next, rollout_sentences, rollout_todo
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -56,18 +57,22 @@ def explain(status: Json, events: Sequence[Json], role: str | None = None, *, to
         today: instants of that date (`2026-11-23`) are told without it.
 
     Returns:
-        `verdict`: a sentence; `frontends` and `instances`: sentences by name; `lately`: events as `at` and `message`,
-        the oldest first; `next`: `at`, `of` and `what`, the soonest first; `todo`: sentences.
+        `verdict`: a sentence; `rollout`: sentences; `frontends` and `instances`: sentences by name; `lately`: events as
+        `at` and `message`, the oldest first; `next`: `at`, `of` and `what`, the soonest first; `todo`: sentences.
     """
     roles = [role] if role is not None else list(status["instances"])
     past = _Past(events, today)
     return {
         "verdict": _verdict(status),
+        "rollout": rollout_sentences(status, past.when),
         "frontends": {name: _explain_frontend(name, seen, status, past) for name, seen in status["frontends"].items()},
         "instances": {name: _explain_instance(name, status["instances"][name], past) for name in roles},
         "lately": past.lately(roles),
         "next": _what_comes(status, roles),
-        "todo": [sentence for name in roles for sentence in _todo(name, status["instances"][name], past)],
+        "todo": [
+            *rollout_todo(status),
+            *(sentence for name in roles for sentence in _todo(name, status["instances"][name], past)),
+        ],
     }
 
 
@@ -303,7 +308,7 @@ def _what_comes(status: Json, roles: Sequence[str]) -> list[dict[str, str]]:
         for name, seen in [*status["frontends"].items(), *((role, status["instances"][role]) for role in roles)]
         if seen.get("next")
     ]
-    return sorted(coming, key=lambda one: one["at"])
+    return sorted([*coming, *rollout_next(status)], key=lambda one: one["at"])
 
 
 def _todo(role: str, seen: Json, past: _Past) -> list[str]:

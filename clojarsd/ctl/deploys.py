@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import termios
 import threading
 from collections import deque
 from typing import Any
 
+from clojarsd.core.why_rollout import rollout_line
 from clojarsd.ctl.client import Answer, Rejected, Unreachable
 from clojarsd.ctl.render import clean, step_text
 from clojarsd.ctl.session import (
@@ -30,7 +33,7 @@ def begin(session: Session, path: str, options: dict[str, Any]) -> None:
     """Order a rollout, and end the command with how it went."""
     with session.outcome(interrupted="stopped; whether the order was taken is not known: clojarsctl rollout"):
         answer = session.daemon.stream("POST", path, options, BEGIN_TIMEOUT)
-    _watch(session, answer)
+    _watch(session, answer, asks=bool(options.get("promote", True)))
 
 
 def follow(session: Session) -> None:
@@ -58,16 +61,13 @@ def show_rollout(session: Session) -> None:
 
 def rollout_lines(rollout: dict[str, Any]) -> list[str]:
     """A rollout that is under way, a line for each fact."""
-    what = f"{rollout['kind']} of {rollout['tag'] or rollout['release'] or 'an artifact'}"
-    place = rollout["step_text"]
-    if rollout["step_number"] is not None:
-        place = f"step {rollout['step_number']} of {len(rollout['steps'])}, {place}"
-    lines = [clean(f"{what} by {rollout['by']}, {rollout['state']}: {place}, since {rollout['step_since']}")]
+    since = rollout["step_since"] or rollout["started_at"]
+    lines = [clean(f"{rollout_line(rollout)}, since {since}")]
     if rollout["failure"] is not None:
-        lines.append(clean(f"  it goes back: {rollout['failure']}"))
+        lines.append(f"  it goes back: {clean(rollout['failure'])}")
     if rollout["question"] is not None:
         lines += [f"  {line}" for line in question_lines(rollout["question"])]
-    return [*lines, clean(f"  whole output: {rollout['log']}")]
+    return [*lines, f"  whole output: {clean(rollout['log'])}"]
 
 
 def question_lines(question: dict[str, Any]) -> list[str]:
@@ -101,15 +101,19 @@ def show_releases(session: Session) -> None:
         offer("  ".join(clean(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _watch(session: Session, answer: Answer) -> None:
-    """Tell what the stream says, and end with how it ends."""
-    shown: deque[str] = deque(maxlen=LAST_LINES)
+def _watch(session: Session, answer: Answer, *, asks: bool = True) -> None:
+    """Tell what the stream says, and end with how it ends.
+
+    Args:
+        asks: whether this one waits for what the terminal says to a question.
+    """
+    telling = _Telling(session, asks)
     try:
         with answer:
             for line in answer.lines():
                 if session.as_json:
                     offer(json.dumps(line))
-                _tell(session, line, shown)
+                telling.tell(line)
     except Unreachable as error:
         session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; the next clojarsd goes on with it: {SEE}")
     except KeyboardInterrupt:
@@ -117,46 +121,96 @@ def _watch(session: Session, answer: Answer) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _tell(session: Session, line: dict[str, Any], shown: deque[str]) -> None:
-    """Say what one line does; a failure ends the command.
+class _Telling:
+    """What is told of a rollout, and asked at the terminal."""
 
-    Args:
-        shown: the output that was told last: what has failed is not told twice.
-    """
-    if "step" in line:
-        narrate(step_text(line["step"]))
-    elif "output" in line:
-        shown.append(line["output"])
-        narrate(f"  | {clean(line['output'])}")
-    elif "question" in line:
-        for text in question_lines(line["question"]):
-            narrate(text)
-        if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
-            threading.Thread(target=_ask, args=(session,), daemon=True).start()
-    elif line.get("result") == "failed":
-        output = line["error"].get("output", [])
-        if output and output != list(shown)[-len(output) :]:
-            for text in output:
-                narrate(f"  | {clean(text)}")
-        narrate(clean(line["error"]["message"]))
-        sys.exit(EXIT_FAILED)
-    elif "result" in line and not session.as_json:
-        offer(clean(line["message"]))
+    def __init__(self, session: Session, asks: bool) -> None:
+        self._session = session
+        self._asks = asks
+        self._shown: deque[str] = deque(maxlen=LAST_LINES)
+        self._asked: _Asked | None = None
 
+    def tell(self, line: dict[str, Any]) -> None:
+        """Say what one line does; a failure ends the command."""
+        if "step" in line:
+            narrate(step_text(line["step"]))
+        elif "output" in line:
+            self._shown.append(line["output"])
+            narrate(f"  | {clean(line['output'])}")
+        elif "question" in line:
+            self._ask(line["question"])
+        elif line.get("result") == "failed":
+            output = line["error"].get("output", [])
+            if output and output != list(self._shown)[-len(output) :]:  # what was told last is not told twice
+                for text in output:
+                    narrate(f"  | {clean(text)}")
+            narrate(clean(line["error"]["message"]))
+            sys.exit(EXIT_FAILED)
+        elif "result" in line and not self._session.as_json:
+            offer(clean(line["message"]))
 
-def _ask(session: Session) -> None:
-    """Ask at the terminal until there is an answer; another terminal may be faster, and then this is not heard."""
-    orders = {"y": "promote", "yes": "promote", "n": "abort", "no": "abort"}
-    while True:
-        narrate("promote it to the primary? yes or no:")
-        said = sys.stdin.readline()
-        if not said:
+    def _ask(self, question: dict[str, Any] | None) -> None:
+        if self._asked is not None:
+            self._asked.is_over = True
+            self._asked = None
+        if question is None:
             return
-        order = orders.get(said.strip().lower())
-        if order is None:
-            continue
-        try:
-            session.daemon.stream("POST", f"/v1/rollout/{order}", {}).close()
-        except (Rejected, Unreachable) as error:
-            narrate(clean(str(error)))
-        return
+        for text in question_lines(question):
+            narrate(text)
+        if self._asks and _somebody_can_answer():
+            self._asked = _Asked(self._session)
+
+
+class _Asked:
+    """A question at the terminal, until somebody answers it, here or elsewhere.
+
+    Attributes:
+        is_over: it is answered, or nobody asks any more: what is typed now is no answer.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.is_over = False
+        self._session = session
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)  # what was typed before nobody has asked for
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def _ask(self) -> None:
+        orders = {"y": "promote", "yes": "promote", "n": "abort", "no": "abort"}
+        while True:
+            narrate("promote it to the primary? yes or no:")
+            said = _typed()
+            if self.is_over or not said:
+                return
+            order = orders.get(said.strip().lower())
+            if order is None:
+                continue
+            try:
+                self._session.daemon.stream("POST", f"/v1/rollout/{order}", {}, BEGIN_TIMEOUT).close()
+            except Rejected as error:
+                narrate(clean(str(error)))
+            except Unreachable as error:
+                narrate(clean(str(error)))
+                return
+            else:
+                return
+
+
+def _somebody_can_answer() -> bool:
+    """Whether there is a terminal, and this command is in its foreground: reading it would stop one in the back."""
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _typed() -> str:
+    """The next line from the terminal; empty when there is none any more.
+
+    Not by `sys.stdin`: the interpreter cannot end while a thread reads that.
+    """
+    try:
+        return os.read(sys.stdin.fileno(), 4096).decode(errors="replace")
+    except OSError:
+        return ""

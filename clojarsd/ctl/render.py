@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from clojarsd.core.signal_names import signal_name
+from clojarsd.core.why_rollout import rollout_line
 
 WIDTH = 80
 _INDENT = 10
@@ -32,7 +33,7 @@ def plain(lines: Iterable[Line]) -> str:
 def status_lines(status: Json, now: datetime) -> list[Line]:
     """The picture of the pair, as `GET /v1/status` has it."""
     instances = status["instances"]
-    lines: list[Line] = [headline(status), _daemon_line(status, now), []]
+    lines: list[Line] = [headline(status), _daemon_line(status, now), *_rollout_lines(status, now), []]
     for role, seen in instances.items():
         lines += _instance_lines(role, seen, now)
     if status["frontends"]:
@@ -126,6 +127,23 @@ def _daemon_line(status: Json, now: datetime) -> Line:
     if pids:
         text += f", relay process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
     return [(text + (f", release {clean(release)}" if release else ""), "faint")]
+
+
+def _rollout_lines(status: Json, now: datetime) -> list[Line]:
+    """The deploy or rollback that is under way, and what it waits for; or that the latest is stuck."""
+    rollout, last = status.get("rollout"), status.get("last_rollout")
+    if rollout is None:
+        if last is None or last["outcome"] != "stuck":
+            return []
+        return wrapped(f"{clean(last['text'])} is stuck: {clean(last['message'])}", "bad", 0)
+    since = rollout["step_since"] or rollout["started_at"]
+    lines = wrapped(f"{clean(rollout_line(rollout))}, for {age(since, now)}", "warning", 0)
+    if rollout["failure"] is not None:
+        lines += wrapped(f"it goes back: {clean(rollout['failure'])}", "bad")
+    if rollout["question"] is not None:
+        until = short_time(rollout["question"]["until"])
+        lines += wrapped(f"`clojarsctl promote`, or `clojarsctl abort`, until {until}; then it goes back", "strong")
+    return lines
 
 
 def _instance_lines(role: str, seen: Json, now: datetime) -> list[Line]:

@@ -37,16 +37,17 @@ def why_lines(service: str, why: dict[str, Any], today: str) -> list[Line]:
     verdict = clean(why["verdict"])
     style = "bad" if verdict.startswith("nothing") else "warning" if verdict.startswith("only") else "good"
     lines: list[Line] = [[(f"{clean(service)}: ", "strong"), (verdict, style)]]
-    for sentences in (*why["frontends"].values(), *why["instances"].values()):
+    told = [why["rollout"]] if why["rollout"] else []
+    for sentences in (*told, *why["frontends"].values(), *why["instances"].values()):
         first, *others = sentences
         lines += [[], *wrapped(clean(first), "strong", 0)]
         lines += [line for sentence in others for line in wrapped(clean(sentence), "", _INDENT)]
     lately = [f"{_short(event['at'], today)} {clean(event['message'])}" for event in why["lately"]]
     coming = [f"{_short(one['at'], today)} {clean(one['of'])}: {clean(one['what'])}" for one in why["next"]]
-    for title, told in (("What led here", lately), ("What comes next", coming), ("What to do", why["todo"])):
-        if told:
+    for title, listed in (("What led here", lately), ("What comes next", coming), ("What to do", why["todo"])):
+        if listed:
             lines += [[], [(title, "faint")]]
-            lines += [line for sentence in told for line in wrapped(clean(sentence), "", _INDENT)]
+            lines += [line for sentence in listed for line in wrapped(clean(sentence), "", _INDENT)]
     return lines
 
 

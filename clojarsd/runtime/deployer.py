@@ -29,8 +29,8 @@ from clojarsd.core.rollout import (
     why_not_resumed,
 )
 from clojarsd.core.rollout_facts import DOING, GoingBack, HeldBack, Outcome, Rollout, StepName, Wish
-from clojarsd.core.rollout_texts import how_it_ended, place, under_way
-from clojarsd.core.rollout_view import Question, RolloutView
+from clojarsd.core.rollout_texts import how_it_ended
+from clojarsd.core.rollout_view import Question, RolloutView, place, under_way
 from clojarsd.runtime.rollout_answer import Answer
 from clojarsd.runtime.rollout_record import RolloutRecord
 from clojarsd.runtime.rollout_watch import look, settled

@@ -93,6 +93,7 @@ CRASHING = serving(
 def test_a_pair_that_serves_and_of_which_nothing_is_known() -> None:
     assert explain(picture(), [], today=TODAY) == {
         "verdict": "primary and backup can serve",
+        "rollout": [],
         "frontends": {"http": ["primary serves http"]},
         "instances": {
             "primary": ["primary can serve: ready since 12:00:09Z, and its checks pass"],
@@ -107,6 +108,7 @@ def test_a_pair_that_serves_and_of_which_nothing_is_known() -> None:
 def test_a_killed_primary_that_is_tried_again() -> None:
     assert explain(picture(primary=CRASHING, active=BACKUP), KILLED.events, today=TODAY) == {
         "verdict": "only backup can serve",
+        "rollout": [],
         "frontends": {"http": ["backup serves http since 12:03:00Z: primary was killed by SIGKILL"]},
         "instances": {
             "primary": [

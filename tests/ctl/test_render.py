@@ -113,6 +113,47 @@ http      127.0.0.1:8080, [::1]:8080  relay  nobody  12/0/3         70000/0
     )
 
 
+def test_a_deploy_that_is_under_way() -> None:
+    status = picture(instance(Role.PRIMARY), instance(Role.BACKUP))
+    rollout = {
+        "text": "deploy of 1.2.0",
+        "by": "ann",
+        "state": "running",
+        "steps": ["build", "switch"],
+        "step_number": 1,
+        "step_text": "building it",
+        "step_since": "2026-11-23T14:04:09.000Z",
+        "started_at": AT,
+        "failure": None,
+        "question": None,
+    }
+
+    def told(**changes: Any) -> list[str]:
+        lines = read({**status, "rollout": {**rollout, **changes}}).splitlines()
+        return lines[2 : lines.index("")]
+
+    assert told() == ["deploy of 1.2.0 by ann: step 1 of 2, building it, for 60 s"]
+    assert told(step_since=None) == ["deploy of 1.2.0 by ann: step 1 of 2, building it, for 2 h 5 min"]
+    assert told(question={"until": "2026-11-23T14:34:09.000Z"}) == [
+        "deploy of 1.2.0 by ann: step 1 of 2, building it, for 60 s",
+        "          `clojarsctl promote`, or `clojarsctl abort`, until 2026-11-23",
+        "          14:34:09Z; then it goes back",
+    ]
+    assert told(state="going back", failure="lein ended\nwith code 1") == [
+        "deploy of 1.2.0 by ann: on its way back, building it, for 60 s",
+        "          it goes back: lein ended with code 1",
+    ]
+    assert substance({**status, "rollout": rollout}) != substance({**status, "rollout": {**rollout, "step_number": 2}})
+
+
+def test_a_deploy_that_is_stuck_is_shown_and_one_that_has_failed_is_not() -> None:
+    status = picture(instance(Role.PRIMARY), instance(Role.BACKUP))
+    last = {"text": "deploy of 1.2.0", "outcome": "stuck", "message": "cannot deploy 1.2.0: so it is"}
+    shown = read({**status, "last_rollout": last}).splitlines()
+    assert shown[2] == "deploy of 1.2.0 is stuck: cannot deploy 1.2.0: so it is"
+    assert read({**status, "last_rollout": {**last, "outcome": "failed"}}) == read(status)
+
+
 def test_what_is_wrong_with_one_that_serves_is_shown() -> None:
     primary = instance(Role.PRIMARY, trouble="it has not said within 10 s that it is alive (watchdog)")
     status = picture(primary, instance(Role.BACKUP))

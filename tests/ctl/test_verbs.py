@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,18 +24,10 @@ from clojarsd.core.connections import ConnectionList, ConnectionPhase, Connectio
 from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Health, Role, UnitState
+from tests.support.clojarsctl import COMMAND, Run, ctl, running
 from tests.support.control import AT, DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
 from tests.support.waiting import until
 
-COMMAND = "from clojarsd.ctl.main import main; main()"
-BECOME = """
-import os, sys
-uid = int(sys.argv[1])
-os.setgroups([])
-os.setgid(uid)
-os.setuid(uid)
-del sys.argv[1]
-"""
 SEE = "clojarsctl status | clojarsctl events -f"
 NO_SPACE = "cannot write the answer: no space left on device"
 
@@ -52,57 +44,6 @@ def directory() -> Iterator[Path]:
 async def room(directory: Path) -> AsyncIterator[Room]:
     async with control_room(directory, viewers=("nobody",)) as room:
         yield room
-
-
-class Run:
-    """One clojarsctl."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def line(self, *, error: bool = False) -> str:
-        """The next line that it says on stdout, or on stderr."""
-        stream = self.process.stderr if error else self.process.stdout
-        assert stream is not None
-        async with asyncio.timeout(DEADLINE_S):
-            return (await stream.readline()).decode().rstrip("\n")
-
-    async def end(self) -> tuple[int, str, str]:
-        """Its exit code, and what else it has said on stdout and stderr."""
-        async with asyncio.timeout(DEADLINE_S):
-            out, err = await self.process.communicate()
-        assert self.process.returncode is not None
-        return self.process.returncode, out.decode(), err.decode()
-
-
-@asynccontextmanager
-async def running(socket: Path, *words: str, uid: int | None = None) -> AsyncIterator[Run]:
-    """A clojarsctl that is interrupted if the test leaves it running."""
-    script = COMMAND if uid is None else f"{BECOME}{COMMAND}"
-    become = [] if uid is None else [str(uid)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        script,
-        *become,
-        *words,
-        env={**os.environ, "CLOJARSD_SOCKET": str(socket), "COLUMNS": "100"},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    run = Run(process)
-    try:
-        yield run
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-async def ctl(socket: Path, *words: str, uid: int | None = None) -> tuple[int, str, str]:
-    async with running(socket, *words, uid=uid) as run:
-        return await run.end()
 
 
 async def next_work(room: Room) -> PaperWork:

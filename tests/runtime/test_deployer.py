@@ -432,7 +432,7 @@ async def test_an_abort_stops_a_step_and_brings_everything_back(bench: Bench, st
     async with bench.daemon() as daemon:
         work = await daemon.begin(make_wish(steps=AUTOMATIC), "ann")
         await daemon.at(step)
-        await until(lambda: bench.steps.acts[-1] == step.value)
+        await until(lambda: bench.steps.acts[-1:] == [step.value])
         assert daemon.deployer.abort("bob") is work
         assert daemon.deployer.abort("cid") is work, "asking for what is under way already succeeds"
         ended = await daemon.end()

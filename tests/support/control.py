@@ -16,16 +16,20 @@ from types import MappingProxyType
 from typing import Any
 
 from clojarsd.core.api import Access, Step, Verb
+from clojarsd.core.api_rollout import DeployOrder, RollbackOrder
 from clojarsd.core.connections import ConnectionList
 from clojarsd.core.errors import ClojarsdError, Refused
 from clojarsd.core.frontend_plan import CountedFrom, Pause
 from clojarsd.core.history import PastEvent
 from clojarsd.core.names import Address, Goal, Health, Incarnation, Role, UnitState
+from clojarsd.core.rollout_facts import Rollout
+from clojarsd.core.rollout_view import RolloutView
 from clojarsd.core.routing import Caps
 from clojarsd.core.unit import Unit
 from clojarsd.core.view import CheckView, DaemonView, FrontendView, InstanceView, PausedView
 from clojarsd.runtime.control import ControlServer
 from clojarsd.runtime.history import History
+from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.runtime.status import Board
 from clojarsd.system.control_socket import ControlSocket
 from tests.support.fronts import make_plan
@@ -178,6 +182,51 @@ class PaperLife:
         return work
 
 
+class PaperRollouts:
+    """Deploys and rollbacks that go on as the test says, by `work` and `rollout`.
+
+    Attributes:
+        given: verb, order and user of what was ordered.
+        rollout: what is under way, or was the latest.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: BaseException | None = None
+        self.given: list[tuple[str, Any, str]] = []
+        self.rollout: Rollout | None = None
+        self.work = RolloutWork()
+        self.listed: dict[str, Any] = {"current": None, "releases": [], "warnings": []}
+
+    @property
+    def view(self) -> RolloutView | None:
+        if self.rollout is None:
+            return None
+        return RolloutView(self.rollout, "/var/log/clojarsd/rollouts/20261123-120000.log", self.work.question)
+
+    async def deploy(self, order: DeployOrder, by: str) -> RolloutWork:
+        return self._take("deploy", order, by)
+
+    async def rollback(self, order: RollbackOrder, by: str) -> RolloutWork:
+        return self._take("rollback", order, by)
+
+    async def promote(self, by: str) -> RolloutWork:
+        return self._take("promote", None, by)
+
+    def abort(self, by: str) -> RolloutWork:
+        return self._take("abort", None, by)
+
+    async def releases(self) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        return self.listed
+
+    def _take(self, verb: str, order: Any, by: str) -> RolloutWork:
+        if self.refusal is not None:
+            raise self.refusal
+        self.given.append((verb, order, by))
+        return self.work
+
+
 class PaperFrontend:
     """A frontend as it is told to look."""
 
@@ -274,6 +323,7 @@ class Room:
     server: ControlServer
     frontends: PaperFrontends
     archives: PaperArchives
+    rollouts: PaperRollouts
 
     def connect(self) -> socket.socket:
         """A connection that the test closes."""
@@ -356,10 +406,12 @@ async def control_room(
             frontends = PaperFrontends(frontend)
             frontends.board = board
             archives = PaperArchives()
+            rollouts = PaperRollouts()
+            board.rollout = lambda: rollouts.view
             whole: dict[str, Any] = {"config": config, "life": life, "frontends": frontends, "archives": archives}
-            about_itself = whole if is_whole else {}
+            about_itself = {**whole, "rollouts": rollouts} if is_whole else {}
             control = ControlServer(listener, orders, board, history, access, logs, **about_itself)
             task = group.create_task(control.serve())
-            parts = (task, config, life, control, frontends, archives)
+            parts = (task, config, life, control, frontends, archives, rollouts)
             yield Room(listener.path, orders, board, frontend, history, logs, *parts)
             task.cancel()
