@@ -59,6 +59,7 @@ def start(jar: Path, tmp_path: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.wait()
+        Path(f"/tmp/.java_pid{process.pid}").unlink(missing_ok=True)  # which one that is killed leaves
 
 
 def assert_nothing_left(pid: int) -> None:
