@@ -241,6 +241,7 @@ class Parts:
             self.logs.logs,
             self.class_data,
             self._pid_of,
+            self.relay.set_share,
         )
         stack.callback(self.rollouts.close)
         self.rollouts.load()

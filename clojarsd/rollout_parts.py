@@ -38,6 +38,7 @@ class RolloutParts:
         settings, world: give those in use.
         logs: of the instances, by role.
         pid_of: the number of an instance's process, or None.
+        share: gives the backup that part of the new connections; None: nothing beyond what the route says.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class RolloutParts:
         logs: Mapping[Role, InstanceLog],
         archives: ClassData,
         pid_of: Callable[[Role], int | None],
+        share: Callable[[float | None], None],
     ) -> None:
         self._settings = settings
+        self._share = share
         self._world = world
         self._logs = logs
         self._base = find_delegated() if groups is not None else None
@@ -72,6 +75,7 @@ class RolloutParts:
             board,
             releases,
             self._last_words,
+            share,
             archives,
         )
         self.deployer = Deployer(
@@ -120,7 +124,10 @@ class RolloutParts:
         return found[-count:]
 
     async def _end_leftovers(self, id: str) -> None:
-        """End what a rollout of a former daemon has left running."""
+        """End what a rollout of a former daemon has left: commands that run, and the backup's share of connections."""
+        deploy = self._settings().deploy
+        if deploy is not None and deploy.share:
+            self._share(None)
         uid = self._world().uid
         users = () if uid is None else (uid,)
         if left := await asyncio.to_thread(end_leftovers, str(self._settings().service.state_dir), users, self._base):

@@ -48,7 +48,8 @@ class Workshop:
         settings: gives those in use.
         world: gives that of launches.
         archives: makes and removes class-data archives.
-        share: gives the backup so many percent of the new connections from now on; None: as the route says.
+        share: gives the backup that part of the new connections, from 0 to 0.5, from now on; None: nothing beyond what
+            the route says.
     """
 
     settings: Callable[[], Settings]
@@ -59,6 +60,7 @@ class Workshop:
     board: Board
     releases: Releases
     last_words: LastWords
+    share: Callable[[float | None], None]
     archives: ClassData
 
     @property
@@ -222,7 +224,14 @@ class Workshop:
     @contextmanager
     def sharing(self, percent: int) -> Iterator[None]:
         """While it is entered, the backup gets so many percent of the new connections."""
-        yield
+        if percent == 0:
+            yield  # and a share that an operator has ordered stays
+            return
+        self.share(percent / 100)
+        try:
+            yield
+        finally:
+            self.share(None)
 
     async def archive(self, role: Role) -> str:
         """Make the class-data archive of what the instance runs; a sentence about it."""
