@@ -125,6 +125,9 @@ class Journals:
             journal.reserve(RESERVED)
             for record in records:
                 journal.append(record)
+            if not journal.reserve_is_sure:
+                reason = "its file system cannot hold space ready: on a full disk a rollout may not find its way back"
+                log.warning("journal_not_reserved", path=str(path), reason=reason)
         except Failed:
             journal.close()
             with suppress(OSError):
