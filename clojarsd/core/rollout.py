@@ -9,7 +9,8 @@ each instance that was touched and does not run the former release, the one that
 
 What holds at every move, and `broken_rule` finds broken:
 
-- the primary is restarted only when the release has passed every gate on the backup and was approved;
+- the primary is restarted only when the release has passed every gate on the backup and was approved; in a rollback one
+  that serves nobody gets it first, where the backup is the only one that serves: that is what the rollback is for;
 - an instance that may get connections is restarted only while the other one may, too;
 - after the release is recorded as good nothing goes back;
 - before the switch, and after a return, link and instances are what they were.
@@ -130,9 +131,16 @@ def _forward(rollout: Rollout, seen: Seen) -> Move:
     if seen.instances[role].serves(release):
         return Relaunch(step, role, release, is_there=True)
     if seen.is_eligible(role) and not seen.is_eligible(role.other):
+        if _may_begin_with_primary(rollout) and role is Role.BACKUP:
+            return Relaunch(StepName.PRIMARY, Role.PRIMARY, release, alone=True)
         why = f"{role.other.value} cannot take over while {role.value} is restarted"
         return TurnBack(GoingBack(why, step))
     return Relaunch(step, role, release, alone=not seen.is_eligible(role))
+
+
+def _may_begin_with_primary(rollout: Rollout) -> bool:
+    """Whether a primary that serves nobody may get the release before the backup: one that was good before."""
+    return rollout.wish.kind is Kind.ROLLBACK and StepName.PRIMARY not in rollout.done
 
 
 def _back(rollout: Rollout, seen: Seen) -> Move:
@@ -187,7 +195,9 @@ def broken_rule(rollout: Rollout, seen: Seen, move: Move) -> str | None:
         is_free = move.is_there or move.into is None or not seen.is_eligible(move.role)
         if not is_free and not seen.is_eligible(move.role.other):
             return f"{move.role.value} is the only one that serves"
-        if move.step is StepName.PRIMARY and (rollout.approved_by is None or _missing(rollout, StepName.PRIMARY)):
+        is_first = move.alone and _may_begin_with_primary(rollout) and not seen.is_eligible(Role.PRIMARY)
+        is_proved = rollout.approved_by is not None and not _missing(rollout, StepName.PRIMARY)
+        if move.step is StepName.PRIMARY and not is_first and not is_proved:
             return "the primary is restarted before the release has proved itself"
     return None
 

@@ -98,8 +98,8 @@ class Rollouts:
                     " elsewhere; nothing was done"
                 )
             previous = await self._workshop.previous(cannot)
-            if not order.force and previous is not None and (why := why_not_both(self._board.view())):
-                raise Refused(f"{cannot}: {why}; nothing was done; --force deploys all the same")
+            if previous is not None and (why := why_not_both(self._board.view(), is_forced=order.force)):
+                raise Refused(f"{cannot}: {why}")
             id = await self._new_id()
             await self._workshop.preflight(cannot, deploy, order)
             commit = None
@@ -166,8 +166,11 @@ class Rollouts:
         await self._board.look()
         running = {role: self._board.runs(role, running_release(self._board.instance(role))) for role in Role}
         listed = self._releases.book.as_json(current, running)
-        warnings = (other_release(role, runs, current) for role, runs in running.items())
-        return {"current": current, "releases": listed, "warnings": [one for one in warnings if one is not None]}
+        told = (other_release(role, runs, current) for role, runs in running.items())
+        warnings = [one for one in told if one is not None]
+        if warnings and (busy := self._deployer.why_busy()) is not None:  # which explains it
+            warnings = [busy]
+        return {"current": current, "releases": listed, "warnings": warnings}
 
     async def _new_id(self) -> str:
         return await self._free_id(f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
@@ -245,13 +248,20 @@ def _commit_of(releases: Releases, tag: str) -> str | None:
     return next(known, None)
 
 
-def why_not_both(view: PairView) -> str | None:
-    """Why not both instances can serve; None when they can."""
+def why_not_both(view: PairView, *, is_forced: bool) -> str | None:
+    """Why nothing can be deployed to instances that cannot both serve, and what to do; None when it can.
+
+    Nothing forces a deploy while the backup is the only one that serves: it is restarted first.
+    """
     missing = [seen for seen in view.instances.values() if not seen.is_eligible]
-    if not missing:
+    is_backup_alone = [seen.role for seen in missing] == [Role.PRIMARY]
+    if not missing or (is_forced and not is_backup_alone):
         return None
     why = " and ".join(f"{seen.role.value} is {seen.unit.state.value} ({seen.reason})" for seen in missing)
-    return f"both instances must be able to serve, and {why}; {what_serves(view)}"
+    what = "--force deploys all the same"
+    if is_backup_alone:
+        what = "clojarsctl start primary, or clojarsctl rollback, comes first"
+    return f"both instances must be able to serve, and {why}; {what_serves(view)}; nothing was done; {what}"
 
 
 def running_release(seen: InstanceView) -> str | None:
