@@ -346,8 +346,17 @@ def free_name(artifact: str, tag: str | None, checksum: str, existing: Mapping[s
         existing: the checksum of each name in the directory; None where it is not known.
         link_name: the name of the link, which is never free.
     """
-    candidates = _candidates(artifact.lstrip(".") or "release", tag, checksum)
+    candidates = _candidates(_named(artifact), tag, checksum)
     return next(name for name in candidates if name != link_name and existing.get(name, checksum) == checksum)
+
+
+def first_names(artifact: str, tag: str | None, checksum: str) -> tuple[str, ...]:
+    """The names without a number that `free_name` thinks of."""
+    return tuple(itertools.islice(_candidates(_named(artifact), tag, checksum), 3))
+
+
+def _named(artifact: str) -> str:
+    return artifact.lstrip(".") or "release"
 
 
 def _candidates(artifact: str, tag: str | None, checksum: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,15 @@ import structlog
 from clojarsd.core.errors import ClojarsdError, CommandFailed
 from clojarsd.core.history import stamp
 from clojarsd.core.names import Role
-from clojarsd.core.releases import BecameCurrent, ProvedBad, ProvedGood, WasInstalled, WasRemoved, free_name
+from clojarsd.core.releases import (
+    BecameCurrent,
+    ProvedBad,
+    ProvedGood,
+    WasInstalled,
+    WasRemoved,
+    first_names,
+    free_name,
+)
 from clojarsd.core.rollout import Relaunch
 from clojarsd.core.rollout_facts import GATES, Rollout, StepName, Wish
 from clojarsd.core.rollout_view import Question
@@ -197,9 +205,9 @@ class RolloutSteps:
             source = Path(wish.artifact)
         else:
             source = await asyncio.to_thread(self._find_artifact)
-        store, book = self._releases.store, self._releases.book
+        store = self._releases.store
         checksum = await asyncio.to_thread(store.checksum_of, source)
-        existing = {name: book.checksum_of(name) for name in await asyncio.to_thread(store.taken)}
+        existing = await asyncio.to_thread(self._existing, source.name, checksum)
         name = free_name(source.name, wish.tag, checksum, existing, self._deploy.current)
 
         def installed(made: Installed) -> WasInstalled:
@@ -209,6 +217,18 @@ class RolloutSteps:
 
         await self._releases.change(lambda: store.install(source, name), installed)
         return name
+
+    def _existing(self, artifact: str, checksum: str) -> dict[str, str | None]:
+        """The checksum of each name in the directory that the release could get; None for all others.
+
+        The disk is asked, and not the log: something may have been changed, or not been recorded because clojarsd died.
+        """
+        store, wanted = self._releases.store, first_names(artifact, self._wish.tag, checksum)
+        existing: dict[str, str | None] = dict.fromkeys(store.taken())
+        for name in existing.keys() & set(wanted) - {self._deploy.current}:
+            with suppress(ClojarsdError):  # what cannot be read is something else
+                existing[name] = store.checksum(name)
+        return existing
 
     def _find_artifact(self) -> Path:
         with acting_as(self._releases.actor):

@@ -24,6 +24,7 @@ from clojarsd.core.releases import (
     ReleaseState,
     WasInstalled,
     WasRemoved,
+    first_names,
     free_name,
     other_release,
     record_as_json,
@@ -348,6 +349,10 @@ def free(artifact: str, tag: str | None, *taken: str, same: tuple[str, ...] = ()
 def test_a_release_has_the_name_of_its_artefact_where_that_is_free() -> None:
     assert free("app-1.2.jar", "1.2") == "app-1.2.jar"
     assert free("app-1.2.jar", "1.2", same=("app-1.2.jar",)) == "app-1.2.jar"
+
+
+def test_the_names_that_are_thought_of_first() -> None:
+    assert first_names(".app.jar", "1.2", SUM) == ("app.jar", "app-1.2.jar", "app-1.2-ab12cd34.jar")
 
 
 @pytest.mark.parametrize(
