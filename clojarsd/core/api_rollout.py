@@ -97,6 +97,11 @@ def waiting_line(message: str) -> dict[str, Any]:
     return {"result": "waiting", "message": message}
 
 
+def left_line(why: str) -> dict[str, Any]:
+    """The last line for a caller who watches a rollout that is not over when the daemon ends. why: it ends."""
+    return {"result": "left", "message": f"{why}; the next clojarsd takes it up"}
+
+
 def rollout_failed_line(message: str, output: Sequence[str]) -> dict[str, Any]:
     """The last line of a rollout that has not come to what was asked. output: the last lines of what has failed."""
     error = error_body(ErrorKind.FAILED, message)["error"]

@@ -115,7 +115,7 @@ def _watch(session: Session, answer: Answer, *, asks: bool = True) -> None:
                     offer(json.dumps(line))
                 telling.tell(line)
     except Unreachable as error:
-        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; the next clojarsd goes on with it: {SEE}")
+        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; the next clojarsd takes it up: {SEE}")
     except KeyboardInterrupt:
         narrate(f"stopped watching; it goes on: {SEE}")
         sys.exit(EXIT_INTERRUPTED)
@@ -146,6 +146,9 @@ class _Telling:
                     narrate(f"  | {clean(text)}")
             narrate(clean(line["error"]["message"]))
             sys.exit(EXIT_FAILED)
+        elif line.get("result") == "left":
+            narrate(f"{clean(line['message'])}: {SEE}")
+            sys.exit(EXIT_UNREACHABLE)
         elif "result" in line and not self._session.as_json:
             offer(clean(line["message"]))
 

@@ -12,6 +12,7 @@ from clojarsd.core.api import done_line, parse_flag
 from clojarsd.core.api_rollout import (
     DeployOrder,
     RollbackOrder,
+    left_line,
     parse_deploy,
     parse_rollback,
     rollout_failed_line,
@@ -156,7 +157,7 @@ class RolloutDesk:
                 return done_line(work.message)
             return rollout_failed_line(work.message, work.output)
 
-        return await self._streams.answer(request, body)
+        return await self._streams.answer(request, body, cut_short=left_line)
 
     async def _begin(self, text: str, act: Coroutine[Any, Any, RolloutWork]) -> RolloutWork:
         """Give the order, and put into the history who did, and whether it was refused."""

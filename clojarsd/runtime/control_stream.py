@@ -34,6 +34,7 @@ class Streams:
         body: Callable[[Write], Awaitable[dict[str, Any]]],
         *,
         to_the_end: bool = False,
+        cut_short: Callable[[str], dict[str, Any]] = failed_line,
     ) -> web.StreamResponse:
         """Send what `body` writes, and then the line that it returns; or one that says why there is no more.
 
@@ -41,6 +42,7 @@ class Streams:
 
         Args:
             to_the_end: `close` leaves this one alone, because it tells how the daemon itself comes to its end.
+            cut_short: the last line of one that `close` ends, out of the reason.
         """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -48,7 +50,7 @@ class Streams:
         async def write(lines: Iterable[dict[str, Any]]) -> None:
             await response.write(b"".join(map(_line, lines)))
 
-        last = failed_line(self._why_closed or "")
+        last = cut_short(self._why_closed or "")
         try:
             async with asyncio.timeout(None) as scope:
                 if not to_the_end:
@@ -56,7 +58,7 @@ class Streams:
                 if self._why_closed is None or to_the_end:
                     last = await body(write)
         except TimeoutError:
-            last = failed_line(self._why_closed or BUG)
+            last = failed_line(BUG) if self._why_closed is None else cut_short(self._why_closed)
             if self._why_closed is None:
                 log.exception("control_request_failed", method=request.method, path=request.path)
         except ClojarsdError as error:

@@ -77,6 +77,8 @@ def why_ended(board: Board, before: Mapping[Role, Incarnation]) -> str | None:
     """How one of the instances has ended since, or None."""
     for role, incarnation in before.items():
         seen = board.instance(role)
+        if seen.unit.goal is Goal.DOWN:
+            return f"{role.value} was told to stop meanwhile"
         if seen.unit.incarnation != incarnation or not seen.unit.has_process:
             return f"{role.value} has ended: {how_it_is(seen)}"
     return None
