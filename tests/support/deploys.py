@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--role")
     parser.add_argument("--home")
     args = parser.parse_args()
-    while os.path.exists(f"{args.home}/hold-start-{args.role}") or FAULT == "deaf":
+    while os.path.exists(f"{args.home}/hold-{VERSION}-on-{args.role}") or FAULT == "deaf":
         time.sleep(0.02)
     app = App(f"{args.role} {VERSION}", args.heap)
     if FAULT == "unhealthy":
@@ -244,11 +244,11 @@ class Site:
         state.mkdir(exist_ok=True)
         store = ReleaseStore(self.releases, LINK, actor_of(str(self.user), None) if self.user == NOBODY else None)
         with RecordLog.open(state / "releases.jsonl", create=True) as log:
-            for number, version in enumerate(versions):
+            for number, version in enumerate(versions, len(log.records())):
                 artefact = self.build(version, fault)
                 made = store.install(artefact, artefact.name)
                 commit, name = self.tag(version, fault), artefact.name
-                at, id = stamp(datetime.now(UTC)), f"20260101-00000{number}"
+                at, id = stamp(datetime.now(UTC)), f"20260101-{number:06}"
                 store.switch(name)
                 records: Sequence[ReleaseRecord] = (
                     WasInstalled(name, version, commit, made.checksum, made.kind, made.size, "ann", at, id),
@@ -261,7 +261,7 @@ class Site:
     # Steps.
 
     def hold(self, *steps: str) -> None:
-        """Let these steps wait, `start-primary` and `start-backup` among them, until `let_go`."""
+        """Let these steps wait, until `let_go`; `1.1.0-on-backup`: that release, when it starts there."""
         for step in steps:
             (self.home / f"hold-{step}").touch()
 
@@ -286,6 +286,10 @@ class Site:
     def until_step(self, step: str) -> dict[str, Any]:
         """The first status in which the rollout is at the step."""
         return self.pair.until(lambda seen: seen["rollout"] is not None and seen["rollout"]["step"] == step)
+
+    def until_asked(self) -> dict[str, Any]:
+        """The first status in which the rollout waits for an answer."""
+        return self.pair.until(lambda seen: seen["rollout"] is not None and seen["rollout"]["question"] is not None)
 
     def until_command(self, line: str) -> None:
         """Return when the command has been run."""
