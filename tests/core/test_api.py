@@ -32,6 +32,9 @@ from clojarsd.core.api import (
 )
 from clojarsd.core.errors import Denied, Failed, LaunchFailed, Refused
 from clojarsd.core.names import Health, LaunchStage, Role, UnitState
+from clojarsd.core.rollout_facts import Kind, Outcome, StepName, Wish
+from clojarsd.core.rollout_journal import asked, told
+from clojarsd.core.rollout_view import RolloutView
 from clojarsd.core.view import DaemonView, PairView
 from tests.support.control import instance
 
@@ -275,6 +278,22 @@ def test_judgement_of_the_pair() -> None:
         none.message
         == "clojars CRITICAL: nothing can serve; primary is failed: it is failed; backup is starting: it is starting"
     )
+
+
+def test_a_rollout_is_told_beside_the_judgement() -> None:
+    rollout = told([asked(Wish("1", Kind.DEPLOY, "1.2.0", None, None, None, None, "ann", "then", (StepName.BUILD,)))])
+    where = "deploy of 1.2.0 by ann is at step 1 of 1 (building it), since then"
+    for states, begin in (
+        ({"primary": UnitState.READY, "backup": UnitState.READY}, "clojars OK: primary and backup can serve"),
+        (
+            {"primary": UnitState.FAILED, "backup": UnitState.READY},
+            "clojars WARNING: only backup can serve; primary is failed: it is failed",
+        ),
+    ):
+        view = replace(pair(**states), rollout=RolloutView(rollout, "/log"))
+        assert judge(view).message == f"{begin}; {where}"
+    done = replace(rollout, outcome=Outcome.DONE)
+    assert judge(replace(view, rollout=RolloutView(done, "/log"))).message == begin
 
 
 def test_a_ready_instance_whose_checks_fail_cannot_serve() -> None:

@@ -389,6 +389,23 @@ async def test_what_cannot_be_taken_over_changes_nothing(room: Room, content: st
     assert room.picture() == before
 
 
+async def test_what_the_owner_says_stands_against_it(room: Room) -> None:
+    before = room.picture()
+    room.write(app=FIRST["app"] + "nice = 3\n")
+    seen = []
+
+    def why_not(old: Settings, new: Settings) -> str | None:
+        seen.append((old.instances[P].nice, new.instances[P].nice))
+        return "cannot reload: a deploy is under way" if len(seen) == 1 else None
+
+    room.configuration.why_not = why_not
+    with pytest.raises(Refused, match=r"^cannot reload: a deploy is under way$"):
+        await room.configuration.reload("ann")
+    assert room.picture() == before
+    assert len(await room.configuration.reload("ann")) == 1
+    assert seen == [(0, 3)] * 2
+
+
 async def test_a_file_that_has_gone_changes_nothing(room: Room) -> None:
     before = room.picture()
     room.file.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -66,7 +66,7 @@ class SlowJournals(Journals):
     Attributes:
         refused: why the disk does not take a record; None when it does.
         wanted, written: the records that were to be written, and those that were.
-        may_write, may_end: what the disk waits for.
+        may_begin, may_write, may_end: what the disk waits for.
     """
 
     def __init__(self, directory: Path, logs: Path) -> None:
@@ -79,6 +79,14 @@ class SlowJournals(Journals):
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.is_ending = False
+        self.may_begin = asyncio.Event()
+        self.may_begin.set()
+        self.is_beginning = False
+
+    async def begin(self, id: str, records: Sequence[Record]) -> None:
+        self.is_beginning = True
+        await self.may_begin.wait()
+        await super().begin(id, records)
 
     async def end(self) -> None:
         self.is_ending = True

@@ -83,3 +83,21 @@ async def test_threads_leave_the_signals_of_the_process_to_its_main_thread() -> 
             assert not seen & {signal.SIGSEGV, signal.SIGABRT}, "which it gets for what it does itself"
     assert held() == before
     threads.close()
+
+
+async def test_the_last_act_is_done_when_all_others_are() -> None:
+    done, gate = list[str](), threading.Event()
+    threads = Threads("test")
+    under_way = asyncio.ensure_future(threads.run(gate.wait))
+    await asyncio.sleep(0)
+    after = asyncio.ensure_future(threads.run(done.append, "another"))
+    await asyncio.sleep(0)
+    threads.close(lambda: done.append("the last"))
+    assert done == []
+    gate.set()
+    async with asyncio.timeout(PATIENCE):
+        await under_way
+        await after
+    await until(lambda: done == ["another", "the last"], "the last act")
+    Threads("test").close(lambda: done.append("at once"))
+    assert done[-1] == "at once", "where no thread was wanted"
