@@ -89,4 +89,6 @@ def test_nothing_fails_while_releases_are_deployed_and_rolled_back(pair: Clojure
     assert back.returncode == 0, (back.stdout, back.stderr)
     traffic.until_version("1.0.0")
     nothing_failed(traffic, pair)
-    assert traffic.versions == ["1.0.0", "1.1.0", "1.0.0"], "no client has ever seen the bad one"
+    assert traffic.versions == ["1.0.0", "1.1.0", "1.0.0"]
+    told = {success.said for success in traffic.successes if success.said}
+    assert told == {"1.0.0", "1.1.0"}, "no client has ever seen the bad one"

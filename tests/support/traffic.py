@@ -76,7 +76,8 @@ class Traffic:
     Attributes:
         successes, failures: everything that has come to its end, in that order.
         acknowledged: the SHA-256 of each file that was acknowledged, by name.
-        versions: what `/version` has answered, each run of the same answer once.
+        versions: what `/version` has answered over new connections, each run of the same answer once. One that is kept
+            may lead to the instance of before for a while longer.
         counts: how many have succeeded, by kind.
         retries: how many pages over a kept connection, which was closed while the request was on its way, were asked
             for once more over a new one, as every client of HTTP does it.
@@ -240,7 +241,7 @@ class Traffic:
             self.successes.append(Success(kind, what, said, began, time.monotonic()))
             self.counts[kind] += 1
             self._ended[kind] += 1
-            if said and self.versions[-1:] != [said]:
+            if said and kind == "fresh" and self.versions[-1:] != [said]:
                 self.versions.append(said)
             self._changed.notify_all()
 
