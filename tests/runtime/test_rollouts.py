@@ -15,7 +15,7 @@ from clojarsd.core.errors import Failed, Refused
 from clojarsd.core.names import Health, Role, UnitState
 from clojarsd.core.releases import ReleaseState
 from clojarsd.core.rollout_facts import Kind, Outcome, StepName
-from clojarsd.runtime.rollouts import Rollouts, running_release, why_not_both
+from clojarsd.runtime.rollouts import Rollouts, running_release
 from tests.support.release_shop import Shop, open_shop
 from tests.support.rollouts import serving
 from tests.support.waiting import until
@@ -152,11 +152,21 @@ async def test_both_must_be_able_to_serve_unless_it_is_forced(shop: Shop) -> Non
         " primary still serves; nothing was done; --force deploys all the same"
     )
     shop.board.publish(serving(P, OLD, state=UnitState.FAILED, reason="given up"))
-    assert why_not_both(shop.board.view()) == (
-        "both instances must be able to serve, and primary is failed (given up) and backup is ready (http: 503);"
-        " nothing serves now"
+    assert await shop.refusal(DeployOrder("1.0.0")) == (
+        "cannot deploy 1.0.0: both instances must be able to serve, and primary is failed (given up) and backup is"
+        " ready (http: 503); nothing serves now; nothing was done; --force deploys all the same"
     )
     assert (await shop.begun(DeployOrder("1.0.0", force=True))).wish.previous == OLD
+
+
+async def test_nothing_forces_a_deploy_while_the_backup_alone_serves(shop: Shop) -> None:
+    await shop.runs(OLD)
+    shop.board.publish(serving(P, OLD, state=UnitState.FAILED, reason="given up"))
+    for force in (False, True):
+        assert await shop.refusal(DeployOrder("1.0.0", force=force)) == (
+            "cannot deploy 1.0.0: both instances must be able to serve, and primary is failed (given up);"
+            " backup still serves; nothing was done; clojarsctl start primary, or clojarsctl rollback, comes first"
+        )
 
 
 async def test_a_link_that_leads_elsewhere(shop: Shop) -> None:
