@@ -338,7 +338,12 @@ class Deployer:
         return {}
 
     async def _await_answer(self, steps: Steps) -> Facts | GoingBack:
-        """Ask, and wait for the answer; a daemon that takes the question up keeps to the first deadline."""
+        """Ask, and wait for the answer; a daemon that takes the question up keeps to the first deadline.
+
+        One that finds the answer in the journal goes on: the former daemon has died right after it.
+        """
+        if self._record.rollout.approved_by is not None:
+            return {}
         question = await steps.question(self._record.rollout)
         await self._record.begin_step(StepName.APPROVE, question.until)
         self.work.ask(question)

@@ -11,6 +11,7 @@ from clojarsd.core.api_rollout import (
     LONGEST_TAG,
     DeployOrder,
     RollbackOrder,
+    left_line,
     parse_deploy,
     parse_rollback,
     rollout_failed_line,
@@ -115,6 +116,8 @@ def test_no_tags(tag: str) -> None:
 
 def test_last_lines() -> None:
     assert waiting_line("it waits") == {"result": "waiting", "message": "it waits"}
+    told = "clojarsd is ending; the next clojarsd takes it up"
+    assert left_line("clojarsd is ending") == {"result": "left", "message": told}
     assert rollout_failed_line("no", ("a", "b")) == {
         "result": "failed",
         "error": {"kind": "failed", "message": "no", "output": ["a", "b"]},

@@ -664,6 +664,19 @@ async def test_a_question_is_taken_up_with_its_deadline(bench: Bench) -> None:
         assert (await daemon.end()).outcome is Outcome.DONE
 
 
+async def test_an_answer_after_which_the_daemon_has_died_is_not_asked_for_again(bench: Bench) -> None:
+    async with bench.daemon() as daemon:
+        await daemon.begin()
+        await daemon.asked()
+        _hold_at(daemon, "done", StepName.APPROVE)
+        await daemon.deployer.promote("bob")
+        await until(lambda: _is(daemon.journals.wanted[-1], "done", StepName.APPROVE))
+    async with bench.daemon() as daemon:
+        assert (await daemon.end()).outcome is Outcome.DONE
+    assert bench.steps.shares == 1
+    assert len([record for record in records(bench) if record["what"] == "approved"]) == 1
+
+
 async def test_an_answer_that_comes_before_the_question_is_asked_again_counts(bench: Bench) -> None:
     async with bench.daemon() as daemon:
         await daemon.begin()
