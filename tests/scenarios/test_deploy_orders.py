@@ -532,6 +532,21 @@ def test_a_reload_counts_for_the_next_deploy(home: Path) -> None:
         site.assert_runs("1.1.0")
 
 
+def test_a_reload_does_not_move_the_link_meanwhile(home: Path) -> None:
+    with begun(home) as (site, pair, _):
+        watcher = asked(site)
+        config = pair.write_config()
+        config.write_text(config.read_text().replace(LINK, "other.py"))
+        for words in (("config", "reload"), ("restart", "backup")):
+            refused = pair.ctl(*words)
+            assert refused.returncode == 3
+            assert f"the link would be {site.releases / 'other.py'}, and deploy of 1.1.0 by " in refused.stderr
+        pair.write_config()
+        pair.done("promote")
+        assert watcher.end().returncode == 0
+        site.assert_runs("1.1.0")
+
+
 def test_other_code_may_take_over_only_while_it_waits(home: Path) -> None:
     with begun(home) as (site, pair, _):
         watcher = site.begin("deploy", "1.1.0")
