@@ -194,6 +194,7 @@ class Site:
             command=[*command, "--role", "{role}", "--home", str(home)],
             app=app,
             failback="0s",
+            drain="1s",  # which a client that keeps its connection to a steered instance takes the whole of
             mode=mode,
             user=self.user,
         )
@@ -235,8 +236,12 @@ class Site:
             (path / name).write_text(text)
         shutil.copy(CHECKOUT / "demo" / "app.py", path)
         subprocess.run(["/bin/sh", "-c", BUILD], cwd=path, check=True, stdout=subprocess.DEVNULL)
-        (artefact,) = (path / "target").iterdir()
-        return artefact
+        return self.artefact(version)
+
+    def artefact(self, version: str) -> Path:
+        """What `build` has made."""
+        (found,) = (self.home / f"built-{version}" / "target").iterdir()
+        return found
 
     def bring(self, *versions: str, fault: str = "") -> None:
         """Have these versions as good releases, the last one as the current one; while no daemon runs."""
@@ -294,6 +299,11 @@ class Site:
     def until_command(self, line: str) -> None:
         """Return when the command has been run."""
         self.pair.until_true(lambda: line in self.ran(), line, self.pair.daemon_log)
+
+    def begun(self, step: str) -> int:
+        """How often the step was begun in the latest rollout, by its journal."""
+        paths = sorted((self.home / "state" / "rollouts").glob("*.jsonl"))
+        return paths[-1].read_text().count(f'"what":"begun","step":"{step}"')
 
     def until_over(self) -> dict[str, Any]:
         """How the rollout that is under way has ended."""
@@ -358,12 +368,13 @@ class Site:
     # What operators and clients do.
 
     @contextlib.contextmanager
-    def traffic(self) -> Iterator[Traffic]:
+    def traffic(self, *, pause: float = 0.01) -> Iterator[Traffic]:
         """Clients for as long as the block lasts; none of their requests has failed in the end."""
-        ports = (self.pair.http, self.relayed) if self.pair.mode != "relay" else (self.relayed,)
+        steered = self.pair.http if self.pair.mode != "relay" else None
+        ports = (self.relayed,) if steered is None else (self.relayed, steered)
         with contextlib.ExitStack() as stack:
             clients = [
-                stack.enter_context(Clients(port, keep_alive=keep_alive, pause=0.01))
+                stack.enter_context(Clients(port, keep_alive=keep_alive, pause=pause, repeats=port == steered))
                 for port in ports
                 for keep_alive in (False, True)
             ]

@@ -62,7 +62,7 @@ listen = {listen}
 port = "http"
 mode = "{mode}"
 failback = "{failback}"
-drain = "10s"
+drain = "{drain}"
 drain_idle = "500ms"
 {http_extra}
 [frontends.line]
@@ -88,6 +88,7 @@ class Pair:
     backup_extra: str = ""
     http_extra: str = ""
     failback: str = "1s"
+    drain: str = "10s"
     mode: str = "relay"
     listen: Sequence[str] = ("127.0.0.1:{http}",)
     ports: list[int] = field(default_factory=lambda: free_ports(6))
@@ -120,6 +121,7 @@ class Pair:
                 listen=json.dumps([address.format(http=self.http) for address in self.listen]),
                 line=self.line,
                 failback=self.failback,
+                drain=self.drain,
                 mode=self.mode,
                 relay_workers=self.relay_workers,
             )
@@ -349,6 +351,8 @@ class Clients:
     Args:
         keep_alive: each keeps its connection; one that is closed between two requests costs none.
         pause: seconds between a client's answer and its next request.
+        repeats: a request on a kept connection that ends without a byte of an answer is asked once more, over a new
+            one, as HTTP clients do: the other side may have ended the connection before it saw the request.
 
     Attributes:
         answered: by name of the instance.
@@ -358,9 +362,12 @@ class Clients:
         asked: the same with the instant at which it was asked.
     """
 
-    def __init__(self, port: int, count: int = 1, *, keep_alive: bool = False, pause: float = 0.0) -> None:
+    def __init__(
+        self, port: int, count: int = 1, *, keep_alive: bool = False, pause: float = 0.0, repeats: bool = False
+    ) -> None:
         self._port = port
         self._keep_alive = keep_alive
+        self._repeats = repeats
         self._pause = pause
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._loop, args=(number,)) for number in range(count)]
@@ -400,14 +407,22 @@ class Clients:
         while not self._stop.is_set():
             with connection(self._port) as opened:
                 self._opened.append(number)
-                while not (self._stop.is_set() or was_left(opened)) and self._ask(opened, number) and self._keep_alive:
+                is_kept = False
+                while not (self._stop.is_set() or was_left(opened)) and self._ask(opened, number, is_kept):
+                    if not self._keep_alive:
+                        break
+                    is_kept = True
                     self._stop.wait(self._pause)
             self._stop.wait(self._pause)
 
-    def _ask(self, opened: http.client.HTTPConnection, number: int) -> bool:
+    def _ask(self, opened: http.client.HTTPConnection, number: int, is_kept: bool) -> bool:
         began = time.monotonic()
         try:
             name = json.loads(get(opened, "/who"))["name"]
+        except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected) as error:
+            if not (is_kept and self._repeats):
+                self.failures.append(Failure(repr(error), began, time.monotonic(), number))
+            return False
         except (OSError, http.client.HTTPException, AssertionError) as error:
             self.failures.append(Failure(repr(error), began, time.monotonic(), number))
             return False
