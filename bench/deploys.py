@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import surroundings
 from bench.pairs import write_json
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,6 +73,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="each has a deploy with and one without an archive")
     parser.add_argument("--json", type=Path, default=Path("build/deploys.json"))
     arguments = parser.parse_args(words)
+    surroundings.begin()
     with tempfile.TemporaryDirectory(prefix="clojarsd-bench-") as home, _pair(Path(home)) as config:
         picture = measure(config, arguments.rounds)
     write_json(arguments.json, picture)

@@ -50,6 +50,8 @@ class ClojurePair(Pair):
         if not self.real_builds:
             lein = ", ".join(f'"{word}"' for word in clojure_app.CACHED_LEIN)
             text = text.replace('["lein", ', f"[{lein}, ")
+        # what the kernel is told belongs to the whole machine; steered deploys have tests in mounts of their own
+        text = text.replace('mode     = "auto"', 'mode     = "relay"')
         text = text.replace('"-Xmx256m"', '"-Xmx128m", "-XX:TieredStopAtLevel=1"')
         self.config.write_text(self.rewrite(text))
         if self.first is not None:
