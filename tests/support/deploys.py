@@ -112,7 +112,7 @@ smoke = ["{home}/step", "smoke", "/bin/true"]
 soak = "{soak}"
 approval_timeout = "{approval_timeout}"
 step_timeout = "30s"
-min_free = "1MiB"
+{min_free}
 keep = {keep}
 {more}
 [frontends.relayed]
@@ -185,6 +185,7 @@ class Site:
             "soak": soak,
             "approval_timeout": approval_timeout,
             "keep": keep,
+            "min_free": 'min_free = "1MiB"',
             "more": more,
         }
         program = "{release}/main.py" if is_directory else "{release}"
