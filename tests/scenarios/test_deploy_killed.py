@@ -17,7 +17,7 @@ from tests.scenarios.test_deploy import BACKUP_IS_BACK, MODE, NOTHING_WAS_CHANGE
 from tests.scenarios.test_deploy_orders import until_at
 from tests.support import cuts
 from tests.support.cuts import Cutter
-from tests.support.deploys import Site, Traffic, place, release
+from tests.support.deploys import AT_LEISURE, Site, Traffic, place, release
 from tests.support.real import unavailable
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,10 @@ class Killing:
             arm()
         assert self.pair.daemon is not None
         self.pair.until_true(
-            lambda: self.cutter.has_killed or watcher.process.poll() is not None, "the kill, or the end", self.told
+            lambda: self.cutter.has_killed or watcher.process.poll() is not None,
+            "the kill, or the end",
+            self.told,
+            AT_LEISURE,
         )
         if not self.cutter.has_killed:
             ended = watcher.end()
@@ -82,8 +85,8 @@ class Killing:
     def taken_up(self) -> dict[str, Any] | None:
         """How the next daemon has ended what it found; None when it found nothing."""
         self.pair.begin()
-        self.pair.until(lambda seen: seen["rollout"] is None)
-        self.pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+        self.pair.until(lambda seen: seen["rollout"] is None, AT_LEISURE)
+        self.pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()), AT_LEISURE)
         ended = self.pair.ask("GET", "/v1/rollout")["last_rollout"]
         assert ended is None or isinstance(ended, dict)
         return ended
@@ -104,12 +107,14 @@ def counts(path: str, call: str, content: bytes) -> bool:
 
 
 @contextmanager
-def killing(home: Path, *, mode: str = "relay", has_repository: bool = True, keep: int = 0) -> Iterator[Killing]:
+def killing(
+    home: Path, *, mode: str = "relay", has_repository: bool = True, smokes: bool = False, keep: int = 0
+) -> Iterator[Killing]:
     """A pair that runs 1.0.0, under clients who lose nothing."""
     if not cuts.is_there():
         unavailable("the numbers of system calls are not known for this machine")
     site = Site(home, soak="100ms", keep=keep, mode=mode, has_repository=has_repository)
-    site.write_settings(gates="")
+    site.write_settings(gates="", **({} if smokes else {"smoke": ""}))
     site.bring(VERSIONS[0])
     for version in VERSIONS[1:]:
         site.tag(version)
@@ -272,7 +277,7 @@ def test_a_step_in_which_two_daemons_have_died_is_not_given_to_a_third(home: Pat
 
 @parts(2)
 def test_killed_on_its_way_back_it_comes_back(home: Path, part: int, step: int) -> None:
-    with killing(home, has_repository=False) as at:
+    with killing(home, has_repository=False, smokes=True) as at:
         at.site.fail("smoke")
         for number in range(part, 1000, step):
             at.site.hold("smoke")

@@ -98,6 +98,8 @@ if [ -e "$home/fail-$name" ]; then echo "$name was told to fail"; exit 1; fi
 exec "$@"
 """
 
+AT_LEISURE = 0.05
+"""Seconds between two looks where the fact stays."""
 GATES = ("before_switch", "after_backup", "before_promote", "after_deploy")
 
 DEPLOY = """
@@ -107,7 +109,7 @@ current = "{link}"
 artifact = "target/*-standalone*"
 test = ["{home}/step", "test", "/bin/sh", "test.sh"]
 build = ["{home}/step", "build", "/bin/sh", "build.sh"]
-smoke = ["{home}/step", "smoke", "/bin/true"]
+{smoke}
 {gates}
 soak = "{soak}"
 approval_timeout = "{approval_timeout}"
@@ -184,6 +186,7 @@ class Site:
             "gates": "".join(f'{gate} = [["{home}/step", "{gate}", "/bin/true"]]\n' for gate in GATES),
             "soak": soak,
             "approval_timeout": approval_timeout,
+            "smoke": f'smoke = ["{home}/step", "smoke", "/bin/true"]',
             "keep": keep,
             "min_free": 'min_free = "1MiB"',
             "more": more,
@@ -308,7 +311,7 @@ class Site:
 
     def until_over(self) -> dict[str, Any]:
         """How the rollout that is under way has ended."""
-        self.pair.until(lambda seen: seen["rollout"] is None)
+        self.pair.until(lambda seen: seen["rollout"] is None, AT_LEISURE)
         ended = self.pair.ask("GET", "/v1/rollout")["last_rollout"]
         assert isinstance(ended, dict)
         return ended
@@ -334,8 +337,8 @@ class Site:
         return found[0], found[1]
 
     def listed(self) -> dict[str, dict[str, Any]]:
-        """`clojarsctl releases`, by name."""
-        return {one["name"]: one for one in json.loads(self.pair.done("--json", "releases"))["releases"]}
+        """The releases that `clojarsctl releases` shows, by name."""
+        return {one["name"]: one for one in self.pair.ask("GET", "/v1/releases")["releases"]}
 
     def commands(self) -> list[psutil.Process]:
         """What commands of rollouts have left running."""

@@ -74,6 +74,9 @@ drain_idle = "500ms"
 failback = "{failback}"
 """
 
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at what nobody announces."""
+
 STAND_IN = app_command("--port", "{port.http}", "--line-port", "{port.line}", "--name", "{role}")
 
 
@@ -271,23 +274,29 @@ class Pair:
         assert finished.returncode == 0, (words, finished.stdout, finished.stderr, self.daemon_log())
         return finished.stdout
 
-    def until(self, fact: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """The first status for which the fact holds."""
+    def until(self, fact: Callable[[dict[str, Any]], object], pause: float = LOOK_AGAIN) -> dict[str, Any]:
+        """The first status for which the fact holds. pause: seconds between two looks, which cost processor time."""
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
             found[:] = [self.status()]
             return bool(fact(found[0]))
 
-        self.until_true(look, "the fact", lambda: f"{json.dumps(found)}\n{self.daemon_log()}")
+        self.until_true(look, "the fact", lambda: f"{json.dumps(found)}\n{self.daemon_log()}", pause)
         return found[0]
 
-    def until_true(self, fact: Callable[[], object], what: str, more: Callable[[], str] = lambda: "") -> None:
+    def until_true(
+        self,
+        fact: Callable[[], object],
+        what: str,
+        more: Callable[[], str] = lambda: "",
+        pause: float = LOOK_AGAIN,
+    ) -> None:
         """Return when the fact holds."""
         deadline = time.monotonic() + PATIENCE
         while not fact():
             assert time.monotonic() < deadline, f"{what} did not come; {more()}"
-            time.sleep(0.01)
+            time.sleep(pause)
 
     def until_active(self, role: str | None) -> dict[str, Any]:
         """The first status in which new connections of every frontend go to the role."""
