@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import pwd
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ DONE = (
     "deploy of 1.1.0 is done: primary and backup run app-1.1.0-standalone.py"
     " instead of app-1.0.0-standalone.py, which is recorded as good\n"
 )
+USER = pwd.getpwuid(os.geteuid()).pw_name
 SEE = "clojarsctl rollout -f shows it again; clojarsctl abort brings everything back"
 
 
@@ -96,7 +98,7 @@ def test_it_is_asked_at_a_terminal_and_the_answer_counts(home: Path, answer: str
         terminal.type(answer)
         assert terminal.end() == (0 if answer == "yes" else 1), terminal.text
         if answer == "yes":
-            assert "root has approved it" in terminal.text or os.geteuid() != 0
+            assert f"{USER} has approved it" in terminal.text
             assert DONE.strip() in terminal.text
             site.assert_runs("1.1.0")
         else:
@@ -182,6 +184,49 @@ def test_an_abort_at_any_step_brings_everything_back(home: Path, steps: tuple[st
             3,
             "cannot abort: no deploy or rollback is under way; nothing was done\n",
         )
+
+
+def test_an_abort_while_git_works_and_one_while_both_are_watched(home: Path) -> None:
+    (home / "bin").mkdir()
+    git = home / "bin" / "git"
+    git.write_text(f'#!/bin/sh\n{home}/step git /bin/true\nPATH=${{PATH#*:}} exec git "$@"\n')
+    git.chmod(0o755)
+    path = f'environment = {{ PATH = "{home}/bin:{os.environ["PATH"]}" }}'
+    with begun(home, soak="1500ms", more=path) as (site, pair, _):
+        site.hold("git")
+        watcher = site.begin("deploy", "1.1.0", "--yes")
+        site.until_command("git ")  # which asks what the tag names
+        site.let_go("git")
+        site.until_step("checkout")
+        site.hold("git")
+        pair.until_true(lambda: site.commands() != [], "git", pair.daemon_log)
+        aborted = pair.ctl("abort")
+        assert aborted.returncode == 0, aborted.stderr
+        assert f"while checking it out: aborted by {USER}; {NOTHING_WAS_CHANGED}" in aborted.stdout
+        site.let_go("git")
+        assert watcher.end().returncode == 1
+        site.assert_runs("1.0.0")
+        watcher = site.begin("deploy", "1.1.0", "--yes")
+        site.until_step("soak")
+        aborted = pair.ctl("abort")
+        assert aborted.returncode == 0
+        assert f"while watching both instances serve: aborted by {USER}; {BOTH_ARE_BACK}" in aborted.stdout
+        assert watcher.end().returncode == 1
+        site.assert_runs("1.0.0")
+
+
+def test_a_build_that_somebody_kills_fails_as_a_whole(home: Path) -> None:
+    with begun(home) as (site, _, __):
+        watcher = until_at(site, "build")
+        site.commands()[0].kill()
+        ended = watcher.end()
+        assert ended.returncode == 1
+        message = ended.stderr.splitlines()[-1]
+        assert message.startswith("cannot deploy 1.1.0: building it: ")
+        assert "was killed by signal 9 after" in message
+        assert f"; {NOTHING_WAS_CHANGED}" in message
+        site.let_go("build")
+        site.assert_runs("1.0.0")
 
 
 def until_at(site: Site, step: str) -> Watcher:
