@@ -16,10 +16,10 @@ demo: ## run a whole pair on this machine, in the foreground
 	@tools/setup demo
 	@exec .venv/bin/clojarsd demo
 
-test: ## run all tests, several at a time since most wait; then the fault matrix, alone for the sake of its figures
+test: ## run all tests, several at a time since most wait; then the fault matrix, two rows at a time
 	@tools/setup test
 	$(python) -m pytest -q -n $(workers) --dist worksteal --ignore $(faults) || { [ $$? = 1 ] && $(again) --ignore $(faults); }
-	$(python) -m pytest -q $(faults) || { [ $$? = 1 ] && $(again) $(faults); }
+	$(python) -m pytest -q -n 2 $(faults) || { [ $$? = 1 ] && $(again) $(faults); }
 
 check: lint ## the fast loop: lint, types, pure tests
 	$(python) -m pytest -q -m "not slow and not real" $(pure_tests)
