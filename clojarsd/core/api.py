@@ -108,20 +108,30 @@ def parse_verb(text: str) -> Verb:
         raise ValueError(f"{text} is not an order ({allowed})") from None
 
 
+def object_in(body: bytes, example: str) -> dict[str, Any]:
+    """The JSON object that a body is; an empty body is an empty one.
+
+    Raises:
+        ValueError: it is none; the message, with the example, is for people.
+    """
+    if not body.strip():
+        return {}
+    try:
+        options = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("the body is not JSON") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"the body is not a JSON object such as {example}")
+    return options
+
+
 def parse_options(body: bytes, verb: Verb = Verb.START) -> OrderOptions:
     """The options in the body of such an order; an empty body asks for the usual ones.
 
     Raises:
         ValueError: it is no such body; the message is for people.
     """
-    if not body.strip():
-        return OrderOptions()
-    try:
-        options = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ValueError("the body is not JSON") from None
-    if not isinstance(options, dict):
-        raise ValueError('the body is not a JSON object such as {"force": true}')
+    options = object_in(body, '{"force": true}')
     for key, value in options.items():
         if key not in ("force", "timeout", "wait", "within", "environment"):
             raise ValueError(f"{key} is not an option of an order (force, timeout, wait, within, environment)")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from clojarsd.core.api import LONGEST_TIMEOUT
+from clojarsd.core.api import LONGEST_TIMEOUT, object_in
 from clojarsd.core.routing import Caps
 from clojarsd.core.spreading import MOST
 
@@ -43,7 +43,7 @@ def parse_pause(body: bytes) -> float | None:
     Raises:
         ValueError: it is no such body; the message is for people.
     """
-    options = _options(body, '{"for": 30}')
+    options = object_in(body, '{"for": 30}')
     for key in options:
         if key != "for":
             raise ValueError(f"{key} is not an option of a pause (for)")
@@ -61,7 +61,7 @@ def parse_cap(body: bytes) -> CapOrder:
     Raises:
         ValueError: it is no such body; the message is for people.
     """
-    options = _options(body, '{"total": 100}')
+    options = object_in(body, '{"total": 100}')
     if len(options) != 1 or next(iter(options)) not in TARGETS:
         raise ValueError(f"the body names {' and '.join(options) or 'nothing'}, not just one of {', '.join(TARGETS)}")
     ((target, most),) = options.items()
@@ -76,7 +76,7 @@ def parse_share(body: bytes) -> float:
     Raises:
         ValueError: it is no such body; the message is for people.
     """
-    options = _options(body, '{"percent": 5}')
+    options = object_in(body, '{"percent": 5}')
     if list(options) != ["percent"]:
         raise ValueError(f"the body names {' and '.join(options) or 'nothing'}, not just percent")
     percent = options["percent"]
@@ -91,7 +91,7 @@ def parse_nothing(body: bytes) -> None:
     Raises:
         ValueError: it has some; the message is for people.
     """
-    if _options(body, "{}"):
+    if object_in(body, "{}"):
         raise ValueError("this order has no options")
 
 
@@ -113,15 +113,3 @@ def describe_cap(name: str, order: CapOrder) -> str:
     return (
         f"the connections {whose} are at most {order.most}" if order.most else f"the connections {whose} have no limit"
     )
-
-
-def _options(body: bytes, example: str) -> dict[str, object]:
-    if not body.strip():
-        return {}
-    try:
-        options = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ValueError("the body is not JSON") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"the body is not a JSON object such as {example}")
-    return options

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from clojarsd.core.api import ErrorKind, error_body
+from clojarsd.core.api import ErrorKind, error_body, object_in
 
 LONGEST_TAG: Final = 200
 _NO_TAG: Final = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|\.$|/$|^[-/.]|\.lock$")
@@ -109,14 +109,7 @@ def rollout_failed_line(message: str, output: Sequence[str]) -> dict[str, Any]:
 
 
 def _options(body: bytes, known: Sequence[str], example: str) -> Mapping[str, Any]:
-    if not body.strip():
-        return {}
-    try:
-        options = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ValueError("the body is not JSON") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"the body is not a JSON object such as {example}")
+    options = object_in(body, example)
     for key, value in options.items():
         if key not in known:
             raise ValueError(f"{key} is not an option of it ({', '.join(known)})")
