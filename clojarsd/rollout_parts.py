@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import structlog
 
-from clojarsd.core.errors import ClojarsdError
+from clojarsd.core.errors import ClojarsdError, reason_of
 from clojarsd.core.launch import World
 from clojarsd.core.names import Role
 from clojarsd.core.settings import Settings
@@ -25,10 +26,13 @@ from clojarsd.runtime.rollouts import Rollouts
 from clojarsd.runtime.status import Board
 from clojarsd.runtime.workshop import LOGS, Workshop
 from clojarsd.system.cgroup import Groups, find_delegated
+from clojarsd.system.last_words import READ_TIMEOUT
+from clojarsd.system.log_since import LastLines
 from clojarsd.system.process import Processes
 from clojarsd.system.rollout_family import end_leftovers
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class RolloutParts:
@@ -74,7 +78,7 @@ class RolloutParts:
             orders,
             board,
             releases,
-            self._last_words,
+            self._listen,
             share,
             archives,
         )
@@ -112,16 +116,26 @@ class RolloutParts:
         self._journals.close()
         self.releases.close()
 
-    async def _last_words(self, role: Role, count: int) -> Sequence[str]:
-        """What the instance has written last; nothing where that cannot be read: it is only told beside a failure."""
-        found: list[str] = []
+    @asynccontextmanager
+    async def _listen(self, role: Role) -> AsyncIterator[LastLines]:
+        """What the instance writes from now on; nothing where that cannot be read: it is only told beside a failure."""
+        async with AsyncExitStack() as stack:
+            opening = stack.enter_async_context(self._logs[role].since_now())
+            last_lines = await self._in_time(role, opening)
+
+            async def heard(count: int) -> Sequence[str]:
+                return (await self._in_time(role, last_lines(count)) or ()) if last_lines is not None else ()
+
+            yield heard
+
+    async def _in_time(self, role: Role, reading: Awaitable[T]) -> T | None:
+        """What is read of the log; None for what cannot be read soon."""
         try:
-            async with aclosing(self._logs[role].last_lines(count)) as lines:
-                async for some in lines:
-                    found.extend(some)
-        except ClojarsdError as error:
-            log.debug("last_words_not_read", role=role.value, reason=str(error))
-        return found[-count:]
+            async with asyncio.timeout(READ_TIMEOUT):
+                return await reading
+        except (ClojarsdError, TimeoutError) as error:
+            log.debug("last_lines_not_read", role=role.value, reason=reason_of(error))
+            return None
 
     async def _end_leftovers(self, id: str) -> None:
         """End what a rollout of a former daemon has left: commands that run, and the backup's share of connections."""

@@ -8,6 +8,7 @@
     ├── Failed             tried, and stopped; says what still holds
     │   ├── LaunchFailed   a process could not be made; says how far it came
     │   ├── OrderFailed    an order for an instance has not come to what was asked; has the bare reason
+    │   ├── InstanceFailed a release does not stay up on an instance; says on which
     │   ├── CommandFailed  a command of a rollout did not succeed; has its last lines
     │   └── CannotSteer    the kernel does not give connections to instances here; says why
     ├── BadSettings        the configuration cannot be used; carries every problem found
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clojarsd.core.names import LaunchStage, UnitState
+from clojarsd.core.names import LaunchStage, Role, UnitState
 
 
 class ClojarsdError(Exception):
@@ -63,11 +64,19 @@ class OrderFailed(Failed):
         self.reason = reason
 
 
+class InstanceFailed(Failed):
+    """An instance that was watched for a rollout does not serve any more."""
+
+    def __init__(self, text: str, role: Role) -> None:
+        super().__init__(text)
+        self.role = role
+
+
 class CommandFailed(Failed):
-    """A command of a rollout did not succeed.
+    """A command of a rollout did not succeed, or an instance that it has restarted.
 
     Attributes:
-        last_lines: of its output.
+        last_lines: of the output.
     """
 
     def __init__(self, text: str, last_lines: Sequence[str] = ()) -> None:

@@ -48,9 +48,11 @@ def _what_holds(rollout: Rollout, outcome: Outcome, view: PairView) -> str:
     if previous is None:
         return "there is no release, as before"
     touched = [role.value for role in Role if rollout.touched(role)]
+    if not touched:
+        return f"the link names {previous}, as before, and no instance was touched, {serves}"
     names = " and ".join([", ".join(["the link", *touched[:-1]]), *touched[-1:]])
     left = "" if "primary" in touched else "the primary was not touched, "
-    return f"{names} {'is' if not touched else 'are'} back at {previous}, {left}{serves}"
+    return f"{names} are back at {previous}, {left}{serves}"
 
 
 def _where(view: PairView, role: Role) -> str:

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from clojarsd.system.log_cut import Writer
 from clojarsd.system.log_file import LogFile
 from clojarsd.system.log_look import ROOM, LogLook, look, restore_directory
 from clojarsd.system.log_packing import pack_one
+from clojarsd.system.log_since import LastLines, file_since_now, journal_since_now
 from clojarsd.system.log_tail import follow, last_lines
 from clojarsd.system.threads import Threads
 
@@ -96,7 +97,7 @@ class InstanceLog:
     def last_lines(self, count: int) -> AsyncGenerator[Sequence[str], None]:
         """The last lines there are now, some at a time; raises Refused and Failed as `log_tail.last_lines`."""
         if self.plan.to is LogTo.JOURNAL:
-            return journal_lines(self.plan.name, count, follow=False)
+            return journal_lines(self.plan.name, count)
         return last_lines(self.file, count)
 
     def follow(self, count: int) -> AsyncGenerator[Sequence[str], None]:
@@ -104,6 +105,12 @@ class InstanceLog:
         if self.plan.to is LogTo.JOURNAL:
             return journal_lines(self.plan.name, count, follow=True)
         return follow(self.file, count)
+
+    def since_now(self) -> AbstractAsyncContextManager[LastLines]:
+        """Within the block what comes from now on can be had; raises Failed as `log_since`."""
+        if self.plan.to is LogTo.JOURNAL:
+            return journal_since_now(self.plan.name)
+        return file_since_now(self.file)
 
 
 @dataclass(slots=True)

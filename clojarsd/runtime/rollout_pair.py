@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from clojarsd.core.api import Verb
-from clojarsd.core.errors import CommandFailed, Failed, OrderFailed
+from clojarsd.core.errors import CommandFailed, InstanceFailed, OrderFailed
 from clojarsd.core.names import Role, UnitState
 from clojarsd.core.progress import as_sentence
 from clojarsd.core.rollout import Relaunch
 from clojarsd.core.rollout_facts import StepName
 from clojarsd.runtime.orders import Orders
-from clojarsd.runtime.rollout_watch import how_it_is, soak
+from clojarsd.runtime.rollout_watch import how_it_is, soak, until_answered
 from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.runtime.status import Board
+from clojarsd.system.log_since import LastLines
 
 LAST_LINES = 20
 
 
-class LastWords(Protocol):
-    """What an instance has written last."""
+class Listen(Protocol):
+    """Listens to what an instance writes."""
 
-    async def __call__(self, role: Role, count: int) -> Sequence[str]:
-        """The last lines of its log; empty where there are none."""
+    def __call__(self, role: Role) -> AbstractAsyncContextManager[LastLines]:
+        """Within the block the last lines of what it has written since can be had; none where they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +44,26 @@ class PairOfRollout:
     by: str
     soak: float
     patience: Callable[[Role], float]
-    last_words: LastWords
+    listen: Listen
 
     async def relaunch(self, move: Relaunch, work: RolloutWork) -> None:
         """Restart the instance; return when it runs what it is to run, and serves, or rests where there is nothing.
 
         Raises:
-            Failed: it has not come to that, with the last lines of its log.
+            CommandFailed: it has not come to that, with the last lines that it has written since.
         """
         role = move.role
-        try:
+        async with self._listening(role):
             if not move.is_there:
                 await self._restart(role, move, work)
             if move.into is None:
                 return
             seen = self.board.instance(role)
             if seen.release != move.into:
-                raise Failed(f"{role.value} runs {seen.release} instead of {move.into}")
+                raise InstanceFailed(f"{role.value} runs {seen.release} instead of {move.into}", role)
             if move.step is StepName.BACKUP:
                 work.note(f"{role.value} is watched for {self.soak:g} s", role)
                 await soak(self.board, (role,), self.soak, self.patience(role))
-        except CommandFailed:
-            raise
-        except Failed as failed:
-            raise CommandFailed(str(failed), await self.last_words(role, LAST_LINES)) from failed
 
     async def _restart(self, role: Role, move: Relaunch, work: RolloutWork) -> None:
         rests = move.into is None
@@ -79,8 +77,25 @@ class PairOfRollout:
             if rests and seen.unit.state is UnitState.STOPPED:
                 return
             is_tried_again = seen.unit.state is UnitState.BACKOFF  # which what comes next makes an idle word
-            raise Failed(as_sentence(role, how_it_is(seen)) if is_tried_again else failed.reason) from failed
+            why = as_sentence(role, how_it_is(seen)) if is_tried_again else failed.reason
+            raise InstanceFailed(why, role) from failed
 
     async def watch_both(self) -> None:
-        """Return when both have served for the time of a soak without a break; raises Failed."""
-        await soak(self.board, tuple(Role), self.soak, max(self.patience(role) for role in Role))
+        """Return when both have served for the time of a soak without a break; raises CommandFailed."""
+        async with self._listening(*Role):
+            await soak(self.board, tuple(Role), self.soak, max(self.patience(role) for role in Role))
+
+    async def until_answered(self, is_answered: Callable[[], bool]) -> None:
+        """Wait for an answer; raises CommandFailed when the backup falls over meanwhile."""
+        async with self._listening(Role.BACKUP):
+            await until_answered(self.board, Role.BACKUP, is_answered)
+
+    @asynccontextmanager
+    async def _listening(self, *roles: Role) -> AsyncIterator[None]:
+        """When an instance fails within the block, what it has written since is told with that."""
+        async with AsyncExitStack() as stack:
+            heard = {role: await stack.enter_async_context(self.listen(role)) for role in roles}
+            try:
+                yield
+            except InstanceFailed as failed:
+                raise CommandFailed(str(failed), await heard[failed.role](LAST_LINES)) from failed

@@ -30,7 +30,6 @@ from clojarsd.core.rollout_view import Question
 from clojarsd.core.settings import DeploySettings
 from clojarsd.runtime.releases import Releases
 from clojarsd.runtime.rollout_pair import PairOfRollout
-from clojarsd.runtime.rollout_watch import until_answered
 from clojarsd.runtime.rollout_work import RolloutWork
 from clojarsd.system.acting_as import acting_as
 from clojarsd.system.artifact import find_artifact
@@ -146,7 +145,7 @@ class RolloutSteps:
 
     async def until_answered(self, is_answered: Callable[[], bool]) -> None:
         """Wait for the answer; raises Failed when the backup falls over."""
-        await until_answered(self._pair.board, Role.BACKUP, is_answered)
+        await self._pair.until_answered(is_answered)
 
     async def ended(self, rollout: Rollout) -> None:
         """Record what a release has turned out to be, and remove what was needed to make it."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from clojarsd.core.errors import Failed
+from clojarsd.core.errors import InstanceFailed
 from clojarsd.core.names import Goal, Incarnation, Role, UnitState
 from clojarsd.core.rollout_facts import Seen, SeenInstance
 from clojarsd.core.view import InstanceView
@@ -36,7 +36,7 @@ async def soak(board: Board, roles: Sequence[Role], seconds: float, patience: fl
         patience: seconds more in which one that is not well for a moment may become well again.
 
     Raises:
-        Failed: one of them has ended, or was not well for so long.
+        InstanceFailed: one of them has ended, or was not well for so long.
     """
     loop = asyncio.get_running_loop()
     before = _incarnations(board, roles)
@@ -44,13 +44,14 @@ async def soak(board: Board, roles: Sequence[Role], seconds: float, patience: fl
     since = loop.time()
     while True:
         sick = [board.instance(role) for role in roles if not board.instance(role).is_eligible]
-        if (why := why_ended(board, before)) is not None:
-            raise Failed(why)
+        for role, incarnation in before.items():
+            if (why := _why_ended(board.instance(role), incarnation)) is not None:
+                raise InstanceFailed(f"{role.value} {why}", role)
         now = loop.time()
         if sick:
             since = now
             if now >= give_up_at:
-                raise Failed(f"{sick[0].role.value} does not serve: {sick[0].reason}")
+                raise InstanceFailed(f"{sick[0].role.value} does not serve: {sick[0].reason}", sick[0].role)
             await _change(board, give_up_at)
         elif now - since >= seconds:
             return
@@ -62,26 +63,15 @@ async def until_answered(board: Board, role: Role, is_answered: Callable[[], boo
     """Wait for an answer. The instance may be restarted by order meanwhile, but must not fall over by itself.
 
     Raises:
-        Failed: it has.
+        InstanceFailed: it has.
     """
     falls = board.instance(role).restarts
     while not is_answered():
         seen = board.instance(role)
         has_ended = seen.unit.state is UnitState.STOPPED and seen.unit.goal is Goal.UP  # by itself, with success
         if seen.restarts > falls or has_ended or seen.unit.state in (UnitState.BACKOFF, UnitState.FAILED):
-            raise Failed(f"{role.value} has fallen over: {how_it_is(seen)}")
+            raise InstanceFailed(f"{role.value} has fallen over: {how_it_is(seen)}", role)
         await board.change()
-
-
-def why_ended(board: Board, before: Mapping[Role, Incarnation]) -> str | None:
-    """How one of the instances has ended since, or None."""
-    for role, incarnation in before.items():
-        seen = board.instance(role)
-        if seen.unit.goal is Goal.DOWN:
-            return f"{role.value} was told to stop meanwhile"
-        if seen.unit.incarnation != incarnation or not seen.unit.has_process:
-            return f"{role.value} has ended: {how_it_is(seen)}"
-    return None
 
 
 def how_it_is(seen: InstanceView) -> str:
@@ -89,6 +79,15 @@ def how_it_is(seen: InstanceView) -> str:
     if seen.ended is not None and (seen.reason is None or seen.unit.state is UnitState.BACKOFF):
         return seen.ended
     return seen.reason or f"it is {seen.unit.state.value}"
+
+
+def _why_ended(seen: InstanceView, before: Incarnation) -> str | None:
+    """How the instance has ended since, after its name; None when it has not."""
+    if seen.unit.goal is Goal.DOWN:
+        return "was told to stop meanwhile"
+    if seen.unit.incarnation != before or not seen.unit.has_process:
+        return f"has ended: {how_it_is(seen)}"
+    return None
 
 
 def _incarnations(board: Board, roles: Sequence[Role]) -> Mapping[Role, Incarnation]:

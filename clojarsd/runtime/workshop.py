@@ -21,7 +21,7 @@ from clojarsd.core.settings_types import CheckKind
 from clojarsd.runtime.class_data import ClassData
 from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.releases import Releases
-from clojarsd.runtime.rollout_pair import LastWords, PairOfRollout
+from clojarsd.runtime.rollout_pair import Listen, PairOfRollout
 from clojarsd.runtime.rollout_steps import RolloutSteps
 from clojarsd.runtime.status import Board
 from clojarsd.system.acting_as import Actor, actor_of
@@ -59,7 +59,7 @@ class Workshop:
     orders: Orders
     board: Board
     releases: Releases
-    last_words: LastWords
+    listen: Listen
     share: Callable[[float | None], None]
     archives: ClassData
 
@@ -96,7 +96,7 @@ class Workshop:
             wish.by,
             deploy.soak,
             lambda role: instances[role].start_timeout,
-            self.last_words,
+            self.listen,
         )
         return RolloutSteps(wish, deploy, builder, checkouts, self.releases, pair, self)
 

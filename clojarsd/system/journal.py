@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 
 from clojarsd.core.errors import Failed, reason_of
 from clojarsd.system.program import Program
@@ -18,15 +19,23 @@ CUT = " [cut]"
 _JOURNALCTL = ("journalctl", "--no-pager", "--quiet", "--all", "--output=cat")
 
 
-async def journal_lines(identifier: str, count: int, *, follow: bool) -> AsyncGenerator[Sequence[str], None]:
-    """The last lines that the journal has of this identifier, some at a time; and those that come, without end.
+async def journal_lines(
+    identifier: str, count: int, *, follow: bool = False, since: datetime | None = None
+) -> AsyncGenerator[Sequence[str], None]:
+    """The last lines that the journal has of this identifier, some at a time.
 
     Nothing is read ahead of the caller. The reading program ends with the reader.
+
+    Args:
+        follow: give those that come as well, without end.
+        since: give none that are older.
 
     Raises:
         Failed: the journal cannot be read.
     """
-    command = [*_JOURNALCTL, f"--identifier={identifier}", f"--lines={count}", *(["--follow"] if follow else [])]
+    command = [*_JOURNALCTL, f"--identifier={identifier}", f"--lines={count}"]
+    command += ["--follow"] if follow else []
+    command += [f"--since=@{since.timestamp():.6f}"] if since is not None else []
     try:
         program = Program(command)
     except FileNotFoundError as error:

@@ -159,6 +159,11 @@ class LogReader:
                     return lines or self._leave()
             return self._leave()
 
+    def finish(self) -> list[str]:
+        """What is left when nothing more is to be read: a line that has no end yet counts as one."""
+        with self._reading():
+            return self._leave()
+
     def close(self) -> None:
         """Let go of the file, now or as soon as a read that is under way ends. Never blocks."""
         self._closed = True

@@ -81,8 +81,8 @@ def test_what_holds_after_a_failure() -> None:
         f"cannot deploy 1.2.0: building it: {why}; nothing was changed, primary and backup still serve{log}"
     )
     assert failed(StepName.SWITCH) == (
-        f"cannot deploy 1.2.0: switching the link: {why}; the link is back at old.jar, the primary was not touched,"
-        f" primary and backup still serve{log}"
+        f"cannot deploy 1.2.0: switching the link: {why}; the link names old.jar, as before, and no instance was"
+        f" touched, primary and backup still serve{log}"
     )
     assert failed(StepName.BACKUP) == (
         f"cannot deploy 1.2.0: restarting backup: {why}; the link and backup are back at old.jar, the primary was not"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from clojarsd.core.unit_events import Start, Stop
 from clojarsd.runtime.orders import Orders
 from clojarsd.runtime.rollout_pair import PairOfRollout
 from clojarsd.runtime.rollout_work import RolloutWork
+from clojarsd.system.log_since import LastLines
 from tests.support.units import BAD, Units
 from tests.support.waiting import PATIENCE, until
 
@@ -32,25 +33,40 @@ class Desk:
         self.units = units
         self.orders = orders
         self.work = RolloutWork()
+        self.listened: list[Role] = []
         self.asked: list[tuple[Role, int]] = []
-        self.pair = PairOfRollout(orders, units.board, "ann", 0.0, lambda role: 0.05, self.last_words)
+        self.pair = self.pair_with_soak(0.0)
 
-    async def last_words(self, role: Role, count: int) -> Sequence[str]:
-        self.asked.append((role, count))
-        return [f"last words of {role.value}"]
+    def pair_with_soak(self, soak: float) -> PairOfRollout:
+        return PairOfRollout(self.orders, self.units.board, "ann", soak, lambda role: 0.05, self.listen)
+
+    @asynccontextmanager
+    async def listen(self, role: Role) -> AsyncIterator[LastLines]:
+        self.listened.append(role)
+        since = len(self.units.launched[role])
+
+        async def last_lines(count: int) -> Sequence[str]:
+            self.asked.append((role, count))
+            return [f"launch {n} of {role.value}" for n in range(since, len(self.units.launched[role]))]
+
+        yield last_lines
 
     async def relaunch(self, step: StepName, role: Role, into: str | None = RUNS, **how: Any) -> None:
         async with asyncio.timeout(PATIENCE):
             await self.pair.relaunch(Relaunch(step, role, into, **how), self.work)
 
     async def failure(self, step: StepName, role: Role, into: str | None = RUNS, **how: Any) -> CommandFailed:
-        with pytest.raises(CommandFailed) as caught:
-            await self.relaunch(step, role, into, **how)
-        return caught.value
+        return await caught(self.relaunch(step, role, into, **how))
 
     async def told(self) -> list[str]:
         self.work.end(Outcome.DONE, "")
         return [line["step"]["message"] async for line in self.work.lines()]
+
+
+async def caught(watching: Coroutine[Any, Any, None]) -> CommandFailed:
+    with pytest.raises(CommandFailed) as failed:
+        await watching
+    return failed.value
 
 
 @asynccontextmanager
@@ -102,7 +118,7 @@ async def test_one_that_serves_with_it_already_is_only_looked_at(desk: Desk) -> 
 async def test_one_that_comes_up_with_something_else_has_failed(desk: Desk) -> None:
     failed = await desk.failure(StepName.BACKUP, B, "2.jar")
     assert str(failed) == "backup runs 1.jar instead of 2.jar"
-    assert failed.last_lines == ("last words of backup",)
+    assert failed.last_lines == ("launch 1 of backup",)  # and nothing of the one before
     assert desk.asked == [(B, 20)]
 
 
@@ -114,7 +130,7 @@ async def test_one_that_does_not_come_up(desk: Desk) -> None:
 
 
 async def test_one_that_falls_over_while_it_is_watched(desk: Desk) -> None:
-    desk.pair = PairOfRollout(desk.orders, desk.units.board, "ann", 3600.0, lambda role: 0.05, desk.last_words)
+    desk.pair = desk.pair_with_soak(3600.0)
     async with asyncio.TaskGroup() as group:
         failing = group.create_task(desk.failure(StepName.BACKUP, B))
         await until(lambda: len(desk.units.launched[B]) == 2 and desk.units.seen(B).is_eligible)
@@ -124,12 +140,32 @@ async def test_one_that_falls_over_while_it_is_watched(desk: Desk) -> None:
 
 
 async def test_one_that_is_unwell_for_longer_than_it_may(desk: Desk) -> None:
-    desk.pair = PairOfRollout(desk.orders, desk.units.board, "ann", 0.05, lambda role: 0.05, desk.last_words)
+    desk.pair = desk.pair_with_soak(0.05)
     async with asyncio.TaskGroup() as group:
         failing = group.create_task(desk.failure(StepName.BACKUP, B))
         await until(lambda: len(desk.units.launched[B]) == 2 and desk.units.seen(B).is_eligible)
         desk.units.check(B, BAD)
     assert str(failing.result()).startswith("backup does not serve: ")
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_one_that_ends_while_both_are_watched_is_told_with_its_own_words(desk: Desk, role: Role) -> None:
+    desk.pair = desk.pair_with_soak(3600.0)
+    async with asyncio.TaskGroup() as group:
+        failing = group.create_task(caught(desk.pair.watch_both()))
+        await until(lambda: desk.listened == list(Role))
+        desk.units.exit(role, ExitStatus(1, None))
+    assert str(failing.result()) == f"{role.value} has ended: exited with 1"
+    assert desk.asked == [(role, 20)]
+
+
+async def test_a_backup_that_falls_over_during_the_question_is_told_with_its_last_words(desk: Desk) -> None:
+    async with asyncio.TaskGroup() as group:
+        failing = group.create_task(caught(desk.pair.until_answered(lambda: False)))
+        await until(lambda: desk.listened == [B])
+        desk.units.exit(B, ExitStatus(1, None))
+    assert str(failing.result()) == "backup has fallen over: exited with 1"
+    assert desk.asked == [(B, 20)]
 
 
 async def test_the_last_one_that_serves_is_not_restarted_unless_it_cannot_serve_anyway(desk: Desk) -> None:

@@ -243,6 +243,7 @@ def test_a_release_that_does_not_serve_brings_the_backup_back(home: Path, fault:
             assert "  | this release does not start" in failed.stderr.splitlines()
         if fault == "exits":
             assert "  | giving up" in failed.stderr.splitlines()
+        assert "ready name=backup 1.0.0" not in failed.stderr, "these are not its own words"
         site.assert_runs("1.0.0")
         assert pair.pid("primary") == before
         listed = site.listed()[release("1.1.0")]
@@ -311,6 +312,7 @@ def test_a_release_that_falls_over_on_the_primary_during_the_soak_brings_both_ba
             "cannot deploy bad: watching both instances serve: primary has ended: exited with 1;"
             f" {BOTH_ARE_BACK}; whole log: "
         )
+        assert "  | giving up" in failed.stderr.splitlines()
         site.assert_runs("1.0.0")
 
 

@@ -39,7 +39,14 @@ async def main():
     async with contextlib.aclosing(log.last_lines(400)) as batches:
         async for some in batches:
             last += some
-    followed = []
+    followed, since = [], []
+    async with log.since_now() as last_lines:
+        assert await last_lines(400) == []
+        done = await asyncio.create_subprocess_exec(sys.executable, "-c", sys.argv[1], "clojars")
+        await done.wait()
+        async with asyncio.timeout(60):
+            while len(since) < 303:
+                since = await last_lines(400)
     async with contextlib.aclosing(log.follow(2)) as batches, asyncio.timeout(60):
         while len(followed) < 2:
             followed += await anext(batches)
@@ -48,7 +55,7 @@ async def main():
             followed += await anext(batches)
     await more.wait()
     left = [pid for pid in os.listdir("/proc") if pid.isdigit() and named(pid) == "journalctl"]
-    print(json.dumps({"last": last, "followed": followed, "left": left}))
+    print(json.dumps({"last": last, "followed": followed, "since": since, "left": left}))
 
 def named(pid):
     with contextlib.suppress(OSError):
@@ -78,7 +85,7 @@ def test_output_goes_to_the_journal_and_is_read_from_there(machine: Sandbox) -> 
     machine.run("journalctl", "--sync")
     seen = json.loads(machine.run(*python, READER, INSTANCE, timeout=120))
     once = ["out", "err", "<3>as it is", *(f"line {number}" for number in range(1, 301))]
-    assert seen["last"] == once
+    assert seen["last"] == seen["since"] == once
     assert seen["followed"] == [*once[-2:], *once]
     assert seen["left"] == []
 
