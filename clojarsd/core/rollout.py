@@ -177,12 +177,17 @@ def held_back(rollout: Rollout, role: Role) -> HeldBack | None:
     """What an instance that must be launched now gets instead of what the link names; None: that.
 
     Between the switch and the approval the link is ahead of what the primary may run, and on the way back of what both
-    may: one that dies meanwhile comes back with what was there before.
+    may: one that dies meanwhile comes back with what was there before. Where the link could not be brought back, that
+    stays so for a primary that never had the release, until the link is brought elsewhere or another rollout begins.
     """
-    is_ahead = rollout.back is not None or (role is Role.PRIMARY and not rollout.touched(role))
-    if rollout.outcome is not None or not rollout.has_changed or not is_ahead:
+    wish, is_untouched = rollout.wish, role is Role.PRIMARY and not rollout.touched(role)
+    if not rollout.has_changed:
         return None
-    return HeldBack(rollout.wish.previous, rollout.wish.text)
+    if rollout.outcome is Outcome.STUCK and is_untouched:
+        return HeldBack(wish.previous, f"{wish.text} could not be taken back", only_from=rollout.release)
+    if rollout.outcome is None and (rollout.back is not None or is_untouched):
+        return HeldBack(wish.previous, f"{wish.text} is under way")
+    return None
 
 
 def broken_rule(rollout: Rollout, seen: Seen, move: Move) -> str | None:

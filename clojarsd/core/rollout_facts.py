@@ -204,11 +204,13 @@ class HeldBack:
 
     Attributes:
         release: what it gets instead; None: it must wait, because there was none before.
-        why: the rollout, in words.
+        why: the rollout, and how it is with it, in words.
+        only_from: it holds only while the link names this release; None: whatever the link names.
     """
 
     release: str | None
     why: str
+    only_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

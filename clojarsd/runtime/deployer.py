@@ -137,8 +137,8 @@ class Deployer:
 
     def held_back(self, role: Role) -> HeldBack | None:
         """What an instance that must be launched now gets instead of what the link names; None: that."""
-        rollout = self._record.under_way
-        return held_back(rollout, role) if rollout is not None else None
+        latest = self._record.latest
+        return held_back(latest, role) if latest is not None else None
 
     # Orders.
 

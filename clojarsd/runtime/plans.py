@@ -20,7 +20,7 @@ from clojarsd.core.restart import RestartPolicy
 from clojarsd.core.rollout_facts import HeldBack
 from clojarsd.core.routing import Failback
 from clojarsd.core.saved import InForce
-from clojarsd.core.settings import CheckSettings, FrontendSettings, InstanceSettings, Settings
+from clojarsd.core.settings import CheckSettings, DeploySettings, FrontendSettings, InstanceSettings, Settings
 from clojarsd.core.settings_types import CheckKind, OnDown, OnUp
 from clojarsd.core.steering_choice import RELAY_ONLY
 from clojarsd.core.unit import UnitPolicy
@@ -221,7 +221,7 @@ class Plans:
         extra = dict(environment)
         if instance.watchdog is not None:
             extra["WATCHDOG_USEC"] = str(round(instance.watchdog * 1_000_000))
-        releases = self._releases(role, _words(instance))
+        releases = self._releases(role, _words(instance), instance.command)
         spec = make_spec(
             role,
             instance,
@@ -251,7 +251,8 @@ class Plans:
     def _lacking(self, role: Role) -> str | None:
         """What must be there before the instance can be launched, in words; None when nothing is missing."""
         try:
-            self._releases(role, _words(self.settings.instances[role]))
+            instance = self.settings.instances[role]
+            self._releases(role, _words(instance), instance.command)
         except LaunchFailed as failed:
             return failed.reason if failed.stage.waits_for_operator else None
         return None
@@ -272,19 +273,30 @@ class Plans:
             commands.append(spec.command)
         return tuple(commands)
 
-    def _releases(self, role: Role, words: Sequence[str]) -> dict[str, str]:
-        """The placeholders about releases that the words need, as they are now; raises LaunchFailed."""
+    def _releases(self, role: Role, words: Sequence[str], command: Sequence[str] = ()) -> dict[str, str]:
+        """The placeholders about releases that the words need, as they are now.
+
+        Args:
+            command: of an instance, which runs a release also when it gets the path of the link.
+
+        Raises:
+            LaunchFailed: there is no release for it.
+        """
         deploy = self.settings.deploy
         if deploy is None:
             return {}
-        releases = {"current": str(deploy.link)}
-        if any("release" in placeholders_in(word) for word in words):
-            held = self.held_back(role)
-            if held is not None and held.release is None:
-                raise LaunchFailed(LaunchStage.RELEASE, f"no release that is approved: {held.why} is under way")
-            named = deploy.link if held is None else deploy.releases / str(held.release)
-            releases["release"] = str(resolve_release(named))
-        return releases
+        needs_one = _has("release", words) or _has("current", command)
+        named = self._named(role, deploy) if needs_one else deploy.link
+        return {"current": str(named), **({"release": str(resolve_release(named))} if needs_one else {})}
+
+    def _named(self, role: Role, deploy: DeploySettings) -> Path:
+        """The link, or the release itself that the instance gets instead; raises LaunchFailed."""
+        held = self.held_back(role)
+        if held is None or held.only_from not in (None, resolve_release(deploy.link).name):
+            return deploy.link
+        if held.release is None:
+            raise LaunchFailed(LaunchStage.RELEASE, f"no release that is approved: {held.why}")
+        return deploy.releases / held.release
 
     def _frontend(self, name: str, frontend: FrontendSettings, in_force: Mapping[Role, InForce]) -> FrontendPlan:
         backends = {role: self._backend(frontend.port, role, in_force[role]) for role in Role}
@@ -356,6 +368,10 @@ def _words(instance: InstanceSettings) -> list[str]:
     """Everything with placeholders that a start needs: the instance's own, and the hooks without which it fails."""
     hooks = [*instance.pre_start, *instance.post_start]
     return [*instance.command, *instance.environment.values(), *(word for command in hooks for word in command)]
+
+
+def _has(placeholder: str, words: Sequence[str]) -> bool:
+    return any(placeholder in placeholders_in(word) for word in words)
 
 
 def _hooks(instance: InstanceSettings) -> dict[HookName, float]:

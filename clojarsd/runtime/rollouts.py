@@ -159,7 +159,7 @@ class Rollouts:
         return self._deployer.abort(by)
 
     async def releases(self) -> dict[str, Any]:
-        """All releases, as JSON, with a warning for each instance that runs another one than the link names."""
+        """All releases, as JSON, with warnings: of instances that run another one than the link names, of a bad log."""
         if self._releases is None:
             raise Refused("there are no releases: the configuration has no table [deploy]")
         current = await asyncio.to_thread(self._releases.link)
@@ -170,6 +170,8 @@ class Rollouts:
         warnings = [one for one in told if one is not None]
         if warnings and (busy := self._deployer.why_busy()) is not None:  # which explains it
             warnings = [busy]
+        if (problem := self._releases.problem) is not None:
+            warnings.append(problem)
         return {"current": current, "releases": listed, "warnings": warnings}
 
     async def _new_id(self) -> str:

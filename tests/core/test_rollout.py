@@ -355,7 +355,7 @@ def test_an_instance_that_runs_it_already_is_looked_at_all_the_same() -> None:
 
 
 def test_the_link_is_ahead_of_the_primary_until_the_gate_and_of_both_on_the_way_back() -> None:
-    former = HeldBack(OLD, "deploy of 1.2.0")
+    former = HeldBack(OLD, "deploy of 1.2.0 is under way")
     before = after_steps(*TO_SWITCH[:-1])
     assert [held_back(before.rollout, role) for role in Role] == [None, None]
     switching = write(before, journal.begun(StepName.SWITCH, AT))
@@ -368,6 +368,16 @@ def test_the_link_is_ahead_of_the_primary_until_the_gate_and_of_both_on_the_way_
     assert [held_back(back.rollout, role) for role in Role] == [former, former]
     ended = write(back, journal.ended(Outcome.FAILED, "", AT))
     assert [held_back(ended.rollout, role) for role in Role] == [None, None]
+
+
+def test_a_primary_that_never_had_the_release_does_not_get_it_from_a_link_that_did_not_come_back() -> None:
+    back = turn(after_steps(*TO_PRIMARY), "nobody wants it", StepName.APPROVE)
+    stuck = write(back, journal.ended(Outcome.STUCK, "", AT))
+    kept = HeldBack(OLD, "deploy of 1.2.0 could not be taken back", only_from=NEW)
+    assert [held_back(stuck.rollout, role) for role in Role] == [kept, None]
+    begun = write(after_steps(*TO_PRIMARY), journal.begun(StepName.PRIMARY, AT))
+    had_it = write(turn(begun, "it falls over", StepName.PRIMARY), journal.ended(Outcome.STUCK, "", AT))
+    assert [held_back(had_it.rollout, role) for role in Role] == [None, None]
 
 
 def test_rules_are_found_broken() -> None:

@@ -753,7 +753,7 @@ async def test_what_an_instance_is_launched_with_meanwhile(bench: Bench, step: S
         await daemon.begin(make_wish(steps=AUTOMATIC), "ann")
         await daemon.at(step)
         is_between = AUTOMATIC.index(StepName.SWITCH) <= AUTOMATIC.index(step) < AUTOMATIC.index(StepName.PRIMARY)
-        former = HeldBack(OLD, "deploy of 1.2.0") if is_between else None
+        former = HeldBack(OLD, "deploy of 1.2.0 is under way") if is_between else None
         assert [daemon.deployer.held_back(role) for role in Role] == [former, None]
     async with bench.daemon() as daemon:
         await daemon.at(step) if step in AUTOMATIC[AUTOMATIC.index(StepName.SWITCH) :] else await daemon.end()

@@ -14,6 +14,7 @@ from clojarsd.core.identity import InstanceMark
 from clojarsd.core.launch import World
 from clojarsd.core.names import Address, Backend, HookName, Incarnation, LaunchStage, Role, UnixAddress
 from clojarsd.core.restart import RestartPolicy, RestartWhen
+from clojarsd.core.rollout_facts import HeldBack
 from clojarsd.core.saved import InForce
 from clojarsd.core.settings import InstanceSettings, parse_settings
 from clojarsd.core.settings_types import LogTo
@@ -157,9 +158,19 @@ def plans_of(text: str) -> Plans:
 @pytest.fixture
 def plans(tmp_path: Path) -> Plans:
     """By all keys, with a release that the link names."""
-    (tmp_path / "1.jar").touch()
-    (tmp_path / "current.jar").symlink_to("1.jar")
-    return plans_of(RICH.replace("RELEASES", str(tmp_path)))
+    return plans_with(tmp_path, RICH)
+
+
+def plans_that_get(word: str, directory: Path) -> Plans:
+    """By few keys, with a release that the link names."""
+    least = LEAST.replace('["serve"]', f'["serve", "{word}"]')
+    return plans_with(directory, least + RICH[RICH.index("[deploy]") :])
+
+
+def plans_with(directory: Path, text: str) -> Plans:
+    (directory / "1.jar").touch()
+    (directory / "current.jar").symlink_to("1.jar")
+    return plans_of(text.replace("RELEASES", str(directory)))
 
 
 async def asked(plans: Plans, in_force: InForce, role: Role = P) -> list[tuple[str, int]]:
@@ -300,6 +311,51 @@ def test_a_release_that_was_installed_is_verified_at_each_launch(plans: Plans, t
     assert hook_spec(knowing.unit(P).launch(THIRD, {}).spec, ("true",)).verify == ()
 
 
+HELD = HeldBack("0.jar", "deploy of 2 is under way")
+STUCK = HeldBack("0.jar", "deploy of 2 could not be taken back", only_from="1.jar")
+
+
+@pytest.mark.parametrize("word", ["{release}", "{current}"])
+@pytest.mark.parametrize("held", [HELD, STUCK])
+def test_an_instance_that_is_held_back_gets_what_was_there_before(tmp_path: Path, word: str, held: HeldBack) -> None:
+    (tmp_path / "0.jar").touch()
+    plans = replace(plans_that_get(word, tmp_path), held_back={P: held}.get, checksum_of={"0.jar": "sha256:0"}.get)
+    former = str(tmp_path / "0.jar")
+    planned = plans.unit(P).launch(THIRD, {})
+    assert (planned.release, planned.spec.command[1], planned.spec.verify) == (
+        "0.jar",
+        former,
+        ((former, "sha256:0"),),
+    )
+    other = plans.unit(B).launch(THIRD, {})
+    assert (other.release, other.spec.command[1]) == (
+        "1.jar",
+        str(tmp_path / {"{release}": "1.jar", "{current}": "current.jar"}[word]),
+    )
+
+
+def test_what_a_rollout_has_left_holds_only_while_the_link_names_it(tmp_path: Path) -> None:
+    for name in ("0.jar", "2.jar"):
+        (tmp_path / name).touch()
+    plans = replace(plans_that_get("{release}", tmp_path), held_back={P: STUCK}.get)
+    (tmp_path / "current.jar").unlink()
+    (tmp_path / "current.jar").symlink_to("2.jar")
+    assert plans.unit(P).launch(THIRD, {}).release == "2.jar"
+
+
+@pytest.mark.parametrize("word", ["{release}", "{current}"])
+def test_an_instance_that_is_held_back_from_the_first_release_waits(tmp_path: Path, word: str) -> None:
+    plans = replace(plans_that_get(word, tmp_path), held_back={P: replace(HELD, release=None)}.get)
+    assert plans.unit(P).lacking() == "no release that is approved: deploy of 2 is under way"
+    assert plans.unit(B).lacking() is None
+
+
+def test_an_instance_that_gets_the_link_needs_what_it_names(tmp_path: Path) -> None:
+    plans = plans_that_get("{current}", tmp_path)
+    (tmp_path / "current.jar").unlink()
+    assert plans.unit(P).lacking() == "no release: clojarsctl deploy TAG"
+
+
 def test_a_file_elsewhere_with_the_name_of_a_release_is_none(plans: Plans, tmp_path: Path) -> None:
     knowing = replace(plans, checksum_of={"1.jar": "sha256:1"}.get)
     (tmp_path / "elsewhere").mkdir()
@@ -333,12 +389,6 @@ def test_a_launch_without_a_release_names_none() -> None:
     plans = plans_of(LEAST)
     assert plans.unit(P).lacking() is None
     assert (plans.unit(P).launch(THIRD, {}).release, plans.current_release()) == (None, None)
-    current = plans_of(
-        LEAST.replace('["serve"]', '["serve", "{current}"]')
-        + RICH[RICH.index("[deploy]") :].replace("RELEASES", "/nowhere")
-    )
-    planned = current.unit(P).launch(THIRD, {})
-    assert (planned.release, planned.spec.command) == (None, ("serve", "/nowhere/current.jar"))
 
 
 # Hooks.

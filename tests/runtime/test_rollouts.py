@@ -336,6 +336,19 @@ async def test_releases(shop: Shop) -> None:
     assert running_release(serving(B, OLD, state=UnitState.STOPPED)) is None
 
 
+async def test_a_damaged_log_is_told_with_the_releases(shop: Shop) -> None:
+    await shop.runs(OLD)
+    await shop.installed(OLD, "app-1.1.0.jar")
+    shop.releases.close()
+    log = shop.directory / "state" / "releases.jsonl"
+    first, *rest = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + rest[0].replace(b"app", b"bad", 1) + b"".join(rest[1:]))
+    shop.releases.load()
+    (warning,) = (await shop.rollouts.releases())["warnings"]
+    assert warning == shop.releases.problem
+    assert str(log) in warning
+
+
 async def test_answers_go_to_the_rollout(shop: Shop) -> None:
     async with shop.running():
         await shop.begun(DeployOrder("1.0.0"))
