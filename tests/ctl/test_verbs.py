@@ -26,12 +26,11 @@ from clojarsd.core.history import EventName
 from clojarsd.core.names import Address, Health, Role, UnitState
 from tests.support.clojarsctl import COMMAND, Run, ctl, running
 from tests.support.control import AT, DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
+from tests.support.real import root_only
 from tests.support.waiting import until
 
 SEE = "clojarsctl status | clojarsctl events -f"
 NO_SPACE = "cannot write the answer: no space left on device"
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 @pytest.fixture

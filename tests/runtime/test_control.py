@@ -23,6 +23,7 @@ from clojarsd.core.names import Health, Role, UnitState
 from clojarsd.runtime import control
 from clojarsd.runtime.control_request import see_through
 from tests.support.control import DEADLINE_S, PaperWork, Room, control_room, instance, open_directory
+from tests.support.real import root_only
 from tests.support.waiting import until
 
 ASK_AS = """
@@ -38,8 +39,6 @@ while some := client.recv(65536):
     sys.stdout.buffer.write(some)
 """
 """Somebody else, who asks something."""
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import pwd
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,14 +18,13 @@ from clojarsd.core.history import EventName
 from clojarsd.core.rollout_facts import Outcome, Rollout, StepName
 from clojarsd.core.rollout_view import Question
 from tests.support.control import DEADLINE_S, Room, control_room, open_directory
+from tests.support.real import root_only
 from tests.support.rollouts import AT, make_wish
 from tests.support.waiting import until
 
 QUESTION = Question("2026-11-28T12:30:00.000Z", ("curl -i http://127.0.0.1:8002/",), ("3 commits",))
 WAITS = "it waits for `clojarsctl promote` or `clojarsctl abort` until 2026-11-28T12:30:00.000Z"
 NOBODY = pwd.getpwnam("nobody").pw_uid
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 @pytest.fixture

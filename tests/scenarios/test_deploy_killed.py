@@ -91,6 +91,18 @@ class Killing:
         assert ended is None or isinstance(ended, dict)
         return ended
 
+    def goes_on(self, version: str, number: int) -> None:
+        """The next daemon brings that version to its good end, unless the switch was still to come."""
+        before, ended = self.journal(), self.taken_up()
+        if '"step":"switch"' in before:
+            assert ended is not None
+            assert ended["outcome"] == "done", (number, ended, self.told())
+            self.current = version
+        elif '"what":"asked"' in before:
+            assert ended is not None
+            assert f"; {NOTHING_WAS_CHANGED}".replace("1.0.0", self.current) in ended["message"]
+        self.check(self.current, number)
+
     def check(self, version: str, number: int) -> None:
         """That version is the current one, everywhere; nobody has lost anything so far."""
         self.site.assert_runs(version)
@@ -190,15 +202,7 @@ def test_killed_later_the_next_one_goes_on_to_the_good_end(home: Path, part: int
             version = at.next_version()
             if at.ends(number, "deploy", "--artifact", str(at.site.artefact(version)), "--yes"):
                 break
-            before, ended = at.journal(), at.taken_up()
-            if '"step":"switch"' in before:
-                assert ended is not None
-                assert ended["outcome"] == "done", (number, ended, at.told())
-                at.current = version
-            elif '"what":"asked"' in before:
-                assert ended is not None
-                assert f"; {NOTHING_WAS_CHANGED}".replace("1.0.0", at.current) in ended["message"]
-            at.check(at.current, number)
+            at.goes_on(version, number)
             assert at.site.listed()[release(at.current)]["state"] == "good", (number, at.told())
         at.check(version, number)
         assert at.cuts >= 21 // step
@@ -319,15 +323,7 @@ def test_killed_in_a_rollback_the_next_one_goes_on_or_nothing_has_changed(home: 
             version = "1.0.0" if at.current == "1.1.0" else "1.1.0"
             if at.ends(number, "rollback", version, "--yes"):
                 break
-            before, ended = at.journal(), at.taken_up()
-            if '"step":"switch"' in before:
-                assert ended is not None
-                assert ended["outcome"] == "done", (number, ended, at.told())
-                at.current = version
-            elif '"kind":"rollback"' in before:
-                assert ended is not None
-                assert f"; {NOTHING_WAS_CHANGED}".replace("1.0.0", at.current) in ended["message"]
-            at.check(at.current, number)
+            at.goes_on(version, number)
         at.check(version, number)
         assert at.cuts >= 18 // step
 

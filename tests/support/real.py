@@ -1,4 +1,4 @@
-"""What a test does where a real program of the machine is missing."""
+"""What a test does where something real of the machine is missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from typing import NoReturn
 
 import pytest
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+"""What needs another user than the one who runs the tests; it is no part of the machine that is missing then."""
 
 
 def unavailable(reason: str) -> NoReturn:

@@ -21,6 +21,7 @@ from clojarsd.system.family import _kill, children_of, end_hook, find_marked, st
 from clojarsd.system.identity import identify, is_between_programs, mark_of, stat_of, user_of
 from clojarsd.system.process import Processes
 from tests.support.launches import Heard, Launches, launching, reads
+from tests.support.real import root_only
 from tests.support.waiting import PATIENCE, until
 
 STRANGER = 65534
@@ -317,7 +318,7 @@ def test_a_machine_without_lists_of_children_needs_no_subreaper(monkeypatch: pyt
     assert Processes()._shared.is_subreaper is False
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@root_only
 async def test_a_strangers_process_with_our_mark_is_no_instance(launches: Launches) -> None:
     """Anybody could have a process of theirs taken up as the latest launch, and the real one ended as a leftover."""
     launches.directory.chmod(0o755)

@@ -15,6 +15,7 @@ import pytest
 
 from clojarsd.system.peer import Peer, group_names, peer_of, user_name
 from tests.support.control import open_directory
+from tests.support.real import root_only
 
 CONNECT = """
 import os, socket, sys
@@ -27,8 +28,6 @@ client.connect(path)
 client.recv(1)
 """
 """A process that becomes somebody else, connects, and stays until it is disconnected."""
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def test_a_peer_is_known_by_process_user_and_groups() -> None:

@@ -21,6 +21,7 @@ from clojarsd.core.errors import LaunchFailed
 from clojarsd.core.names import Address, ExitStatus, LaunchStage
 from clojarsd.system.launcher import parse_environment
 from tests.support.launches import Heard, Launches, failure, launching, reads
+from tests.support.real import root_only
 from tests.support.waiting import PATIENCE, until
 
 
@@ -237,7 +238,7 @@ async def test_a_taken_port_is_found_before_the_command_runs(launches: Launches)
     assert how == (LaunchStage.PORTS, f"port {port} (http): address already in use by {holder}")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@root_only
 async def test_it_becomes_its_user(launches: Launches, tmp_path: Path) -> None:
     spec = replace(launches.spec, user="nobody", group="daemon", command=("/usr/bin/id",), directory="/")
     _, heard = launches(spec)

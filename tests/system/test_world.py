@@ -27,6 +27,7 @@ from clojarsd.system.world import (
 )
 from tests.core.test_settings_problems import document
 from tests.support.pair import CHECKOUT
+from tests.support.real import root_only
 from tests.support.waiting import PATIENCE
 
 ME = pwd.getpwuid(os.geteuid())
@@ -61,9 +62,6 @@ def look(user: str, uid: int | None = None, **environment: str) -> subprocess.Co
     )
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["name", "number"])
 def test_the_environment_is_the_users_and_little_is_inherited(by: str) -> None:
@@ -85,7 +83,7 @@ def test_the_environment_is_the_users_and_little_is_inherited(by: str) -> None:
 
 
 @pytest.mark.slow
-@needs_root
+@root_only
 def test_root_becomes_another_user() -> None:
     becomes, environment, *_ = json.loads(look("nobody", PATH="/opt/bin").stdout)
     assert becomes is True
@@ -93,7 +91,7 @@ def test_root_becomes_another_user() -> None:
 
 
 @pytest.mark.slow
-@needs_root
+@root_only
 def test_a_plain_user_is_itself_and_nobody_else(tmp_path: Path) -> None:
     if subprocess.run(["test", "-r", str(CHECKOUT / "clojarsd")], user=NOBODY.pw_uid, check=False).returncode:
         pytest.skip("this checkout is not readable for plain users")
@@ -107,7 +105,7 @@ def test_a_plain_user_is_itself_and_nobody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_root
+@root_only
 def test_a_user_without_an_account_is_named_by_its_number() -> None:
     if subprocess.run(["test", "-r", str(CHECKOUT / "clojarsd")], user=54321, check=False).returncode:
         pytest.skip("this checkout is not readable for plain users")
@@ -222,7 +220,7 @@ def test_a_link_that_leads_nowhere_fails_the_launch(
     assert (caught.value.stage, caught.value.reason) == (stage, reason.format(current=current))
 
 
-@needs_root
+@root_only
 @pytest.mark.slow
 def test_a_number_without_an_account_can_run_as_itself() -> None:
     """As in containers that are started with any number; another number is nobody."""
