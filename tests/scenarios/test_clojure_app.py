@@ -181,40 +181,6 @@ def smoke(app: Application, jar: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_bad_tests_fails_its_tests(checkout: Callable[[str], Path]) -> None:
-    tested = clojure_app.lein(checkout("bad-tests"), "test", prefix=alone())
-    assert tested.returncode == 1
-    assert "1 failures, 0 errors" in tested.stdout
-
-
-def test_bad_build_passes_its_tests_and_does_not_compile(checkout: Callable[[str], Path]) -> None:
-    made, prefix = checkout("bad-build"), alone()
-    assert clojure_app.lein(made, "test", prefix=prefix).returncode == 0
-    built = clojure_app.lein(made, "uberjar", prefix=prefix)
-    assert built.returncode == 1
-    assert "Unable to resolve symbol: format-number" in built.stdout
-    assert not list(made.glob("target/*.jar"))
-
-
-@pytest.mark.parametrize(
-    ("tag", "artefacts"),
-    [
-        ("bad-no-artifact", []),
-        (
-            "bad-two-artifacts",
-            ["clojars-web-1.2.0-bad-two-artifacts-standalone.jar", "clojars-web-thin-standalone.jar"],
-        ),
-    ],
-)
-def test_a_bad_build_leaves_none_or_two_artefacts(
-    checkout: Callable[[str], Path], tag: str, artefacts: list[str]
-) -> None:
-    made = checkout(tag)
-    built = clojure_app.lein(made, "uberjar", prefix=alone())
-    assert built.returncode == 0, built.stdout
-    assert sorted(path.name for path in made.glob("target/*-standalone.jar")) == artefacts
-
-
 # --- Releases that build and are bad all the same
 
 

@@ -33,6 +33,7 @@ from clojarsd.core.releases import (
 from clojarsd.system.acting_as import actor_of
 from clojarsd.system.record_log import RecordLog
 from clojarsd.system.releases import ReleaseStore
+from clojarsd.system.sockets import free_ports
 from tests.support.pair import CHECKOUT, CLOJARSCTL, Clients, Failure, Pair, connection, get
 from tests.support.repositories import Repository
 from tests.support.waiting import PATIENCE
@@ -208,8 +209,6 @@ class Site:
         """Write the configuration, with other values of some settings from now on."""
         self.settings.update(changes)
         if not self.relayed:
-            from clojarsd.system.sockets import free_ports
-
             (self.relayed,) = free_ports(1)
         self.pair.backup_extra = DEPLOY.format(**self.settings, relayed=self.relayed)
         self.pair.write_config()

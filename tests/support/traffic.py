@@ -36,8 +36,10 @@ from tests.support.waiting import PATIENCE
 
 PAGES = ("/version", "/", "/search?q=jar", "/health")
 LARGEST_UPLOAD = 20_000
-PAUSE_S = 0.005
-UPLOAD_PAUSE_S = 0.02
+PAUSE_S = 0.02
+UPLOAD_PAUSE_S = 0.05
+SCP_PAUSE_S = 0.2
+"""Each scp makes half a dozen processes: without a pause nobody else would have much of the processors."""
 KEPT_PAUSE_S = 0.7
 """Longer than `drain_idle` of the pair: a client that never pauses for so long is waited for until `drain` is over."""
 
@@ -220,7 +222,7 @@ class Traffic:
             (file := self._home / name).write_bytes(content)
             self._count("scp", name, partial(_copy_once, sshd, file, partial(self._note, name, content)))
             file.unlink()
-            if self._over.wait(PAUSE_S):
+            if self._over.wait(SCP_PAUSE_S):
                 return
 
     def _note(self, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -125,6 +126,12 @@ def test_free_ports_are_free_and_no_outgoing_connection_takes_one() -> None:
     with ExitStack() as stack:
         for port in found:
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
+
+
+def test_free_ports_are_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who got them may not listen there yet, and chance gives the same again now and then."""
+    monkeypatch.setattr(random, "shuffle", lambda candidates: None)
+    assert set(free_ports(3)).isdisjoint(free_ports(3))
 
 
 def test_silence_is_known_of_a_connection_and_not_of_other_sockets() -> None:
