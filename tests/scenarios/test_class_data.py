@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.jars import build_jar, other_java, pair_of_jars, put_release
-from tests.support.pair import Clients, Pair
+from tests.support.pair import CLOJARSCTL, Clients, Pair
 from tests.support.real import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -332,6 +334,43 @@ def test_a_deploy_makes_the_archive_on_the_backup_and_the_primary_starts_with_it
     finished = pair.ctl("rollback", "--yes")
     assert finished.returncode == 0, finished.stderr
     assert [pair.instance(role)["cds"] for role in ("primary", "backup")] == [True, True]
+
+
+def dumping(pair: Pair) -> psutil.Process | None:
+    """The JVM that makes an archive just now."""
+    fresh = str(archive(pair).parent)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "-Xshare:dump" in words and any(word.startswith(f"-XX:SharedArchiveFile={fresh}/") for word in words):
+                return process
+    return None
+
+
+@pytest.mark.parametrize("by_deploy", [True, False])
+def test_a_daemon_that_dies_while_an_archive_is_made_is_followed_by_one_that_makes_it(
+    pair: Pair, tmp_path: Path, by_deploy: bool
+) -> None:
+    other = tmp_path / "other.jar"
+    shutil.copy(pair.home / "releases" / "1.jar", other)
+    words = ("deploy", "--artifact", str(other), "--yes") if by_deploy else ("jvm", "cds", "backup")
+    order = subprocess.Popen([CLOJARSCTL, "--socket", pair.socket, *words], stderr=subprocess.DEVNULL)
+    found: list[psutil.Process] = []
+    pair.until_true(lambda: found.extend(filter(None, [dumping(pair)])) or found, "the dump", pair.daemon_log)
+    found[0].suspend()
+    pair.kill()
+    assert order.wait() == 4
+    pair.begin()
+    if by_deploy:
+        pair.until(lambda seen: seen["rollout"] is None)
+        assert pair.ask("GET", "/v1/rollout")["last_rollout"]["outcome"] == "done", pair.daemon_log()
+        assert pair.instance("primary")["cds"] is True
+    else:
+        pair.done("jvm", "cds", "backup")
+        assert restarted(pair)["cds"] is True
+    assert not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+    name = "other.jar" if by_deploy else "1.jar"
+    assert sorted(path.name for path in archive(pair).parent.iterdir()) == [f"{name}.jsa", f"{name}.json"]
 
 
 def test_a_deploy_goes_on_without_an_archive(tmp_path: Path, jar: Path) -> None:
