@@ -22,7 +22,7 @@ _no_promote_option = click.option(
 @_yes_option
 @_no_promote_option
 @click.option("--skip-tests", is_flag=True, help="Build without testing.")
-@click.option("--force", is_flag=True, help="Deploy although not both instances can serve.")
+@click.option("--force", is_flag=True, help="Deploy although not both instances can serve, or the tag has moved.")
 @json_option
 @click.pass_obj
 def deploy(

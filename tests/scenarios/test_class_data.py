@@ -336,15 +336,16 @@ def test_a_deploy_makes_the_archive_on_the_backup_and_the_primary_starts_with_it
     assert [pair.instance(role)["cds"] for role in ("primary", "backup")] == [True, True]
 
 
-def dumping(pair: Pair) -> psutil.Process | None:
-    """The JVM that makes an archive just now."""
+def dumping(pair: Pair) -> list[psutil.Process]:
+    """The JVMs that make an archive just now."""
     fresh = str(archive(pair).parent)
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             words = process.cmdline()
             if "-Xshare:dump" in words and any(word.startswith(f"-XX:SharedArchiveFile={fresh}/") for word in words):
-                return process
-    return None
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("by_deploy", [True, False])
@@ -356,7 +357,12 @@ def test_a_daemon_that_dies_while_an_archive_is_made_is_followed_by_one_that_mak
     words = ("deploy", "--artifact", str(other), "--yes") if by_deploy else ("jvm", "cds", "backup")
     order = subprocess.Popen([CLOJARSCTL, "--socket", pair.socket, *words], stderr=subprocess.DEVNULL)
     found: list[psutil.Process] = []
-    pair.until_true(lambda: found.extend(filter(None, [dumping(pair)])) or found, "the dump", pair.daemon_log)
+
+    def has_begun() -> bool:
+        found[:] = dumping(pair)
+        return bool(found)
+
+    pair.until_true(has_begun, "the dump", pair.daemon_log)
     found[0].suspend()
     pair.kill()
     assert order.wait() == 4
