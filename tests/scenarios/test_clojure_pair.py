@@ -21,14 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 
 @pytest.fixture
-def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClojurePair]:
-    """A pair with the first release in place, or deployed, as the test asks for by parameter."""
+def pair(tmp_path: Path) -> Iterator[ClojurePair]:
     (home := tmp_path / "pair").mkdir()
-    first = getattr(request, "param", "1.0.0")
-    with ClojurePair(home, first=first) as pair:
-        if first is None:
-            deployed = pair.order("deploy", "1.0.0", "--yes")
-            assert deployed.returncode == 0, (deployed.stdout, deployed.stderr, pair.daemon_log())
+    with ClojurePair(home) as pair:
         yield pair
 
 
@@ -68,27 +63,3 @@ def test_nothing_fails_while_both_are_restarted(pair: ClojurePair, traffic: Traf
     restarted = pair.order("restart", "all")
     assert restarted.returncode == 0, (restarted.stdout, restarted.stderr)
     nothing_failed(traffic, pair)
-
-
-@pytest.mark.parametrize("pair", [None], indirect=True)
-def test_nothing_fails_while_releases_are_deployed_and_rolled_back(pair: ClojurePair, traffic: Traffic) -> None:
-    """What the README of the demo has a new user do; the first release is deployed, too."""
-
-    def ordered(*words: str) -> subprocess.CompletedProcess[str]:
-        return pair.order(*words, "--yes")
-
-    deployed = ordered("deploy", "1.1.0")
-    assert deployed.returncode == 0, (deployed.stdout, deployed.stderr, pair.daemon_log())
-    traffic.until_version("1.1.0")
-    bad = ordered("deploy", "bad-smoke")
-    assert bad.returncode == 1
-    assert "smoke: /version says ['<!DOCTYPE html>'], and the release is 1.2.0-bad-smoke" in bad.stderr
-    assert pair.current == "clojars-web-1.1.0-standalone.jar"
-    assert set(pair.running().values()) == {pair.current}
-    back = ordered("rollback")
-    assert back.returncode == 0, (back.stdout, back.stderr)
-    traffic.until_version("1.0.0")
-    nothing_failed(traffic, pair)
-    assert traffic.versions == ["1.0.0", "1.1.0", "1.0.0"]
-    told = {success.said for success in traffic.successes if success.said}
-    assert told == {"1.0.0", "1.1.0"}, "no client has ever seen the bad one"
