@@ -20,6 +20,7 @@ def describe_end(
     hook_failure: str | None = None,
     *,
     warmup_failure: str | None = None,
+    unready: str | None = None,
     policy: UnitPolicy,
     sent: int,
 ) -> str:
@@ -27,6 +28,7 @@ def describe_end(
 
     Args:
         hook_failure, warmup_failure: how its post_start or warm-up failed, if that is why it was ended.
+        unready: what it still lacked when it was not ready in time; see `why_unready`.
         sent: how many stop signals it was sent; more than the policy has: the last ones were SIGKILL.
     """
     if isinstance(end, NotLaunched):
@@ -40,7 +42,8 @@ def describe_end(
     else:
         how = str(status) if status.signal is None else f"was killed by {signal_name(status.signal)}"
     if ended_by is EndCause.START_TIMEOUT:
-        return f"was not ready in time and was ended ({how})"
+        why = f" ({unready})" if unready is not None else ""
+        return f"was not ready in time{why} and was ended ({how})"
     if ended_by is EndCause.POST_START:
         why = f": {hook_failure}" if hook_failure is not None else ""
         return f"was ended because its post_start failed{why} ({how})"
@@ -50,8 +53,8 @@ def describe_end(
     return how
 
 
-def how_it_ended(role: Role, unit: Unit, policy: UnitPolicy, sent: int) -> str | None:
-    """How the unit's latest process ended; None before the first end. sent: as for `describe_end`."""
+def how_it_ended(role: Role, unit: Unit, policy: UnitPolicy, sent: int, unready: str | None = None) -> str | None:
+    """How the unit's latest process ended; None before the first end. sent, unready: as for `describe_end`."""
     if unit.last_end is None:
         return None
     return describe_end(
@@ -60,9 +63,19 @@ def how_it_ended(role: Role, unit: Unit, policy: UnitPolicy, sent: int) -> str |
         unit.ended_by,
         unit.hook_failure,
         warmup_failure=unit.warmup_failure,
+        unready=unready,
         policy=policy,
         sent=sent,
     )
+
+
+def why_unready(checks: Sequence[CheckView], *, is_silent: bool) -> str | None:
+    """What an instance that starts still lacks: `http: connection refused`; None where that is not known.
+
+    Args:
+        is_silent: whether it has to say READY=1 and has not.
+    """
+    return _seen(checks) or ("it has not said READY=1" if is_silent else None)
 
 
 def why_not_eligible(
@@ -74,6 +87,7 @@ def why_not_eligible(
     next_try_at: str | None,
     *,
     ended_after: int = 0,
+    unready: str | None = None,
     is_silent: bool = False,
     stopped_by: str | None = None,
     stopped_at: str | None = None,
@@ -85,6 +99,7 @@ def why_not_eligible(
     Args:
         next_try_at: wall-clock time of the unit's deadline, for `BACKOFF`.
         ended_after: how many stop signals the latest process that has ended was sent.
+        unready: what it still lacked, if it was not ready in time.
         is_silent: whether it has to say READY=1 and has not.
         stopped_by: whose order it is that the instance is down, and
         stopped_at: when they gave it (UTC); None when that is not known.
@@ -92,7 +107,7 @@ def why_not_eligible(
         warmup: how far its warm-up is, or None without one.
     """
     state = unit.state
-    ended = how_it_ended(role, unit, policy, ended_after)
+    ended = how_it_ended(role, unit, policy, ended_after, unready)
     if state is UnitState.READY:
         if health is Health.STALLED:
             return stalled

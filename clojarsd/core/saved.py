@@ -55,6 +55,7 @@ class SavedInstance:
         in_force: what its process was launched with, or None without one.
         checks: what the records are of.
         noticed: whether its process has said that it is ready, and status_text: what else it has said, or None.
+        unready: what the latest start that was given up still lacked, in words, or None.
         stalled: that its process accepts no connections, in words, or None; stalled_since: monotonic instant.
         launched_at: monotonic instant at which its process was launched, or None.
         start_seconds: from then until its checks passed, or None; cds: with a class-data archive, or None.
@@ -78,6 +79,7 @@ class SavedInstance:
     checks: tuple[str, ...] = ()
     noticed: bool = False
     status_text: str | None = None
+    unready: str | None = None
     stalled: str | None = None
     stalled_since: float = 0.0
     stalls: int = 0

@@ -11,9 +11,9 @@ from clojarsd.core.health import CheckRecord, verdict
 from clojarsd.core.history import EventName, stamp
 from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import Goal, Health, Incarnation, Role, UnitState
-from clojarsd.core.reasons import describe_end, how_it_ended, why_not_eligible
+from clojarsd.core.reasons import describe_end, how_it_ended, why_not_eligible, why_unready
 from clojarsd.core.saved import InForce, SavedInstance
-from clojarsd.core.unit import Unit, UnitPolicy
+from clojarsd.core.unit import EndCause, Unit, UnitPolicy
 from clojarsd.core.unit_events import DeadlinePassed, Event
 from clojarsd.core.view import CheckView, InstanceView, LastExit, Next
 from clojarsd.core.warmup import Warmup
@@ -31,6 +31,7 @@ class UnitMemory:
         left: what the latest process has left behind, in words; None when nothing.
         trouble: what is wrong with the process though it may serve, in words; None when nothing is.
         ended_after: how many stop signals the latest process that has ended was sent.
+        unready: what the latest start that was given up still lacked, in words; None where that is not known.
         drained: what has become of its connections in the latest drain that is over; None: it is not, or not known.
         adopted: whether another daemon launched the process.
         executed: whether its command runs: before that others may be on its ports.
@@ -62,6 +63,7 @@ class UnitMemory:
     left: str | None = None
     trouble: str | None = None
     ended_after: int = 0
+    unready: str | None = None
     drained: DrainTally | None = None
     adopted: bool = False
     executed: bool = False
@@ -101,11 +103,14 @@ class UnitMemory:
         self.launched_at = self.archive = self.start_seconds = self.cds = None
         self.adopted = self.executed = False
 
-    def count(self, before: Unit, unit: Unit, event: Event) -> None:
+    def count(self, before: Unit, unit: Unit, event: Event, plan: Plan) -> None:
         """Keep in mind what the machine does not: relaunches, and that what happens unasked is nobody's order.
 
-        The machine also forgets how a process was ended when it launches the next one in the same step.
+        Nor does the machine know what a start lacks that it gives up, and it forgets how a process was ended when it
+        launches the next one in the same step.
         """
+        if unit.cause is EndCause.START_TIMEOUT and before.cause is not unit.cause:
+            self.unready = why_unready(self.checks(before, plan), is_silent=self.is_silent(before, plan))
         if before.state is UnitState.BACKOFF and isinstance(event, DeadlinePassed):
             self.restarts += 1
         if unit.last_end is before.last_end:
@@ -118,6 +123,10 @@ class UnitMemory:
         """What is known of the process that there is now; that it accepts nothing weighs more than checks that pass."""
         said = verdict(self.records) if unit.has_process and self.records else Health.UNKNOWN
         return Health.STALLED if self.stalled is not None and said is not Health.DOWN else said
+
+    def is_silent(self, unit: Unit, plan: Plan) -> bool:
+        """Whether the process has to say READY=1 and has not."""
+        return (self.in_force or plan.in_force).notify and self.noticed != unit.incarnation
 
     def checks(self, unit: Unit, plan: Plan) -> tuple[CheckView, ...]:
         """Each check as people see it."""
@@ -148,7 +157,8 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         plan.policy,
         deadline,
         ended_after=memory.ended_after,
-        is_silent=(memory.in_force or plan.in_force).notify and memory.noticed != unit.incarnation,
+        unready=memory.unready,
+        is_silent=memory.is_silent(unit, plan),
         stopped_by=memory.goal_by if is_ordered else None,
         stopped_at=memory.goal_at if is_ordered else None,
         stalled=memory.stalled,
@@ -183,7 +193,7 @@ def view(role: Role, unit: Unit, memory: UnitMemory, plan: Plan, pid: int | None
         stalls=memory.stalls,
         stall_seconds=memory.stall_seconds + (now - memory.stalled_since if memory.stalled is not None else 0.0),
         warmup=memory.warmup,
-        ended=how_it_ended(role, unit, plan.policy, memory.ended_after),
+        ended=how_it_ended(role, unit, plan.policy, memory.ended_after, memory.unready),
     )
 
 
@@ -225,6 +235,7 @@ def saved(unit: Unit, memory: UnitMemory, plan: Plan, process: ProcessIdentity |
         checks=plan.checks,
         noticed=memory.noticed == unit.incarnation,
         status_text=memory.status_text,
+        unready=memory.unready,
         stalled=memory.stalled,
         stalled_since=memory.stalled_since,
         stalls=memory.stalls,
@@ -258,6 +269,7 @@ def remembered(before: SavedInstance, plan: Plan) -> UnitMemory:
         noticed=before.unit.incarnation if before.noticed else None,
         status_text=before.status_text,
         ended_after=0 if before.unit.has_process else before.unit.stop_step,
+        unready=before.unready,
         stalled=before.stalled,
         stalled_since=before.stalled_since,
         stalls=before.stalls,
@@ -284,6 +296,7 @@ def announcement(
                 unit.ended_by,
                 unit.hook_failure,
                 warmup_failure=unit.warmup_failure,
+                unready=memory.unready,
                 policy=policy,
                 sent=memory.ended_after,
             )

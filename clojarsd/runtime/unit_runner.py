@@ -212,7 +212,7 @@ class UnitRunner(UnitNews):
             self._memory.since = now()
         if self._unit.state in _WITHOUT_PROCESS:
             self._memory.in_force = None
-        self._memory.count(before, self._unit, event)
+        self._memory.count(before, self._unit, event, self._plan)
         self._set_timer()
         self._publish()  # before the effects: what must not get connections any more gets none from here on
         for effect in effects:

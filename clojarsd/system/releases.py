@@ -271,13 +271,13 @@ class ReleaseStore:
         blocks = wanted.size + wanted.entries * disk.f_bsize
         if free < blocks:
             raise Failed(
-                f"cannot install {name}: it takes {_mb(blocks)} and {self.directory} has {_mb(free)} free;"
-                " nothing was changed; remove what is not needed there"
+                f"cannot install {name}: it takes {_mb(blocks)} and {self.directory} has {_mb(free)} free: remove what"
+                " is not needed there"
             )
         if disk.f_files and disk.f_favail < wanted.entries:  # some file systems do not count
             raise Failed(
                 f"cannot install {name}: it has {wanted.entries} files and {self.directory} has room for"
-                f" {disk.f_favail}; nothing was changed"
+                f" {disk.f_favail}"
             )
 
     def _that_was_there(self, name: str, copied: Installed) -> Installed:

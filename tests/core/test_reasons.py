@@ -18,7 +18,7 @@ from clojarsd.core.names import (
     Rotation,
     UnitState,
 )
-from clojarsd.core.reasons import describe_end, why_not_eligible
+from clojarsd.core.reasons import describe_end, why_not_eligible, why_unready
 from clojarsd.core.restart import Failures, RestartPolicy, RestartWhen
 from clojarsd.core.signal_names import signal_name
 from clojarsd.core.unit import EndCause, Unit, UnitPolicy
@@ -92,6 +92,27 @@ def test_one_that_outlasted_every_stop_signal_was_killed_by_us_and_not_by_a_pers
     end: Exited, by: EndCause | None, sent: int, sentence: str
 ) -> None:
     assert describe_end(Role.BACKUP, end, by, policy=POLICY, sent=sent) == sentence
+
+
+@pytest.mark.parametrize(
+    ("checks", "is_silent", "lacks"),
+    [
+        ((GOOD, BAD), False, "http: 127.0.0.1:8002 refused"),
+        ((NEW, BAD), True, "http: no result yet, http: 127.0.0.1:8002 refused"),
+        ((GOOD,), True, "it has not said READY=1"),
+        ((), False, None),
+    ],
+)
+def test_one_that_was_not_ready_in_time_says_what_it_lacked(
+    checks: tuple[CheckView, ...], is_silent: bool, lacks: str | None
+) -> None:
+    unready = why_unready(checks, is_silent=is_silent)
+    assert unready == lacks
+    told = describe_end(Role.BACKUP, TERMED, EndCause.START_TIMEOUT, unready=unready, policy=POLICY, sent=0)
+    why = f" ({lacks})" if lacks is not None else ""
+    assert told == f"was not ready in time{why} and was ended (was killed by SIGTERM)"
+    other = describe_end(Role.BACKUP, TERMED, EndCause.STOP, unready=unready, policy=POLICY, sent=0)
+    assert other == "was killed by SIGTERM"
 
 
 def test_the_reason_says_it_in_the_same_words() -> None:

@@ -14,7 +14,7 @@ from clojarsd.core.identity import ProcessIdentity
 from clojarsd.core.names import ExitStatus, Goal, Health, HookName, Incarnation, LaunchStage, Role, UnitState
 from clojarsd.core.saved import InForce
 from clojarsd.core.unit import EndCause, Unit, step
-from clojarsd.core.unit_events import Exited, NotLaunched
+from clojarsd.core.unit_events import DeadlinePassed, Exited, NotLaunched
 from clojarsd.core.view import CheckView, LastExit, Next
 from clojarsd.runtime.unit_memory import (
     UnitMemory,
@@ -278,7 +278,7 @@ def test_an_instance_that_had_to_be_killed_is_told_so_although_the_next_is_launc
     """The machine counts the stop signals of the incarnation that comes from zero in the very same step."""
     kept, before = memory(UP), replace(STOPPING, cause=cause)
     after, _ = step(before, KILLED, 5.0, POLICY)
-    kept.count(before, after, KILLED)
+    kept.count(before, after, KILLED, a_plan("http"))
     text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept)
     assert text == "primary had not ended after SIGTERM and was killed"
 
@@ -286,26 +286,29 @@ def test_an_instance_that_had_to_be_killed_is_told_so_although_the_next_is_launc
 def test_a_killing_that_nobody_has_ordered_is_told_as_one_after_an_escalated_stop() -> None:
     kept, again = memory(UP), replace(READY, incarnation=Incarnation(2))
     after, _ = step(STOPPING, KILLED, 5.0, POLICY)
-    kept.count(STOPPING, after, KILLED)
+    kept.count(STOPPING, after, KILLED, a_plan("http"))
     shot = Exited(Incarnation(2), ExitStatus(None, 9))
     after, _ = step(again, shot, 6.0, POLICY)
-    kept.count(again, after, shot)
+    kept.count(again, after, shot, a_plan("http"))
     text = announcement(ROLE, EventName.INSTANCE_EXITED, after, None, POLICY, kept)
     assert text == "primary was killed by SIGKILL"
 
 
 def test_the_next_daemon_tells_the_end_in_the_same_words() -> None:
     plan = a_plan("http")
+    starting = replace(READY, incarnation=STOPPING.incarnation, state=UnitState.STARTING, ready_at=None)
     late = replace(STOPPING, cause=EndCause.START_TIMEOUT, ready_at=None)
     waiting, _ = step(late, KILLED, 5.0, POLICY)
     assert waiting.state is UnitState.BACKOFF
-    kept = memory()
-    kept.count(late, waiting, KILLED)
+    kept = memory(DOWN)
+    kept.count(starting, late, DeadlinePassed(), plan)
+    kept.count(late, waiting, KILLED, plan)
     seen = view(ROLE, waiting, kept, plan, None, 5.0).reason
     again = remembered(saved(waiting, kept, plan, None), plan)
-    assert again.ended_after == kept.ended_after
+    assert (again.ended_after, again.unready) == (kept.ended_after, kept.unready)
     assert seen is not None
-    assert seen.startswith("was not ready in time and was ended (had not ended after SIGTERM and was killed); next try")
+    why = f"was not ready in time (http: {DOWN.last and DOWN.last.text}) and was ended"
+    assert seen.startswith(f"{why} (had not ended after SIGTERM and was killed); next try")
     assert remembered(saved(STOPPING, kept, plan, None), plan).ended_after == 0, "of one that has not ended yet"
 
 

@@ -224,8 +224,11 @@ SHORT = 'start_timeout = "1s"'
     [
         ("refuses", "backup exited with 1"),
         ("exits", "backup has ended: exited with 1"),
-        ("deaf", "backup was not ready in time and was ended (was killed by SIGTERM)"),
-        ("unhealthy", "backup was not ready in time and was ended (exited with 143)"),
+        ("deaf", "backup was not ready in time (http: {http} refused) and was ended (was killed by SIGTERM)"),
+        (
+            "unhealthy",
+            "backup was not ready in time (http: {http} answered 503 (expected 200)) and was ended (exited with 143)",
+        ),
     ],
 )
 def test_a_release_that_does_not_serve_brings_the_backup_back(home: Path, fault: str, why: str) -> None:
@@ -233,6 +236,7 @@ def test_a_release_that_does_not_serve_brings_the_backup_back(home: Path, fault:
     site = Site(home, soak="3s" if fault == "exits" else "300ms", app=SHORT if fault in ("deaf", "unhealthy") else "")
     site.bring("1.0.0")
     site.tag("bad", fault, "1.1.0")
+    why = why.format(http=f"127.0.0.1:{site.pair.backup[0]}")
     with site.running() as pair, site.traffic() as traffic:
         before = pair.pid("primary")
         failed = pair.ctl("deploy", "bad", "--yes")

@@ -301,7 +301,7 @@ def test_an_instance_that_cannot_start_has_its_sentence(tmp_path: Path, case: st
         ),
         "never ready": (
             'command = ["/bin/sleep", "60"]\nstart_timeout = "1100ms"',
-            "was not ready in time and was ended (was killed by SIGTERM)",
+            f"was not ready in time (http: 127.0.0.1:{ports[2]} refused) and was ended (was killed by SIGTERM)",
         ),
     }
     extra, sentence = broken[case]
