@@ -113,9 +113,9 @@ class Place:
 # Cases.
 
 
-def deploy(tag: str) -> Callable[[Place], None]:
+def deploy(tag: str, *more: str) -> Callable[[Place], None]:
     """One that nobody has to approve."""
-    return lambda at: at.order("deploy", tag, "--yes")
+    return lambda at: at.order("deploy", tag, "--yes", *more)
 
 
 def answered_with_no(at: Place) -> None:
@@ -166,8 +166,8 @@ CASES: Final[dict[str, Callable[[Place], None]]] = {
     "a good deploy": deploy("1.1.0"),
     "a test fails": deploy("bad-tests"),
     "the build fails": deploy("bad-build"),
-    "the build leaves no artefact": deploy("bad-no-artifact"),
-    "the build leaves two": deploy("bad-two-artifacts"),
+    "the build leaves no artefact": deploy("bad-no-artifact", "--skip-tests"),
+    "the build leaves two": deploy("bad-two-artifacts", "--skip-tests"),
     "a release that exits after 2 s": deploy("bad-exits"),
     "one that listens and is not healthy": deploy("bad-unhealthy"),
     "one that never listens": deploy("bad-slow-start"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import socket
@@ -131,6 +132,7 @@ def _run(
 
     from clojarsd.daemon import Successor, serve
 
+    gc.freeze()  # what was imported stays, and no collection need look at it
     capabilities = lower_ambient()  # before there is a thread or a child that would have them
     hold_signals_back()  # until there are handlers, and from all threads that begin before
     inherited = Inherited.take()

@@ -114,6 +114,7 @@ class Daemon:
                 self.parts.relay.begin()
                 gc.collect()
                 gc.freeze()  # what lives as long as the daemon is not looked at by every collection
+                gc.enable()
                 self.parts.notifier.ready(f"serving {self.parts.settings.service.name}")
                 when_up({name: shown.view() for name, shown in self.parts.relay.views.items()})
                 end = await self.parts.life.ended()

@@ -243,6 +243,23 @@ def _past(home: Path) -> list[tuple[str, str]]:
     return found
 
 
+TELLS_OF_GARBAGE = """
+import gc
+from clojarsd.__main__ import main
+try:
+    main()
+finally:
+    print("garbage is collected:", gc.isenabled())
+"""
+
+
+def test_garbage_is_collected_though_not_while_the_daemon_starts(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, program=(sys.executable, "-c", TELLS_OF_GARBAGE))
+    with pair:
+        pass
+    assert "garbage is collected: True" in pair.daemon_log()
+
+
 def test_a_second_daemon_is_refused(pair: Pair) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "clojarsd", "-c", str(pair.config)],
