@@ -1,17 +1,21 @@
-"""Disks that are really full, before a deploy or in its middle: it is refused, goes back, or goes on all the same."""
+"""Disks that are really full, or can only be read, before a deploy or in its middle: what becomes of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.scenarios.test_deploy import BACKUP_IS_BACK, NOTHING_WAS_CHANGED
 from tests.scenarios.test_deploy_orders import DONE, until_at
-from tests.support.deploys import Site, place
+from tests.support.deploys import Site, place, release
 from tests.support.namespaces import apart
 from tests.support.small_disks import fill, mount_small
 
@@ -157,3 +161,35 @@ def test_logs_that_find_no_room_stop_nothing(home: Path) -> None:
         assert (said, code) == (DONE, 0)
         site.assert_runs("1.1.0")
         assert_refused_until_there_is_room(site, ballast, "log_dir", "1.1.0")
+
+
+def has_restarted(before: int, seen: dict[str, Any]) -> bool:
+    return bool(seen["instances"]["primary"]["restarts"] > before)
+
+
+@apart(bpf_fs=False)
+def test_a_link_that_cannot_be_brought_back_does_not_lead_the_primary_to_the_release(home: Path) -> None:
+    """The disk of the releases cannot be written to any more: the rollout ends, and says so."""
+    site = Site(home, soak="100ms")
+    site.bring("1.0.0")
+    site.tag("1.1.0")
+    subprocess.run(["mount", "--bind", site.releases, site.releases], check=True)
+    with site.running() as pair:
+        site.begin("deploy", "1.1.0", "--no-promote").end()
+        subprocess.run(["mount", "-o", "remount,bind,ro", site.releases], check=True)
+        aborted = pair.ctl("abort")
+        assert aborted.returncode == 1
+        assert "not everything could be brought back: primary is ready with app-1.0.0-standalone.py" in aborted.stderr
+        assert (site.link(), site.runs()) == (release("1.1.0"), ("1.0.0", "1.1.0"))
+        for is_next_daemon in (False, True):
+            if is_next_daemon:
+                pair.kill()
+                pair.begin()
+            restarts = pair.instance("primary")["restarts"]
+            os.kill(pair.pid("primary"), signal.SIGKILL)
+            pair.until(partial(has_restarted, restarts))
+            pair.until(lambda seen: all(one["eligible"] for one in seen["instances"].values()))
+            assert site.runs() == ("1.0.0", "1.1.0")
+        subprocess.run(["mount", "-o", "remount,bind,rw", site.releases], check=True)
+        pair.done("rollback", "1.0.0", "--yes")
+        site.assert_runs("1.0.0")
