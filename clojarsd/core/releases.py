@@ -15,7 +15,7 @@ import enum
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from clojarsd.core.codec import decode, encode
@@ -182,12 +182,14 @@ class ReleaseBook:
         trail: the names that were current one after the other, as the module says; the last is the current one.
         before: what the trail was before the latest rollout that has switched the link.
         rollout: the id of that one.
+        tags: the commit that each tag named when it was brought in last, whether or not that release is still there.
     """
 
     releases: tuple[Release, ...] = ()
     trail: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     rollout: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[ReleaseRecord]) -> Self:
@@ -227,27 +229,31 @@ class ReleaseBook:
         return known.installed.checksum if known is not None else None
 
     def previous_good(self, current: str | None) -> Release | None:
-        """The last good release before the current one.
+        """The last good release before the current one; another build of the same commit only where there is no other.
 
         Args:
             current: what the link names. Where that was never on the trail, as when the link was changed by hand, all
                 of the trail is before it.
         """
-        found = (self.release(name) for name in reversed(_until(self.trail, current)))
-        return next((one for one in found if one is not None and one.is_good), None)
+        here = self.release(current)
+        commit = here.installed.commit if here is not None else None
+        found = [self.release(name) for name in reversed(_until(self.trail, current))]
+        good = [one for one in found if one is not None and one.is_good]
+        others = (one for one in good if commit is None or one.installed.commit != commit)
+        return next(others, good[0] if good else None)
 
     def find(self, text: str) -> Release:
-        """The release with that name, else the one with that tag.
+        """The release with that name, else the one with that tag; of several builds of one commit the last good one.
 
         Raises:
-            Refused: there is none, or several have the tag; lists what there is.
+            Refused: there is none, or several of other commits have the tag; lists what there is.
         """
         named = self.release(text)
         if named is not None:
             return named
         tagged = [one for one in self.releases if one.installed.tag == text]
-        if len(tagged) == 1:
-            return tagged[0]
+        if tagged and (len(tagged) == 1 or len({one.installed.commit or one for one in tagged}) == 1):
+            return next((one for one in reversed(tagged) if one.is_good), tagged[-1])
         if tagged:
             raise Refused(f"tag {text} is that of several releases: {_listed(tagged)}; give the name of one")
         if not self.releases:
@@ -289,12 +295,19 @@ class ReleaseBook:
         ]
 
     def _installed(self, record: WasInstalled) -> Self:
-        """A release that is brought in again is the latest; it stays good, since it is the same, and bad no longer."""
+        """A release that is brought in again is the latest; it stays good, since it is the same, and bad no longer.
+
+        Nor does it lose the tag that it was built from when its file is brought in without one.
+        """
         known = self.release(record.name)
-        stays_good = known is not None and known.is_good and known.installed.checksum == record.checksum
-        fresh = replace(known, installed=record) if known is not None and stays_good else Release(record)
+        fresh = Release(record)
+        if known is not None and known.installed.checksum == record.checksum:
+            if record.tag is None:
+                record = replace(record, tag=known.installed.tag, commit=known.installed.commit)
+            fresh = replace(known, installed=record) if known.is_good else Release(record)
+        tags = self.tags if record.tag is None or record.commit is None else {**self.tags, record.tag: record.commit}
         book = self if record.name == self.current else self._forgotten(record.name)
-        return replace(book, releases=(*book._without(record.name), fresh))
+        return replace(book, releases=(*book._without(record.name), fresh), tags=tags)
 
     def _judged(self, name: str, state: ReleaseState, *, good_at: str | None = None, why: str | None = None) -> Self:
         judged = (

@@ -27,7 +27,7 @@ def how_it_ended(rollout: Rollout, outcome: Outcome, view: PairView, log: str) -
     wish = rollout.wish
     if outcome is Outcome.DONE:
         instead = f" instead of {wish.previous}" if wish.previous not in (None, rollout.release) else ""
-        return f"{wish.text} is done: primary and backup run {rollout.release}{instead}, which is recorded as good"
+        return f"{wish.text} is done and recorded as good: primary and backup run {rollout.release}{instead}"
     back = rollout.back
     assert back is not None
     if back.is_abort:

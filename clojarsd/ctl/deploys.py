@@ -115,7 +115,7 @@ def _watch(session: Session, answer: Answer, *, asks: bool = True) -> None:
                     offer(json.dumps(line))
                 telling.tell(line)
     except Unreachable as error:
-        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; the next clojarsd takes it up: {SEE}")
+        session.fail(EXIT_UNREACHABLE, "unreachable", f"{error}; when clojarsd runs again it takes it up: {SEE}")
     except KeyboardInterrupt:
         narrate(f"stopped watching; it goes on: {SEE}")
         sys.exit(EXIT_INTERRUPTED)

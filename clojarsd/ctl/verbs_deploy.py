@@ -17,7 +17,7 @@ _no_promote_option = click.option(
 
 
 @click.command()
-@click.argument("tag", required=False, metavar="TAG")
+@click.argument("tag", required=False, metavar="[TAG]")
 @click.option("--artifact", type=click.Path(), metavar="FILE", help="Bring in this file or directory instead of a tag.")
 @_yes_option
 @_no_promote_option
@@ -41,8 +41,10 @@ def deploy(
     primary follows. Whatever fails brings back what was there, and no connection is refused meanwhile. Ctrl-C stops
     the watching, never the deploy.
     """
-    if (tag is None) == (artifact is None):
-        session.fail(EXIT_USAGE, "usage", "a deploy needs either a TAG or --artifact FILE")
+    if tag is None and artifact is None:
+        session.fail(EXIT_USAGE, "usage", "a deploy needs a TAG, or --artifact FILE")
+    if tag is not None and artifact is not None:
+        session.fail(EXIT_USAGE, "usage", "--artifact FILE takes the place of a TAG: only one of them")
     if yes and no_promote:
         session.fail(EXIT_USAGE, "usage", "--yes asks nobody, --no-promote stops before asking: only one of them")
     options: dict[str, object] = {"yes": yes, "promote": not no_promote, "skip_tests": skip_tests, "force": force}

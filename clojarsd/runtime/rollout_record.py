@@ -140,9 +140,8 @@ class RolloutRecord:
         back = GoingBack(back.why, back.step, back.is_abort, back.by, tuple(short(back.output)))
         await self.note(journal.turned(back, now()))
         self.work.ask(None)
-        self.work.note(
-            f"{back.why}; it goes back" if back.is_abort else f"{DOING[back.step]}: {back.why}; it goes back"
-        )
+        then = "it goes back" if self.rollout.has_changed else "it ends"
+        self.work.note(f"{back.why}; {then}" if back.is_abort else f"{DOING[back.step]}: {back.why}; {then}")
         log.warning("rollout_turned_back", step=back.step.value, reason=back.why, by=back.by)
 
     async def end(self, outcome: Outcome, message: str) -> None:

@@ -104,7 +104,7 @@ class Rollouts:
             await self._workshop.preflight(cannot, deploy, order)
             commit = None
             if order.tag is not None:
-                known = _commit_of(releases, order.tag)
+                known = releases.book.tags.get(order.tag)
                 commit = await self._workshop.resolve(id, deploy, order.tag, known, force=order.force)
             steps = steps_for(
                 Kind.DEPLOY,
@@ -160,7 +160,7 @@ class Rollouts:
 
     async def releases(self) -> dict[str, Any]:
         """All releases, as JSON, with warnings: of instances that run another one than the link names, of a bad log."""
-        if self._releases is None:
+        if self._releases is None or self._workshop.deploy is None:
             raise Refused("there are no releases: the configuration has no table [deploy]")
         current = await asyncio.to_thread(self._releases.link)
         await self._board.look()
@@ -242,12 +242,6 @@ class Rollouts:
         if name == current and all(seen.release == name and seen.is_eligible for seen in view.instances.values()):
             raise Refused(f"cannot roll back to {name}: it is current, and both instances run it; nothing was done")
         return name
-
-
-def _commit_of(releases: Releases, tag: str) -> str | None:
-    """What the tag named when it was deployed last; None when it never was."""
-    known = (one.installed.commit for one in reversed(releases.book.releases) if one.installed.tag == tag)
-    return next(known, None)
 
 
 def why_not_both(view: PairView, *, is_forced: bool) -> str | None:

@@ -201,12 +201,42 @@ def test_a_release_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 def test_a_tag_of_several_releases_is_refused() -> None:
-    seen = book([installed("a.jar", "1"), installed("b.jar", "1")])
-    with pytest.raises(Refused) as refused:
-        seen.find("1")
-    assert str(refused.value) == (
-        "tag 1 is that of several releases: a.jar (tag 1, unproved), b.jar (tag 1, unproved); give the name of one"
-    )
+    one, other = installed("a.jar", "1"), replace(installed("b.jar", "1"), commit="f01")
+    for several in ((one, other), (replace(one, commit=None), replace(other, commit=None))):
+        with pytest.raises(Refused) as refused:
+            book([*several]).find("1")
+        assert str(refused.value) == (
+            "tag 1 is that of several releases: a.jar (tag 1, unproved), b.jar (tag 1, unproved); give the name of one"
+        )
+
+
+def test_of_several_builds_of_one_commit_the_last_good_one_is_found() -> None:
+    builds = [installed(name, "1") for name in ("a.jar", "b.jar", "c.jar")]
+    assert book([*builds]).find("1").name == "c.jar"
+    assert book([*builds, ProvedGood("a.jar", LATER, "r"), ProvedGood("b.jar", LATER, "r")]).find("1").name == "b.jar"
+
+
+def test_another_build_of_the_same_commit_is_no_way_back_unless_there_is_no_other() -> None:
+    def built(name: str, commit: str) -> list[ReleaseRecord]:
+        made, *rest = deployed(name)
+        assert isinstance(made, WasInstalled)
+        return [replace(made, commit=commit), *rest]
+
+    assert previous(book(built("1.0", "f0"), built("1.1", "f1"), built("1.1-again", "f1"))) == "1.0.jar"
+    assert previous(book(built("1.1", "f1"), built("1.1-again", "f1"))) == "1.1.jar"
+
+
+def test_a_file_that_is_brought_in_without_a_tag_keeps_that_of_the_release_that_it_is() -> None:
+    bare = replace(installed("a.jar"), commit=None)
+    (same,) = book([installed("a.jar", "1"), ProvedGood("a.jar", LATER, "r"), bare]).releases
+    assert (same.installed.tag, same.installed.commit, same.is_good) == ("1", "f00", True)
+    (other,) = book([installed("a.jar", "1"), replace(bare, checksum="sha256:other")]).releases
+    assert (other.installed.tag, other.installed.commit) == (None, None)
+
+
+def test_what_a_tag_named_is_known_though_its_release_is_not_there_any_more() -> None:
+    seen = book(deployed("1"), [replace(installed("b.jar", "2"), commit="f02"), WasRemoved("1.jar", LATER)])
+    assert seen.tags == {"1": "f00", "2": "f02"}
 
 
 def test_a_name_wins_over_a_tag() -> None:

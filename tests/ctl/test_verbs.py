@@ -1138,5 +1138,5 @@ async def test_deploy_clojars_is_deploy() -> None:
     assert (process.returncode, *answer) == (
         2,
         b"",
-        b"a deploy needs either a TAG or --artifact FILE\n",
+        b"a deploy needs a TAG, or --artifact FILE\n",
     )

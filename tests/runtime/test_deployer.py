@@ -70,7 +70,7 @@ async def test_a_deploy_goes_its_way_and_is_recorded_as_good(bench: Bench) -> No
         ended = await daemon.end()
     assert ended.outcome is Outcome.DONE
     assert ended.message == (
-        "deploy of 1.2.0 is done: primary and backup run new.jar instead of old.jar, which is recorded as good"
+        "deploy of 1.2.0 is done and recorded as good: primary and backup run new.jar instead of old.jar"
     )
     assert bench.runs() == {P: NEW, B: NEW}
     assert bench.pair.link == NEW

@@ -134,6 +134,8 @@ async def test_without_a_table_there_is_nothing_to_order(tmp_path: Path) -> None
         without = Rollouts(shop.deployer, None, shop.board, shop.workshop, shop.journals.free_id)
         with pytest.raises(Refused, match=r"^there are no releases: the configuration has no table \[deploy\]$"):
             await without.releases()
+        with pytest.raises(Refused, match=r"^there are no releases: the configuration has no table \[deploy\]$"):
+            await shop.rollouts.releases()
 
 
 async def test_a_tag_needs_a_repository(tmp_path: Path) -> None:

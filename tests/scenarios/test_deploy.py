@@ -48,7 +48,7 @@ def test_the_very_first_deploy_brings_the_pair_up_backup_first(home: Path) -> No
         deployed = pair.ctl("deploy", "1.0.0", "--yes")
         assert deployed.returncode == 0, deployed.stderr
         assert deployed.stdout == (
-            "deploy of 1.0.0 is done: primary and backup run app-1.0.0-standalone.py, which is recorded as good\n"
+            "deploy of 1.0.0 is done and recorded as good: primary and backup run app-1.0.0-standalone.py\n"
         )
         site.assert_runs("1.0.0")
         started = [one["role"] for one in pair.events() if one["event"] == "instance-started"]
@@ -95,8 +95,8 @@ def test_a_good_deploy_replaces_both_and_no_request_fails(home: Path) -> None:
         deployed = pair.ctl("deploy", "1.1.0", "--yes")
         assert (deployed.returncode, deployed.stdout) == (
             0,
-            "deploy of 1.1.0 is done: primary and backup run app-1.1.0-standalone.py"
-            " instead of app-1.0.0-standalone.py, which is recorded as good\n",
+            "deploy of 1.1.0 is done and recorded as good: primary and backup run app-1.1.0-standalone.py"
+            " instead of app-1.0.0-standalone.py\n",
         )
         for line in ("  | testing 1.1.0", "  | building 1.1.0 of 1.1.0"):
             assert line in deployed.stderr.splitlines()

@@ -51,7 +51,7 @@ class Expected:
 
 
 EXPECTED = {
-    "a good deploy": Expected(0, "deploy of 1.1.0 is done: ", versions=("1.0.0", "1.1.0")),
+    "a good deploy": Expected(0, "deploy of 1.1.0 is done and recorded as good: ", versions=("1.0.0", "1.1.0")),
     "a test fails": Expected(1, "cannot deploy bad-tests: running its tests: ", NOTHING, "1 failures, 0 errors."),
     "the build fails": Expected(
         1, "cannot deploy bad-build: building it: ", NOTHING, "Unable to resolve symbol: format-number"
@@ -75,7 +75,9 @@ EXPECTED = {
         "smoke: /version says ['<!DOCTYPE html>'], and the release is 1.2.0-bad-smoke",
     ),
     "somebody says no": Expected(0, "deploy of 1.2.0 was given up while waiting for promote or abort: ", BACK),
-    "a rollback": Expected(0, f"rollback to {FIRST} is done: ", runs=FIRST, versions=("1.1.0", "1.0.0")),
+    "a rollback": Expected(
+        0, f"rollback to {FIRST} is done and recorded as good: ", runs=FIRST, versions=("1.1.0", "1.0.0")
+    ),
 }
 
 

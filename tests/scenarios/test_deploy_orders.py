@@ -23,8 +23,8 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.slow
 
 DONE = (
-    "deploy of 1.1.0 is done: primary and backup run app-1.1.0-standalone.py"
-    " instead of app-1.0.0-standalone.py, which is recorded as good\n"
+    "deploy of 1.1.0 is done and recorded as good: primary and backup run app-1.1.0-standalone.py"
+    " instead of app-1.0.0-standalone.py\n"
 )
 USER = pwd.getpwuid(os.geteuid()).pw_name
 SEE = "clojarsctl rollout -f shows it again; clojarsctl abort brings everything back"
@@ -480,8 +480,8 @@ def test_a_rollback_brings_the_last_good_one_back_and_another_by_name_or_tag(hom
         done = pair.ctl("rollback", "--yes")
         assert (done.returncode, done.stdout) == (
             0,
-            "rollback to app-1.1.0-standalone.py is done: primary and backup run app-1.1.0-standalone.py"
-            " instead of app-1.2.0-standalone.py, which is recorded as good\n",
+            "rollback to app-1.1.0-standalone.py is done and recorded as good:"
+            " primary and backup run app-1.1.0-standalone.py instead of app-1.2.0-standalone.py\n",
         )
         site.assert_runs("1.1.0")
         assert events(site, "rollback-finished") == [done.stdout.strip()]

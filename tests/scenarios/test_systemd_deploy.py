@@ -84,7 +84,7 @@ def test_the_service_user_deploys_and_everything_made_is_theirs(service: Service
     service.systemctl("reload", "clojarsd")
     done = as_user(service, "deploy", "1.0", "--yes")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "deploy of 1.0 is done: primary and backup run app-1.0.py, which is recorded as good\n"
+    assert done.stdout == "deploy of 1.0 is done and recorded as good: primary and backup run app-1.0.py\n"
     owners = service.machine.run("sh", "-c", f"stat -c '%U %a %F' /home/{USER}/releases/*").splitlines()
     assert owners == [f"{USER} 444 regular file", f"{USER} 777 symbolic link"]
     niceness, *groups = service.machine.run("cat", f"/home/{USER}/builder").splitlines()
@@ -124,7 +124,7 @@ def test_a_question_outlives_the_daemon(service: Service) -> None:
     promoted = service.ctl("promote")
     assert promoted.returncode == 0, promoted.stderr
     assert promoted.stdout == (
-        "deploy of 1.1 is done: primary and backup run app-1.1.py instead of app-1.0.py, which is recorded as good\n"
+        "deploy of 1.1 is done and recorded as good: primary and backup run app-1.1.py instead of app-1.0.py\n"
     )
 
 
