@@ -247,7 +247,7 @@ class Parts:
         self.rollouts.load()
         self.configuration.why_not = self.rollouts.rollouts.why_not_reload
         self.life.rollout_under_way = lambda: self.rollouts.rollouts.under_way
-        self.rollouts.deployer.after_end = self._renew_lacks
+        self.rollouts.deployer.after_move = self._renew_lacks
 
     def _renew_lacks(self) -> None:
         for runner in self.runners.values():

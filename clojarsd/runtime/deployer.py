@@ -97,8 +97,8 @@ class Deployer:
         self._answer = Answer()
         self._begun = asyncio.Event()
         self._is_left = False
-        self.after_end: Callable[[], None] = lambda: None
-        """Called when a rollout has ended; set by the owner."""
+        self.after_move: Callable[[], None] = lambda: None
+        """Called after each move and at the end, when what an instance may run may have changed; set by the owner."""
 
     def load(self) -> None:
         """Take up what the journals tell, before any instance is started. Blocks."""
@@ -212,7 +212,7 @@ class Deployer:
                     await self._take_up(self._record.rollout)
                 await self._carry_through()
                 self._answer.refuse("the rollout has ended")
-                self.after_end()
+                self.after_move()
         finally:
             self._answer.refuse("clojarsd is ending")
 
@@ -225,6 +225,7 @@ class Deployer:
             return
         while (rollout := self._record.under_way) is not None:
             await self._move(rollout, steps)
+            self.after_move()
 
     async def _take_up(self, rollout: Rollout) -> None:
         """Go on with what a former daemon has left: end its commands, and wait until it is known how the pair is."""

@@ -82,6 +82,20 @@ def test_the_very_first_deploy_can_fail_and_then_there_is_no_release_as_before(h
         pair.end()
 
 
+def test_while_the_first_deploy_asks_the_primary_says_what_it_waits_for(home: Path) -> None:
+    site = Site(home)
+    site.tag("1.0.0")
+    pair = site.pair.begin()
+    try:
+        site.begin("deploy", "1.0.0", "--no-promote").end()
+        why = "no release that is approved: deploy of 1.0.0 is under way"
+        pair.until(lambda seen: seen["instances"]["primary"]["reason"] == why)
+        pair.done("promote")
+        site.assert_runs("1.0.0")
+    finally:
+        pair.end()
+
+
 # --- Good ones
 
 
@@ -321,6 +335,25 @@ def test_a_release_that_falls_over_on_the_primary_during_the_soak_brings_both_ba
 
 
 # --- Tags
+
+
+def test_a_release_whose_file_is_brought_in_again_stays_that_of_its_tag(home: Path) -> None:
+    """So that it is noticed when the tag moves."""
+    site = Site(home)
+    site.bring("1.0.0")
+    site.tag("1.1.0")
+    with site.running() as pair:
+        pair.done("deploy", "1.1.0", "--yes")
+        before = site.listed()[release("1.1.0")]
+        site.begin("deploy", "--artifact", str(site.releases / release("1.1.0")), "--no-promote").end()
+        pair.done("abort")
+        after = site.listed()[release("1.1.0")]
+        assert [after[key] for key in ("tag", "commit", "state")] == [before[key] for key in ("tag", "commit", "state")]
+        site.commit("1.1.1")
+        site.repository.tag("1.1.0", "--force")
+        moved = pair.ctl("deploy", "1.1.0", "--yes")
+        assert moved.returncode == 3
+        assert "tag 1.1.0 has moved" in moved.stderr
 
 
 def test_a_tag_that_does_not_exist_or_is_a_branch_or_has_moved(home: Path) -> None:
