@@ -128,10 +128,23 @@ def test_one_that_sigquit_would_kill_lives_on(start: Start) -> None:
     assert process.poll() is None
 
 
+def until_it_stands(pid: int) -> None:
+    """Each thread stops where it comes to next, on another processor a moment later."""
+    deadline = time.monotonic() + PATIENCE
+    while any(state_of(task) != "T" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def state_of(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_one_that_stands_still_is_waited_for_no_longer_than_allowed(start: Start) -> None:
     process = start()
     ask_jvm(process.pid, "VM.version", PATIENCE)
     process.send_signal(signal.SIGSTOP)
+    until_it_stands(process.pid)
     with pytest.raises(Failed, match=r"it has not answered VM\.version within 0\.2 s$"):
         ask_jvm(process.pid, "VM.version", 0.2)
     process.send_signal(signal.SIGCONT)
