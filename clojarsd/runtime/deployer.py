@@ -384,6 +384,8 @@ class Deployer:
 
     async def _clean_up(self, rollout: Rollout, steps: Steps) -> None:
         """What cannot be cleaned up is no reason not to end."""
+        if StepName.CHECKOUT in rollout.begun:  # which takes seconds on a busy disk
+            self.work.note("removing its checkout")
         try:
             await steps.ended(rollout)
         except (ClojarsdError, OSError) as error:
