@@ -143,7 +143,7 @@ class FrontendDesk:
         caps = order.applied_to(before)
         text = describe_cap(name, order)
         if caps == before:
-            return web.json_response(done_line(f"{text} already"))
+            return web.json_response(done_line(f"as before: {text}"))
         self._record(f"cap {name} {order.target} {order.most}", name, target=order.target, most=order.most)
         self._frontends.cap(name, caps)
         await self._seen(name, lambda view: view.caps == caps)
@@ -155,7 +155,7 @@ class FrontendDesk:
         share = understood(lambda: parse_share(body))
         text, views = describe_share(share), self._frontends.views
         if all(shown.view().share == share for shown in views.values()):
-            return web.json_response(done_line(f"{text} already"))
+            return web.json_response(done_line(f"as before: {text}"))
         self._record(f"share {share * 100:g} %", None, percent=round(share * 100, 4))
         self._frontends.set_share(share)
         for name in list(views):

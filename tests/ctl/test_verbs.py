@@ -441,7 +441,7 @@ async def test_a_share(room: Room) -> None:
     for words in ("5%", "5", "5.0 %"):
         code, out, err = await ctl(room.path, "share", words)
         assert (code, err) == (0, "")
-        assert out.startswith("5 % of new connections go to backup while both can serve")
+        assert out.endswith("5 % of new connections go to backup while both can serve\n")
     _, out, _ = await ctl(room.path, "frontends")
     assert "primary, 5 % backup" in out
     assert "http: 5 % of new connections go to backup by order" in (await ctl(room.path, "status"))[1]

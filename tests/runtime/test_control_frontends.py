@@ -58,7 +58,7 @@ async def test_a_pause_of_a_frontend_where_nobody_waits_needs_no_time(room: Room
 async def test_limits(room: Room) -> None:
     assert await order(room, "cap", {"total": 100}) == "the connections of http are at most 100"
     assert await order(room, "cap", {"primary": 60}) == "the connections of http to primary are at most 60"
-    assert await order(room, "cap", {"primary": 60}) == "the connections of http to primary are at most 60 already"
+    assert await order(room, "cap", {"primary": 60}) == "as before: the connections of http to primary are at most 60"
     assert room.board.view().frontends["http"].caps == Caps(100, 60, 0)
     assert await order(room, "cap", {"total": 0}) == "the connections of http have no limit"
     assert ordered(room) == ["cap http total 100", "cap http primary 60", "cap http total 0"]
@@ -117,7 +117,7 @@ async def test_a_share(room: Room) -> None:
 
     assert await share(5) == "5 % of new connections go to backup while both can serve"
     assert room.board.view().frontends["http"].share == 0.05
-    assert await share(5) == "5 % of new connections go to backup while both can serve already"
+    assert await share(5) == "as before: 5 % of new connections go to backup while both can serve"
     assert await share(0) == "all new connections go to primary while it can serve"
     assert ordered(room) == ["share 5 %", "share 0 %"]
     status, answer = await room.ask("POST", "/v1/share", {"percent": 60})
