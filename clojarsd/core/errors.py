@@ -8,7 +8,7 @@
     ├── Failed             tried, and stopped; says what still holds
     │   ├── LaunchFailed   a process could not be made; says how far it came
     │   ├── OrderFailed    an order for an instance has not come to what was asked; has the bare reason
-    │   ├── InstanceFailed a release does not stay up on an instance; says on which
+    │   ├── InstanceFailed a release has not come up on an instance, or not stayed up; says on which
     │   ├── CommandFailed  a command of a rollout did not succeed; has its last lines
     │   └── CannotSteer    the kernel does not give connections to instances here; says why
     ├── BadSettings        the configuration cannot be used; carries every problem found
@@ -65,7 +65,7 @@ class OrderFailed(Failed):
 
 
 class InstanceFailed(Failed):
-    """An instance that was watched for a rollout does not serve any more."""
+    """An instance that a rollout has restarted or watches has not come up with its release, or not stayed up."""
 
     def __init__(self, text: str, role: Role) -> None:
         super().__init__(text)

@@ -85,19 +85,19 @@ def holder_of(port: int, host: str | None = None) -> str | None:
     return None
 
 
-_given: set[int] = set()
-"""Ports that `free_ports` has given: who asked for them may be about to listen there."""
+given_away: set[int] = set()
+"""Ports that `free_ports` gives only when there are no others: who got them may not listen there yet."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has, each another one, also of those given before as long as there are any.
+    """Ports of 127.0.0.1 that nobody has, each another one; none that was given before as long as there are others.
 
     Not of the range from which outgoing connections get theirs: one of those could be in the way at the next start.
     """
     outgoing_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = list(range(10_000, outgoing_from)) or [0] * count
     random.shuffle(candidates)
-    candidates.sort(key=_given.__contains__)
+    candidates.sort(key=given_away.__contains__)
     found: list[int] = []
     with ExitStack() as taken:
         for port in candidates:
@@ -106,7 +106,7 @@ def free_ports(count: int) -> list[int]:
                 trial.bind(("127.0.0.1", port))
                 found.append(int(trial.getsockname()[1]))
             if len(found) == count:
-                _given.update(found)
+                given_away.update(found)
                 return found
     raise Failed(f"cannot find {count} free ports on 127.0.0.1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -199,7 +200,7 @@ def removed_logs(scene: Scene) -> None:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()
-            shutil.rmtree(logs)
+            remove_whole(logs)
             gone_at = kill(before["backup"])
             seconds = until_normal(pair, began, lambda seen: seen["instances"]["backup"]["incarnation"] == 2)
             pair.until_true(lambda: (logs / "backup.log").exists(), "the log of the next backup")
@@ -237,6 +238,18 @@ def removed_sockets(scene: Scene) -> None:
     scene.tell(load, "bound again; orders came, and the next daemon found the relay by its own", seconds)
 
 
+def remove_whole(directory: Path) -> None:
+    """Remove it with all that is in it, and with what is made in it again before it is gone."""
+    while True:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+
+
 @fault("the whole runtime directory removed")
 def removed_runtime_directory(scene: Scene) -> None:
     run = scene.home / "run"
@@ -244,7 +257,7 @@ def removed_runtime_directory(scene: Scene) -> None:
         with Load(pair) as load:
             before = pids(pair)
             began = time.monotonic()
-            shutil.rmtree(run)
+            remove_whole(run)
             pair.until_true(
                 lambda: (run / "control.sock").exists() and (run / "relay/relay.sock").exists(), "the sockets"
             )
